@@ -1,0 +1,64 @@
+// The addon's table of contents: every export, and its signature in src/device/addon.ts under the same name.
+#include <napi.h>
+
+#include "binding/memory.h"
+#include "binding/ops.h"
+
+namespace alps {
+
+Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  Context::create(env);
+  auto add = [&](const char* name, Napi::Value (*function)(const Napi::CallbackInfo&)) {
+    exports.Set(name, Napi::Function::New(env, function, name));
+  };
+  add("openDevice", openDeviceHandle);
+  add("deviceInfo", deviceInfo);
+  add("openStream", openStream);
+  add("cancelStream", cancelStream);
+  add("closeStream", closeStream);
+  add("makeTensor", makeTensor);
+  add("viewTensor", viewTensor);
+  add("disposeTensor", disposeTensor);
+  add("writeTensor", writeTensor);
+  add("readTensor", readTensor);
+  add("syncStream", syncStream);
+
+#define OP(name) add(#name, Op<&Backend::name, check::name>::call)
+  OP(fill);
+  OP(copy);
+  OP(axpby);
+  OP(addBias);
+  OP(scaleRowsColumns);
+  OP(applyMask);
+  OP(nonZeroMask);
+  OP(countNonFinite);
+  OP(rowDots);
+  OP(gemm);
+  OP(gramAccumulate);
+  OP(symmetrize);
+  OP(addDiagonal);
+  OP(diagonal);
+  OP(cholesky);
+  OP(choleskyInverse);
+  OP(project);
+  OP(maskChanges);
+  OP(admmStart);
+  OP(admmUpdate);
+  OP(admmRescale);
+  OP(cgStart);
+  OP(cgStep);
+  OP(embedding);
+  OP(rmsNorm);
+  OP(rope);
+  OP(attention);
+  OP(gatedActivation);
+  OP(addTo);
+  OP(crossEntropy);
+#undef OP
+  return exports;
+}
+
+}  // namespace alps
+
+static Napi::Object init(Napi::Env env, Napi::Object exports) { return alps::initialize(env, exports); }
+NODE_API_MODULE(alps, init)

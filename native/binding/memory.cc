@@ -1,0 +1,206 @@
+#include "binding/memory.h"
+
+#include "binding/handles.h"
+#include "binding/ops.h"
+
+namespace alps {
+
+Napi::Value openDeviceHandle(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    std::string name;
+    convert(info[0], name);
+    auto object = info[1].As<Napi::Object>();
+    BackendOptions options;
+    int64_t threads = 0, limit = 0;
+    convert(object.Get("threads"), threads);
+    convert(object.Get("memoryLimit"), limit);
+    convert(object.Get("isa"), options.isa);
+    options.threads = static_cast<int>(threads);
+    options.memoryLimit = static_cast<uint64_t>(limit);
+    return wrap(info.Env(), new DeviceHandle{openDevice(name, options)}, deviceTag);
+  });
+}
+
+Napi::Value deviceInfo(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    DeviceInfo device = unwrapDevice(info[0]).thread->backend().info();
+    auto object = Napi::Object::New(info.Env());
+    object.Set("name", device.name);
+    object.Set("details", device.details);
+    object.Set("isa", device.isa);
+    object.Set("bf16Products", device.bf16Products);
+    object.Set("threads", device.threads);
+    object.Set("memoryLimit", static_cast<double>(device.memoryLimit));
+    object.Set("memoryUsed", static_cast<double>(device.memoryUsed));
+    object.Set("memoryPeak", static_cast<double>(device.memoryPeak));
+    return object;
+  });
+}
+
+Napi::Value openStream(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto device = unwrapDevice(info[0]).thread;
+    auto stream = std::make_shared<Stream>(device);
+    Context::of(info.Env())->addStream(stream);
+    return wrap(info.Env(), new StreamHandle{device, stream}, streamTag);
+  });
+}
+
+Napi::Value cancelStream(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    unwrapStream(info[0]).stream->cancel();
+    return info.Env().Undefined();
+  });
+}
+
+// Queued ops keep their tensors alive until they have run, so a stream that is let go of still does its work.
+Napi::Value closeStream(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto stream = unwrapStream(info[0]).stream;
+    auto context = Context::of(info.Env());
+    context->expectPost(info.Env());
+    stream->settle([stream, context](Backend&, const std::optional<Error>&) {
+      context->post([stream, context](Napi::Env) { context->removeStream(stream); });
+    });
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value makeTensor(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    DeviceHandle& device = unwrapDevice(info[0]);
+    std::string dtype, label;
+    Counts shape;
+    convert(info[1], dtype);
+    convert(info[2], shape);
+    convert(info[3], label);
+    auto handle = std::make_unique<TensorHandle>();
+    Tensor& tensor = handle->tensor;
+    tensor.dtype = parseDType(dtype);
+    uint64_t elements = 1;
+    for (uint64_t d : shape) {
+      require(d == 0 || elements <= (uint64_t{1} << 52) / d, "Expected fewer than 2^52 elements for ", label);
+      elements *= d;
+      tensor.shape.push_back(static_cast<int64_t>(d));
+    }
+    try {
+      tensor.storage = device.thread->backend().allocate(tensor.bytes());
+    } catch (const Error& error) {
+      fail(error.code().c_str(), "Could not allocate ", label.empty() ? "a tensor" : label, ", ", describe(tensor), ": ", error.what());
+    }
+    handle->reported = static_cast<int64_t>(tensor.bytes());
+    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), handle->reported);
+    auto external = Napi::External<TensorHandle>::New(info.Env(), handle.release(), [](Napi::BasicEnv env, TensorHandle* h) {
+      if (!h->disposed) Napi::MemoryManagement::AdjustExternalMemory(env, -h->reported);
+      delete h;
+    });
+    external.TypeTag(&tensorTag);
+    return external;
+  });
+}
+
+Napi::Value viewTensor(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Tensor& from = unwrapTensor(info[0]).tensor;
+    int64_t first = 0;
+    Counts shape;
+    convert(info[1], first);
+    convert(info[2], shape);
+    auto handle = std::make_unique<TensorHandle>();
+    Tensor& tensor = handle->tensor;
+    tensor = from;
+    tensor.shape.assign(shape.begin(), shape.end());
+    require(first >= 0 && first + tensor.size() <= from.size(), "Expected a view inside ", describe(from), " but received ",
+            describe(tensor), " at element ", first);
+    tensor.byteOffset += static_cast<size_t>(first) * sizeOf(from.dtype);
+    return wrap(info.Env(), handle.release(), tensorTag);
+  });
+}
+
+Napi::Value disposeTensor(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    TensorHandle& handle = unwrap<TensorHandle>(info[0], tensorTag, "tensor");
+    if (!handle.disposed) {
+      handle.disposed = true;
+      handle.tensor.storage.reset();
+      Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -handle.reported);
+    }
+    return info.Env().Undefined();
+  });
+}
+
+namespace {
+
+std::shared_ptr<Pin> pin(const Napi::CallbackInfo& info, size_t index, const Tensor& tensor) {
+  require(info[index].IsTypedArray(), "Expected a typed array");
+  auto array = info[index].As<Napi::TypedArray>();
+  require(array.ByteLength() == tensor.bytes(), "Expected ", tensor.bytes(), " bytes for ", describe(tensor), " but received ",
+          array.ByteLength());
+  return std::make_shared<Pin>(info.Env(), array);
+}
+
+// Calls back with null or an error when the stream gets here; `before` runs on the device's thread when there was no error.
+void settleWith(const Napi::CallbackInfo& info, const std::shared_ptr<Stream>& stream, const Napi::Function& callback,
+                std::function<void(Backend&)> before, std::shared_ptr<Pin> pinned) {
+  auto context = Context::of(info.Env());
+  auto function = std::make_shared<Napi::FunctionReference>(Napi::Persistent(callback));
+  function->SuppressDestruct();  // released below, on the JavaScript thread, or with its environment
+  context->expectPost(info.Env());
+  stream->settle([context, function, before, pinned](Backend& backend, const std::optional<Error>& error) {
+    std::optional<Error> failure = error;
+    if (!failure && before) {
+      try {
+        before(backend);
+      } catch (const Error& thrown) {
+        failure = thrown;
+      } catch (const std::exception& thrown) {
+        failure = Error("INTERNAL", thrown.what());
+      }
+    }
+    context->post([function, pinned, failure](Napi::Env env) {
+      if (pinned) pinned->release();
+      Napi::Function call = function->Value();
+      function->Reset();
+      call.Call({failure ? toJs(env, *failure).Value() : env.Null()});
+    });
+  });
+}
+
+}  // namespace
+
+Napi::Value writeTensor(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto stream = unwrapStream(info[0]).stream;
+    Tensor tensor = unwrapTensor(info[1]).tensor;
+    auto pinned = pin(info, 2, tensor);
+    auto context = Context::of(info.Env());
+    context->expectPost(info.Env());
+    // A settle, not an op: the pin is released even when an op before it has failed.
+    stream->enqueue([tensor, pinned](Backend& backend) { backend.upload(pinned->data(), tensor); });
+    stream->enqueueAlways([context, pinned] { context->post([pinned](Napi::Env) { pinned->release(); }); });
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value readTensor(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto stream = unwrapStream(info[0]).stream;
+    Tensor tensor = unwrapTensor(info[1]).tensor;
+    auto pinned = pin(info, 2, tensor);
+    require(info[3].IsFunction(), "Expected a callback");
+    settleWith(info, stream, info[3].As<Napi::Function>(),
+               [tensor, pinned](Backend& backend) { backend.download(tensor, pinned->data()); }, pinned);
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value syncStream(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto stream = unwrapStream(info[0]).stream;
+    require(info[1].IsFunction(), "Expected a callback");
+    settleWith(info, stream, info[1].As<Napi::Function>(), nullptr, nullptr);
+    return info.Env().Undefined();
+  });
+}
+
+}  // namespace alps

@@ -1,0 +1,19 @@
+// Devices, streams, tensors and the two awaits (read, sync).
+#pragma once
+#include <napi.h>
+
+namespace alps {
+
+Napi::Value openDeviceHandle(const Napi::CallbackInfo& info);  // (name, {threads, memoryLimit, isa}) => device
+Napi::Value deviceInfo(const Napi::CallbackInfo& info);        // (device) => {name, details, ...}
+Napi::Value openStream(const Napi::CallbackInfo& info);        // (device) => stream
+Napi::Value cancelStream(const Napi::CallbackInfo& info);      // (stream)
+Napi::Value closeStream(const Napi::CallbackInfo& info);       // (stream)
+Napi::Value makeTensor(const Napi::CallbackInfo& info);        // (device, dtype, shape, label) => tensor, zeroed
+Napi::Value viewTensor(const Napi::CallbackInfo& info);        // (tensor, firstElement, shape) => tensor on the same memory
+Napi::Value disposeTensor(const Napi::CallbackInfo& info);     // (tensor)
+Napi::Value writeTensor(const Napi::CallbackInfo& info);       // (stream, tensor, typedArray)
+Napi::Value readTensor(const Napi::CallbackInfo& info);        // (stream, tensor, typedArray, callback(error))
+Napi::Value syncStream(const Napi::CallbackInfo& info);        // (stream, callback(error))
+
+}  // namespace alps

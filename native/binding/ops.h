@@ -1,0 +1,76 @@
+// One template makes a JavaScript function of any op of core/backend.h: (stream, ...arguments) => undefined.
+// Arguments are converted by type, checked by core/check.h, and the op is put on the stream.
+#pragma once
+#include <napi.h>
+
+#include <tuple>
+#include <utility>
+
+#include "binding/handles.h"
+#include "core/check.h"
+
+namespace alps {
+
+inline void convert(const Napi::Value& value, Tensor& out) {
+  if (!value.IsNull() && !value.IsUndefined()) out = unwrapTensor(value).tensor;
+}
+inline void convert(const Napi::Value& value, double& out) {
+  require(value.IsNumber(), "Expected a number");
+  out = value.As<Napi::Number>().DoubleValue();
+}
+inline void convert(const Napi::Value& value, int64_t& out) {
+  require(value.IsNumber(), "Expected an integer");
+  out = value.As<Napi::Number>().Int64Value();
+}
+inline void convert(const Napi::Value& value, bool& out) {
+  require(value.IsBoolean(), "Expected a boolean");
+  out = value.As<Napi::Boolean>().Value();
+}
+inline void convert(const Napi::Value& value, std::string& out) {
+  require(value.IsString(), "Expected a string");
+  out = value.As<Napi::String>().Utf8Value();
+}
+inline void convert(const Napi::Value& value, Counts& out) {
+  require(value.IsArray(), "Expected an array of counts");
+  auto array = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); i++) {
+    int64_t count = 0;
+    convert(array.Get(i), count);
+    require(count >= 0, "Expected counts of at least 0");
+    out.push_back(static_cast<uint64_t>(count));
+  }
+}
+inline void convert(const Napi::Value& value, Pattern& out) {
+  if (value.IsNull() || value.IsUndefined()) return;
+  require(value.IsObject(), "Expected a pattern");
+  convert(value.As<Napi::Object>().Get("keep"), out.kept);
+  convert(value.As<Napi::Object>().Get("of"), out.group);
+}
+
+template <auto Method, auto Check>
+struct Op;
+
+template <typename... Args, void (Backend::*Method)(Args...), auto Check>
+struct Op<Method, Check> {
+  static Napi::Value call(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      require(info.Length() == sizeof...(Args) + 1, "Expected ", sizeof...(Args) + 1, " arguments but received ", info.Length());
+      StreamHandle& handle = unwrapStream(info[0]);
+      std::tuple<Args...> arguments;
+      fill(info, arguments, std::index_sequence_for<Args...>{});
+      std::apply(Check, arguments);
+      handle.stream->enqueue([arguments = std::move(arguments)](Backend& backend) {
+        std::apply([&](const Args&... args) { (backend.*Method)(args...); }, arguments);
+      });
+      return info.Env().Undefined();
+    });
+  }
+
+ private:
+  template <size_t... I>
+  static void fill(const Napi::CallbackInfo& info, std::tuple<Args...>& arguments, std::index_sequence<I...>) {
+    (convert(info[I + 1], std::get<I>(arguments)), ...);
+  }
+};
+
+}  // namespace alps

@@ -1,0 +1,136 @@
+// The interface that every backend implements. An algorithm never asks which backend it runs on.
+//
+// Conventions, for all ops:
+//  - tensors are row-major and contiguous; a matrix is [rows, columns]; f32 unless a dtype is named
+//  - W is [m, n] = [outputs, inputs], X is [tokens, n], a Gram matrix or its inverse is [n, n]
+//  - outputs may alias inputs only where the op says so
+//  - core/check.h has verified shapes and dtypes before an op is reached, so ops do not check again
+//  - ops run on the device's thread, one after the other; long ones call Stream cancellation (core/stream.h) now and then
+//  - the result does not depend on the number of threads
+//
+// Segments: layers that share their input are solved as one matrix of concatenated rows. `rowEnds` holds, per layer, the
+// row after its last one; `keep` its number of kept weights. Budgets and counts are per segment.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace alps {
+
+struct DeviceInfo {
+  std::string name;     // "cpu"
+  std::string details;  // "AVX-512, bfloat16 products, 2 threads"
+  std::string isa;      // instruction set of the hand-written loops: avx512, avx2 or scalar
+  bool bf16Products = false;
+  int threads = 1;
+  uint64_t memoryLimit = 0;  // bytes, as are the next two
+  uint64_t memoryUsed = 0;
+  uint64_t memoryPeak = 0;
+};
+
+// Which weights may be kept. kept == 0: unstructured, `keep` of each segment. Else `kept` of each `group` columns in a row.
+struct Pattern {
+  int64_t kept = 0;
+  int64_t group = 0;
+};
+
+using Counts = std::vector<uint64_t>;
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual DeviceInfo info() const = 0;
+  virtual std::shared_ptr<Storage> allocate(size_t bytes) = 0;  // zeroed
+  virtual void upload(const void* from, Tensor out) = 0;
+  virtual void download(Tensor from, void* out) = 0;
+
+  // ---- elementwise -------------------------------------------------------------------------------------------------
+  virtual void fill(Tensor out, double value) = 0;
+  // out = from, converted to out's dtype (f32, bf16, f16, f64; round to nearest even), same number of elements.
+  virtual void copy(Tensor from, Tensor out) = 0;
+  // y = alpha * x + beta * y. Same shape, f32.
+  virtual void axpby(Tensor x, Tensor y, double alpha, double beta) = 0;
+  // x[i, j] += bias[j]; x f32 or bf16, bias f32.
+  virtual void addBias(Tensor x, Tensor bias) = 0;
+  // out[i, j] = a[i, j] * row[i] * column[j]; row and column may be undefined; out may be a. f32.
+  virtual void scaleRowsColumns(Tensor a, Tensor row, Tensor column, Tensor out) = 0;
+  // x = mask ? x : +0. mask u8, same shape.
+  virtual void applyMask(Tensor x, Tensor mask) = 0;
+  // mask = x != 0 (−0 counts as zero).
+  virtual void nonZeroMask(Tensor x, Tensor mask) = 0;
+  // out[0] += number of NaN and infinite entries of x (f32, bf16, f16). out u32 [1].
+  virtual void countNonFinite(Tensor x, Tensor out) = 0;
+  // out[i] = sum over j of a[i, j] * b[i, j], accumulated in double. out f64 [rows].
+  virtual void rowDots(Tensor a, Tensor b, Tensor out) = 0;
+
+  // ---- Gram-matrix solves ------------------------------------------------------------------------------------------
+  // out = alpha * op(a) op(b) + beta * out. a and b both f32 or both bf16 (f32 accumulation); out f32 or bf16 (then beta = 0).
+  virtual void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) = 0;
+  // Upper triangle (by blocks on the diagonal, whole) of gram += xᵀ x. x [tokens, n] f32 or bf16, gram f32 [n, n].
+  virtual void gramAccumulate(Tensor x, Tensor gram) = 0;
+  // Lower triangle := upper triangle.
+  virtual void symmetrize(Tensor a) = 0;
+  virtual void addDiagonal(Tensor a, double value) = 0;
+  virtual void diagonal(Tensor a, Tensor out) = 0;
+  // In place: symmetric positive definite a (both triangles given) := lower Cholesky factor, zeros above. Fails with
+  // NOT_POSITIVE_DEFINITE; a is then undefined.
+  virtual void cholesky(Tensor a) = 0;
+  // In place: lower factor L := (L Lᵀ)⁻¹, both triangles.
+  virtual void choleskyInverse(Tensor l) = 0;
+
+  // ---- top-k projection --------------------------------------------------------------------------------------------
+  // mask[i] = 1 for the kept weights of |scores| (per segment, exact, ties to the lowest index), else 0.
+  virtual void project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) = 0;
+  // counts[s] = entries of segment s where mask and previous differ; previous := mask. counts u32 [segments].
+  virtual void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) = 0;
+
+  // ---- ADMM in Douglas-Rachford form (docs/algorithm.md) ------------------------------------------------------------
+  // S = mask ? B0 : 0;  Y = (mask ? S : −S) − B0.   y f32 or bf16, here and below.
+  virtual void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) = 0;
+  // b holds Y·K on entry. B = B0 + b;  S = B + (mask ? 0 : S);  mask = project(|S|);  Y = (mask ? S : −S) − B0. b := B.
+  virtual void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
+                          Counts keep) = 0;
+  // New ρ: S *= factor off the mask (factor = ρ_old / ρ_new), and Y again.
+  virtual void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) = 0;
+
+  // ---- batched conjugate gradient on a fixed support ----------------------------------------------------------------
+  // residual (all entries, on entry) is masked; direction := residual; rr[i] = rr0[i] = |residual row i|². rr, rr0 f64 [m].
+  virtual void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) = 0;
+  // One step for every row: q = direction·H on entry; x, residual, direction, rr updated. A row whose rr is at most
+  // tolerance² · rr0 stands still. active[0] = rows that moved (u32 [1]).
+  virtual void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
+                      double tolerance, Tensor active) = 0;
+
+  // ---- transformer forward -----------------------------------------------------------------------------------------
+  // out[i] = table[ids[i]]. table [vocabulary, hidden] f32, bf16 or f16; ids u32; out f32. An id past the table fails.
+  virtual void embedding(Tensor table, Tensor ids, Tensor out) = 0;
+  // out = x / rms(x) * (weight + offset), rms over the last dimension with eps inside. x f32 or bf16, weight f32 [columns of
+  // one norm]; x may hold several norms a row (qk-norm). out f32 or bf16; may be x.
+  virtual void rmsNorm(Tensor x, Tensor weight, double eps, double offset, Tensor out) = 0;
+  // Rotates the first 2 * half of each head's dimensions, halves paired (i, i + half). x [tokens, heads * headDim] f32 or
+  // bf16, in place; cosine and sine f32 [positions, half]; token t has position t mod sequence.
+  virtual void rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) = 0;
+  // Causal attention with grouped queries. q [tokens, heads * headDim], k and v [tokens, kvHeads * headDim], out like q; all
+  // f32 or all bf16. tokens = windows * sequence. window: sliding window length, 0 for none.
+  virtual void attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
+                         int64_t window) = 0;
+  // out = activation(gate) * up. f32 or bf16 all; out may be gate. activation: "silu", "gelu", "gelu_tanh", "relu".
+  virtual void gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) = 0;
+  // x += y, x f32, y f32 or bf16.
+  virtual void addTo(Tensor y, Tensor x) = 0;
+  // out[i] = log sum exp(logits[i]) − logits[i, targets[i]]. logits f32 [t, vocabulary], targets u32 [t], out f64 [t].
+  virtual void crossEntropy(Tensor logits, Tensor targets, Tensor out) = 0;
+};
+
+struct BackendOptions {
+  int threads = 0;           // 0: as many as the machine offers
+  uint64_t memoryLimit = 0;  // bytes; 0: nine tenths of the machine's (or its control group's) memory
+  std::string isa;           // empty: the best there is; avx512, avx2, scalar: at most that
+};
+
+std::shared_ptr<Backend> makeCpuBackend(const BackendOptions& options);
+
+}  // namespace alps

@@ -1,0 +1,279 @@
+#include "core/check.h"
+
+#include <cmath>
+
+namespace alps::check {
+
+namespace {
+
+bool isFloat(const Tensor& t) { return t.dtype == DType::f32 || t.dtype == DType::bf16; }
+
+void dtype(const char* name, const Tensor& t, DType expected) {
+  require(t.defined(), "Expected a tensor for ", name, " but received nothing");
+  require(t.dtype == expected, "Expected dtype ", nameOf(expected), " for ", name, " but received ", describe(t));
+}
+
+void dtypeFloat(const char* name, const Tensor& t) {
+  require(t.defined(), "Expected a tensor for ", name, " but received nothing");
+  require(isFloat(t), "Expected dtype float32 or bfloat16 for ", name, " but received ", describe(t));
+}
+
+void sameShape(const char* name, const Tensor& t, const char* otherName, const Tensor& other) {
+  require(t.shape == other.shape, "Expected the same shape for ", name, " and ", otherName, " but received ", describe(t),
+          " and ", describe(other));
+}
+
+void length(const char* name, const Tensor& t, int64_t expected) {
+  require(t.size() == expected, "Expected ", expected, " elements for ", name, " but received ", describe(t));
+}
+
+void matrix(const char* name, const Tensor& t) {
+  require(t.rank() == 2, "Expected a matrix for ", name, " but received ", describe(t));
+}
+
+void square(const char* name, const Tensor& t) {
+  dtype(name, t, DType::f32);
+  matrix(name, t);
+  require(t.dim(0) == t.dim(1), "Expected a square matrix for ", name, " but received ", describe(t));
+}
+
+void range(const char* name, double value, double low, double high) {
+  require(value >= low && value <= high, "Expected a number from ", low, " to ", high, " for ", name, " but received ", value);
+}
+
+void segments(const Tensor& mask, const Counts& rowEnds) {
+  require(!rowEnds.empty() && static_cast<int64_t>(rowEnds.back()) == mask.dim(0),
+          "Expected rowEnds to end with the number of rows of ", describe(mask));
+  for (size_t i = 1; i < rowEnds.size(); i++) require(rowEnds[i] >= rowEnds[i - 1], "Expected ascending rowEnds");
+}
+
+void patternOf(const Tensor& mask, const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
+  dtype("mask", mask, DType::u8);
+  matrix("mask", mask);
+  segments(mask, rowEnds);
+  if (pattern.group > 0) {
+    require(pattern.kept >= 0 && pattern.kept <= pattern.group, "Expected 0 <= kept <= group but received ", pattern.kept,
+            " of ", pattern.group);
+    require(mask.dim(1) % pattern.group == 0, "Expected a width that ", pattern.group, " divides but received ", describe(mask));
+    return;
+  }
+  require(keep.size() == rowEnds.size(), "Expected one keep per segment but received ", keep.size(), " for ", rowEnds.size());
+  uint64_t start = 0;
+  for (size_t i = 0; i < keep.size(); i++) {
+    uint64_t size = (rowEnds[i] - start) * static_cast<uint64_t>(mask.dim(1));
+    require(keep[i] <= size, "Expected at most ", size, " kept weights in segment ", i, " but received ", keep[i]);
+    start = rowEnds[i];
+  }
+}
+
+void admm(const Tensor& base, const Tensor& mask, const Tensor& state, const Tensor& y) {
+  dtype("base", base, DType::f32);
+  matrix("base", base);
+  dtype("state", state, DType::f32);
+  dtype("mask", mask, DType::u8);
+  dtypeFloat("y", y);
+  sameShape("state", state, "base", base);
+  sameShape("mask", mask, "base", base);
+  sameShape("y", y, "base", base);
+}
+
+}  // namespace
+
+void fill(const Tensor& out, double) { require(out.defined(), "Expected a tensor for out but received nothing"); }
+
+void copy(const Tensor& from, const Tensor& out) {
+  require(from.size() == out.size(), "Expected the same number of elements but received ", describe(from), " and ", describe(out));
+  auto convertible = [](const Tensor& t) { return t.dtype != DType::u32 && t.dtype != DType::u8; };
+  require(from.dtype == out.dtype || (convertible(from) && convertible(out)), "Expected floating-point dtypes but received ",
+          describe(from), " and ", describe(out));
+}
+
+void axpby(const Tensor& x, const Tensor& y, double, double) {
+  dtype("x", x, DType::f32);
+  dtype("y", y, DType::f32);
+  sameShape("x", x, "y", y);
+}
+
+void addBias(const Tensor& x, const Tensor& bias) {
+  dtypeFloat("x", x);
+  dtype("bias", bias, DType::f32);
+  length("bias", bias, x.columns());
+}
+
+void scaleRowsColumns(const Tensor& a, const Tensor& row, const Tensor& column, const Tensor& out) {
+  dtype("a", a, DType::f32);
+  dtype("out", out, DType::f32);
+  sameShape("out", out, "a", a);
+  if (row.defined()) dtype("row", row, DType::f32), length("row", row, a.rows());
+  if (column.defined()) dtype("column", column, DType::f32), length("column", column, a.columns());
+}
+
+void applyMask(const Tensor& x, const Tensor& mask) {
+  dtype("x", x, DType::f32);
+  dtype("mask", mask, DType::u8);
+  sameShape("mask", mask, "x", x);
+}
+
+void nonZeroMask(const Tensor& x, const Tensor& mask) { applyMask(x, mask); }
+
+void countNonFinite(const Tensor& x, const Tensor& out) {
+  require(x.dtype == DType::f32 || x.dtype == DType::bf16 || x.dtype == DType::f16,
+          "Expected dtype float32, bfloat16 or float16 for x but received ", describe(x));
+  dtype("out", out, DType::u32);
+  length("out", out, 1);
+}
+
+void rowDots(const Tensor& a, const Tensor& b, const Tensor& out) {
+  dtype("a", a, DType::f32);
+  dtype("b", b, DType::f32);
+  dtype("out", out, DType::f64);
+  sameShape("a", a, "b", b);
+  length("out", out, a.rows());
+}
+
+void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double, double beta) {
+  dtypeFloat("a", a);
+  dtypeFloat("out", out);
+  require(b.defined() && a.dtype == b.dtype, "Expected one dtype for a and b but received ", describe(a), " and ", describe(b));
+  matrix("a", a), matrix("b", b), matrix("out", out);
+  int64_t m = a.dim(transposeA ? 1 : 0), k = a.dim(transposeA ? 0 : 1), n = b.dim(transposeB ? 0 : 1);
+  require(b.dim(transposeB ? 1 : 0) == k && out.dim(0) == m && out.dim(1) == n, "Expected op(a) [m, k], op(b) [k, n], out [m, n] but received ",
+          describe(a), transposeA ? "ᵀ" : "", ", ", describe(b), transposeB ? "ᵀ" : "", ", ", describe(out));
+  require(out.dtype == DType::f32 || beta == 0, "Expected beta = 0 for a bfloat16 out but received ", beta);
+}
+
+void gramAccumulate(const Tensor& x, const Tensor& gram) {
+  dtypeFloat("x", x);
+  matrix("x", x);
+  square("gram", gram);
+  require(gram.dim(0) == x.dim(1), "Expected gram [n, n] for x [tokens, n] but received ", describe(gram), " and ", describe(x));
+}
+
+void symmetrize(const Tensor& a) { square("a", a); }
+void addDiagonal(const Tensor& a, double) { square("a", a); }
+void diagonal(const Tensor& a, const Tensor& out) {
+  square("a", a);
+  dtype("out", out, DType::f32);
+  length("out", out, a.dim(0));
+}
+void cholesky(const Tensor& a) { square("a", a); }
+void choleskyInverse(const Tensor& l) { square("l", l); }
+
+void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
+  dtype("scores", scores, DType::f32);
+  patternOf(mask, pattern, rowEnds, keep);
+  sameShape("scores", scores, "mask", mask);
+}
+
+void maskChanges(const Tensor& mask, const Tensor& previous, const Counts& rowEnds, const Tensor& counts) {
+  dtype("mask", mask, DType::u8);
+  dtype("previous", previous, DType::u8);
+  matrix("mask", mask);
+  sameShape("mask", mask, "previous", previous);
+  segments(mask, rowEnds);
+  dtype("counts", counts, DType::u32);
+  length("counts", counts, static_cast<int64_t>(rowEnds.size()));
+}
+
+void admmStart(const Tensor& base, const Tensor& mask, const Tensor& state, const Tensor& y) { admm(base, mask, state, y); }
+
+void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
+                const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
+  admm(base, mask, state, y);
+  dtype("b", b, DType::f32);
+  sameShape("b", b, "base", base);
+  patternOf(mask, pattern, rowEnds, keep);
+}
+
+void admmRescale(const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double factor) {
+  admm(base, mask, state, y);
+  require(std::isfinite(factor) && factor > 0, "Expected a positive factor but received ", factor);
+}
+
+void cgStart(const Tensor& residual, const Tensor& mask, const Tensor& direction, const Tensor& rr, const Tensor& rr0) {
+  dtype("residual", residual, DType::f32);
+  matrix("residual", residual);
+  dtype("mask", mask, DType::u8);
+  dtype("direction", direction, DType::f32);
+  sameShape("mask", mask, "residual", residual);
+  sameShape("direction", direction, "residual", residual);
+  dtype("rr", rr, DType::f64), length("rr", rr, residual.dim(0));
+  dtype("rr0", rr0, DType::f64), length("rr0", rr0, residual.dim(0));
+}
+
+void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& residual, const Tensor& direction,
+            const Tensor& rr, const Tensor& rr0, double tolerance, const Tensor& active) {
+  cgStart(residual, mask, direction, rr, rr0);
+  dtype("q", q, DType::f32), sameShape("q", q, "residual", residual);
+  dtype("x", x, DType::f32), sameShape("x", x, "residual", residual);
+  range("tolerance", tolerance, 0, 1);
+  dtype("active", active, DType::u32), length("active", active, 1);
+}
+
+void embedding(const Tensor& table, const Tensor& ids, const Tensor& out) {
+  require(table.defined() && (table.dtype == DType::f32 || table.dtype == DType::bf16 || table.dtype == DType::f16),
+          "Expected dtype float32, bfloat16 or float16 for table");
+  matrix("table", table);
+  dtype("ids", ids, DType::u32);
+  dtype("out", out, DType::f32);
+  require(out.columns() == table.dim(1) && out.rows() == ids.size(), "Expected out [ids, hidden] but received ", describe(out),
+          " for ", describe(ids), " and ", describe(table));
+}
+
+void rmsNorm(const Tensor& x, const Tensor& weight, double eps, double, const Tensor& out) {
+  dtypeFloat("x", x);
+  dtypeFloat("out", out);
+  dtype("weight", weight, DType::f32);
+  sameShape("out", out, "x", x);
+  require(weight.size() > 0 && x.columns() % weight.size() == 0, "Expected a row of x to hold whole norms but received ",
+          describe(x), " and ", describe(weight));
+  range("eps", eps, 0, 1);
+}
+
+void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t headDim, int64_t sequence) {
+  dtypeFloat("x", x);
+  dtype("cosine", cosine, DType::f32), matrix("cosine", cosine);
+  dtype("sine", sine, DType::f32), sameShape("sine", sine, "cosine", cosine);
+  require(headDim > 0 && x.columns() % headDim == 0 && 2 * cosine.dim(1) <= headDim, "Expected heads of ", headDim,
+          " dimensions but received ", describe(x), " with angles ", describe(cosine));
+  require(sequence > 0 && sequence <= cosine.dim(0) && x.rows() % sequence == 0, "Expected whole windows of ", sequence,
+          " positions but received ", describe(x), " with angles ", describe(cosine));
+}
+
+void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, int64_t headDim, int64_t sequence,
+               double, int64_t window) {
+  dtypeFloat("q", q);
+  require(k.dtype == q.dtype && v.dtype == q.dtype && out.dtype == q.dtype, "Expected one dtype for q, k, v and out");
+  matrix("q", q), matrix("k", k), matrix("v", v);
+  sameShape("out", out, "q", q);
+  sameShape("v", v, "k", k);
+  require(headDim > 0 && q.dim(1) % headDim == 0 && k.dim(1) % headDim == 0 && k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0,
+          "Expected query heads to be a multiple of key heads of ", headDim, " dimensions but received ", describe(q), " and ",
+          describe(k));
+  require(sequence > 0 && q.dim(0) == k.dim(0) && q.dim(0) % sequence == 0, "Expected whole windows of ", sequence,
+          " tokens but received ", describe(q), " and ", describe(k));
+  require(window >= 0, "Expected a window of at least 0 but received ", window);
+}
+
+void gatedActivation(const Tensor& gate, const Tensor& up, const Tensor& out, const std::string& activation) {
+  dtypeFloat("gate", gate);
+  require(up.dtype == gate.dtype && out.dtype == gate.dtype, "Expected one dtype for gate, up and out");
+  sameShape("up", up, "gate", gate);
+  sameShape("out", out, "gate", gate);
+  require(activation == "silu" || activation == "gelu" || activation == "gelu_tanh" || activation == "relu",
+          "Expected silu, gelu, gelu_tanh or relu for activation but received ", activation);
+}
+
+void addTo(const Tensor& y, const Tensor& x) {
+  dtypeFloat("y", y);
+  dtype("x", x, DType::f32);
+  sameShape("y", y, "x", x);
+}
+
+void crossEntropy(const Tensor& logits, const Tensor& targets, const Tensor& out) {
+  dtype("logits", logits, DType::f32), matrix("logits", logits);
+  dtype("targets", targets, DType::u32), length("targets", targets, logits.dim(0));
+  dtype("out", out, DType::f64), length("out", out, logits.dim(0));
+}
+
+}  // namespace alps::check

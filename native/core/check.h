@@ -1,0 +1,41 @@
+// What each op of core/backend.h asks of its arguments. Called before an op is queued, so a wrong call fails where it is made.
+#pragma once
+#include "core/backend.h"
+
+namespace alps::check {
+
+void fill(const Tensor& out, double value);
+void copy(const Tensor& from, const Tensor& out);
+void axpby(const Tensor& x, const Tensor& y, double alpha, double beta);
+void addBias(const Tensor& x, const Tensor& bias);
+void scaleRowsColumns(const Tensor& a, const Tensor& row, const Tensor& column, const Tensor& out);
+void applyMask(const Tensor& x, const Tensor& mask);
+void nonZeroMask(const Tensor& x, const Tensor& mask);
+void countNonFinite(const Tensor& x, const Tensor& out);
+void rowDots(const Tensor& a, const Tensor& b, const Tensor& out);
+void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha, double beta);
+void gramAccumulate(const Tensor& x, const Tensor& gram);
+void symmetrize(const Tensor& a);
+void addDiagonal(const Tensor& a, double value);
+void diagonal(const Tensor& a, const Tensor& out);
+void cholesky(const Tensor& a);
+void choleskyInverse(const Tensor& l);
+void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds, const Counts& keep);
+void maskChanges(const Tensor& mask, const Tensor& previous, const Counts& rowEnds, const Tensor& counts);
+void admmStart(const Tensor& base, const Tensor& mask, const Tensor& state, const Tensor& y);
+void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
+                const Pattern& pattern, const Counts& rowEnds, const Counts& keep);
+void admmRescale(const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double factor);
+void cgStart(const Tensor& residual, const Tensor& mask, const Tensor& direction, const Tensor& rr, const Tensor& rr0);
+void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& residual, const Tensor& direction,
+            const Tensor& rr, const Tensor& rr0, double tolerance, const Tensor& active);
+void embedding(const Tensor& table, const Tensor& ids, const Tensor& out);
+void rmsNorm(const Tensor& x, const Tensor& weight, double eps, double offset, const Tensor& out);
+void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t headDim, int64_t sequence);
+void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, int64_t headDim, int64_t sequence,
+               double scale, int64_t window);
+void gatedActivation(const Tensor& gate, const Tensor& up, const Tensor& out, const std::string& activation);
+void addTo(const Tensor& y, const Tensor& x);
+void crossEntropy(const Tensor& logits, const Tensor& targets, const Tensor& out);
+
+}  // namespace alps::check

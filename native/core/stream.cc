@@ -1,0 +1,125 @@
+#include "core/stream.h"
+
+#include <map>
+#include <tuple>
+
+namespace alps {
+
+namespace {
+// The stream whose op runs on some device thread. Worker threads of a backend copy it from the thread that hands them work.
+std::atomic<bool> noFlag{false};
+}  // namespace
+
+thread_local const std::atomic<bool>* runningFlag = &noFlag;
+
+bool runningCancelled() { return runningFlag->load(std::memory_order_relaxed); }
+
+void throwIfCancelled() {
+  if (runningCancelled()) fail("ABORTED", "The operation was aborted");
+}
+
+std::string describe(const Tensor& tensor) {
+  std::string text = std::string(nameOf(tensor.dtype)) + " [";
+  for (size_t i = 0; i < tensor.shape.size(); i++) text += (i ? ", " : "") + std::to_string(tensor.shape[i]);
+  return text + "]";
+}
+
+void Stream::push(Job job) {
+  std::lock_guard lock(device_->mutex_);
+  if (closed_ || device_->stopping_) return;
+  queue_.push_back(std::move(job));
+  if (!running_ && queue_.size() == 1) device_->ready_.push_back(shared_from_this());
+  device_->wake_.notify_one();
+}
+
+void Stream::enqueue(std::function<void(Backend&)> op) { push({std::move(op), nullptr, nullptr}); }
+
+void Stream::settle(std::function<void(Backend&, const std::optional<Error>&)> done) {
+  push({nullptr, std::move(done), nullptr});
+}
+
+void Stream::enqueueAlways(std::function<void()> call) { push({nullptr, nullptr, std::move(call)}); }
+
+void Stream::close() {
+  std::deque<Job> dropped;  // destroyed after the lock: a job may own the last reference to a tensor
+  std::unique_lock lock(device_->mutex_);
+  cancelled_ = true;
+  closed_ = true;
+  dropped.swap(queue_);
+  device_->idle_.wait(lock, [&] { return !running_; });
+}
+
+void Stream::run(Backend& backend, Job& job) {
+  if (job.always) return job.always();
+  if (job.done) {
+    if (cancelled_ && !error_) error_ = Error("ABORTED", "The operation was aborted");
+    std::optional<Error> error;
+    error.swap(error_);
+    job.done(backend, error);
+    return;
+  }
+  if (error_ || cancelled_) return;
+  runningFlag = &cancelled_;
+  try {
+    job.op(backend);
+  } catch (const Error& error) {
+    error_ = error;
+  } catch (const std::bad_alloc&) {
+    error_ = Error("OUT_OF_MEMORY", "The system has no memory left for a work buffer");
+  } catch (const std::exception& error) {
+    error_ = Error("INTERNAL", error.what());
+  }
+  runningFlag = &noFlag;
+}
+
+DeviceThread::DeviceThread(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
+  thread_ = std::thread([this] { loop(); });
+}
+
+DeviceThread::~DeviceThread() { stop(); }
+
+void DeviceThread::stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    wake_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void DeviceThread::loop() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    wake_.wait(lock, [&] { return stopping_ || !ready_.empty(); });
+    if (stopping_) return;
+    std::shared_ptr<Stream> stream = std::move(ready_.front());
+    ready_.pop_front();
+    if (stream->queue_.empty()) continue;
+    {
+      Stream::Job job = std::move(stream->queue_.front());
+      stream->queue_.pop_front();
+      stream->running_ = true;
+      lock.unlock();
+      stream->run(*backend_, job);
+      job = {};  // tensors are freed before the stream counts as idle
+    }
+    lock.lock();
+    stream->running_ = false;
+    if (!stream->queue_.empty()) ready_.push_back(stream);
+    idle_.notify_all();
+  }
+}
+
+std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options) {
+  if (name != "cpu") fail("NO_DEVICE", "Expected the device cpu but received ", name);
+  using Key = std::tuple<std::string, int, uint64_t, std::string>;
+  // Never destroyed: device threads outlive static destruction, so that a host may exit with work in flight.
+  static auto* mutex = new std::mutex;
+  static auto* devices = new std::map<Key, std::shared_ptr<DeviceThread>>;
+  std::lock_guard lock(*mutex);
+  auto& device = (*devices)[Key{name, options.threads, options.memoryLimit, options.isa}];
+  if (!device) device = std::make_shared<DeviceThread>(makeCpuBackend(options));
+  return device;
+}
+
+}  // namespace alps

@@ -1,0 +1,114 @@
+// Opening the CPU device, its memory, and the ops that only move data.
+#include "cpu/cpu_backend.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <thread>
+
+namespace alps {
+
+struct CpuBackend::Account {
+  std::atomic<uint64_t> used{0}, peak{0};
+};
+
+namespace {
+
+uint64_t readNumber(const char* path) {
+  std::ifstream file(path);
+  uint64_t value = 0;
+  return file >> value ? value : 0;
+}
+
+// The machine's memory, or the limit of its control group where that is lower.
+uint64_t machineMemory() {
+  uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGE_SIZE));
+  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"})
+    if (uint64_t limit = readNumber(path)) bytes = std::min(bytes, limit);
+  return bytes;
+}
+
+constexpr size_t alignment = 64;
+constexpr int64_t grain = 1 << 16;  // elements a task, for loops bound by memory
+
+}  // namespace
+
+CpuBackend::CpuBackend(const BackendOptions& options)
+    : options_(options),
+      account_(std::make_shared<Account>()),
+      kernels_(chooseKernels(options.isa)),
+      pool_(options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency())) {
+  if (options_.memoryLimit == 0) options_.memoryLimit = machineMemory() / 10 * 9;
+}
+
+DeviceInfo CpuBackend::info() const {
+  DeviceInfo info;
+  info.name = "cpu";
+  info.isa = kernels_.isa;
+  info.bf16Products = machineHasBf16Products();
+  info.threads = pool_.threads();
+  info.memoryLimit = options_.memoryLimit;
+  info.memoryUsed = account_->used;
+  info.memoryPeak = account_->peak;
+  info.details = info.isa + (info.bf16Products ? ", bfloat16 products, " : ", ") + std::to_string(info.threads) +
+                 (info.threads == 1 ? " thread" : " threads");
+  return info;
+}
+
+std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
+  class CpuStorage final : public Storage {
+   public:
+    CpuStorage(void* data, size_t bytes, size_t reserved, std::shared_ptr<Account> account)
+        : data_(data), bytes_(bytes), reserved_(reserved), account_(std::move(account)) {}
+    ~CpuStorage() override {
+      munmap(data_, reserved_);
+      account_->used -= bytes_;
+    }
+    void* data() override { return data_; }
+    size_t bytes() const override { return bytes_; }
+
+   private:
+    void* data_;
+    size_t bytes_, reserved_;
+    std::shared_ptr<Account> account_;
+  };
+  static_assert(alignment <= 4096, "mmap aligns to pages");
+  uint64_t used = account_->used += bytes;
+  if (used > options_.memoryLimit) {
+    account_->used -= bytes;
+    fail("OUT_OF_MEMORY", bytes, " bytes would exceed the device's limit of ", options_.memoryLimit, " bytes, of which ", used - bytes,
+         " are in use");
+  }
+  // Straight from the system: zeroed lazily, and given back when freed, however large the heap around it has grown.
+  size_t reserved = std::max<size_t>(bytes, 1);
+  void* data = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) {
+    account_->used -= bytes;
+    fail("OUT_OF_MEMORY", "the system refused ", bytes, " bytes: ", std::strerror(errno));
+  }
+  if (reserved >= (2u << 20)) madvise(data, reserved, MADV_HUGEPAGE);
+  uint64_t peak = account_->peak;
+  while (used > peak && !account_->peak.compare_exchange_weak(peak, used)) {
+  }
+  return std::make_shared<CpuStorage>(data, bytes, reserved, account_);
+}
+
+void CpuBackend::upload(const void* from, Tensor out) {
+  pool_.ranges(static_cast<int64_t>(out.bytes()), grain * 16, [&](int64_t begin, int64_t end) {
+    std::memcpy(out.as<char>() + begin, static_cast<const char*>(from) + begin, static_cast<size_t>(end - begin));
+  });
+}
+
+void CpuBackend::download(Tensor from, void* out) {
+  pool_.ranges(static_cast<int64_t>(from.bytes()), grain * 16, [&](int64_t begin, int64_t end) {
+    std::memcpy(static_cast<char*>(out) + begin, from.as<char>() + begin, static_cast<size_t>(end - begin));
+  });
+}
+
+std::shared_ptr<Backend> makeCpuBackend(const BackendOptions& options) { return std::make_shared<CpuBackend>(options); }
+
+}  // namespace alps

@@ -1,0 +1,61 @@
+// The CPU backend: oneDNN for products, LAPACK for the diagonal blocks of Cholesky, own loops for the rest.
+// One file an op family; all of them are members of this class.
+#pragma once
+#include "core/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace alps {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions& options);
+
+  DeviceInfo info() const override;
+  std::shared_ptr<Storage> allocate(size_t bytes) override;
+  void upload(const void* from, Tensor out) override;
+  void download(Tensor from, void* out) override;
+
+  void fill(Tensor out, double value) override;
+  void copy(Tensor from, Tensor out) override;
+  void axpby(Tensor x, Tensor y, double alpha, double beta) override;
+  void addBias(Tensor x, Tensor bias) override;
+  void scaleRowsColumns(Tensor a, Tensor row, Tensor column, Tensor out) override;
+  void applyMask(Tensor x, Tensor mask) override;
+  void nonZeroMask(Tensor x, Tensor mask) override;
+  void countNonFinite(Tensor x, Tensor out) override;
+  void rowDots(Tensor a, Tensor b, Tensor out) override;
+  void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) override;
+  void gramAccumulate(Tensor x, Tensor gram) override;
+  void symmetrize(Tensor a) override;
+  void addDiagonal(Tensor a, double value) override;
+  void diagonal(Tensor a, Tensor out) override;
+  void cholesky(Tensor a) override;
+  void choleskyInverse(Tensor l) override;
+  void project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) override;
+  void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) override;
+  void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
+  void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
+                  Counts keep) override;
+  void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
+  void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
+  void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0, double tolerance,
+              Tensor active) override;
+  void embedding(Tensor table, Tensor ids, Tensor out) override;
+  void rmsNorm(Tensor x, Tensor weight, double eps, double offset, Tensor out) override;
+  void rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) override;
+  void attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
+                 int64_t window) override;
+  void gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) override;
+  void addTo(Tensor y, Tensor x) override;
+  void crossEntropy(Tensor logits, Tensor targets, Tensor out) override;
+
+ private:
+  struct Account;  // bytes in use against the limit, shared with the storages
+  BackendOptions options_;
+  std::shared_ptr<Account> account_;
+  const Kernels& kernels_;  // the loops for this machine's instruction set
+  ThreadPool pool_;
+};
+
+}  // namespace alps

@@ -1,0 +1,149 @@
+// Conversions, vector updates, masks, dot products.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/cpu_backend.h"
+
+namespace alps {
+
+namespace {
+constexpr int64_t grain = 1 << 16;                                                   // elements a task
+int64_t rowGrain(int64_t columns) { return std::max<int64_t>(1, grain / std::max<int64_t>(1, columns)); }
+}  // namespace
+
+void CpuBackend::fill(Tensor out, double value) {
+  pool_.ranges(out.size(), grain, [&](int64_t begin, int64_t end) {
+    size_t n = static_cast<size_t>(end - begin);
+    float f = static_cast<float>(value);
+    switch (out.dtype) {
+      case DType::f32: std::fill_n(out.as<float>() + begin, n, f); break;
+      case DType::f64: std::fill_n(out.as<double>() + begin, n, value); break;
+      case DType::u32: std::fill_n(out.as<uint32_t>() + begin, n, static_cast<uint32_t>(value)); break;
+      case DType::u8: std::fill_n(out.as<uint8_t>() + begin, n, static_cast<uint8_t>(value)); break;
+      case DType::bf16: {
+        bf16_t bits;
+        kernels_.bf16FromF32(&f, &bits, 1);
+        std::fill_n(out.as<bf16_t>() + begin, n, bits);
+        break;
+      }
+      case DType::f16: {
+        f16_t bits;
+        kernels_.f16FromF32(&f, &bits, 1);
+        std::fill_n(out.as<f16_t>() + begin, n, bits);
+        break;
+      }
+    }
+  });
+}
+
+void CpuBackend::copy(Tensor from, Tensor out) {
+  pool_.ranges(out.size(), grain, [&](int64_t begin, int64_t end) {
+    size_t n = static_cast<size_t>(end - begin);
+    if (from.dtype == out.dtype) {
+      size_t width = sizeOf(out.dtype);
+      std::memcpy(out.as<char>() + begin * width, from.as<char>() + begin * width, n * width);
+      return;
+    }
+    constexpr size_t piece = 1024;  // through float32, in a piece of stack
+    float buffer[piece];
+    for (size_t done = 0; done < n; done += piece) {
+      size_t count = std::min(piece, n - done), at = static_cast<size_t>(begin) + done;
+      float* f = out.dtype == DType::f32 ? out.as<float>() + at : buffer;
+      switch (from.dtype) {
+        case DType::f32: f = from.as<float>() + at; break;
+        case DType::bf16: kernels_.f32FromBf16(from.as<bf16_t>() + at, f, count); break;
+        case DType::f16: kernels_.f32FromF16(from.as<f16_t>() + at, f, count); break;
+        default: std::copy_n(from.as<double>() + at, count, f); break;
+      }
+      switch (out.dtype) {
+        case DType::bf16: kernels_.bf16FromF32(f, out.as<bf16_t>() + at, count); break;
+        case DType::f16: kernels_.f16FromF32(f, out.as<f16_t>() + at, count); break;
+        case DType::f64: std::copy_n(f, count, out.as<double>() + at); break;
+        default: break;
+      }
+    }
+  });
+}
+
+void CpuBackend::axpby(Tensor x, Tensor y, double alpha, double beta) {
+  pool_.ranges(y.size(), grain, [&](int64_t begin, int64_t end) {
+    kernels_.axpby(x.as() + begin, y.as() + begin, static_cast<float>(alpha), static_cast<float>(beta),
+                   static_cast<size_t>(end - begin));
+  });
+}
+
+void CpuBackend::addTo(Tensor y, Tensor x) {
+  pool_.ranges(x.size(), grain, [&](int64_t begin, int64_t end) {
+    if (y.dtype == DType::f32) return kernels_.addVector(y.as() + begin, x.as() + begin, static_cast<size_t>(end - begin));
+    float buffer[1024];
+    for (int64_t at = begin; at < end; at += 1024) {
+      size_t count = static_cast<size_t>(std::min<int64_t>(1024, end - at));
+      kernels_.f32FromBf16(y.as<bf16_t>() + at, buffer, count);
+      kernels_.addVector(buffer, x.as() + at, count);
+    }
+  });
+}
+
+void CpuBackend::addBias(Tensor x, Tensor bias) {
+  int64_t n = x.columns();
+  pool_.ranges(x.rows(), rowGrain(n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      if (x.dtype == DType::f32) {
+        kernels_.addVector(bias.as(), x.as() + i * n, static_cast<size_t>(n));
+        continue;
+      }
+      float buffer[1024];
+      for (int64_t at = 0; at < n; at += 1024) {
+        size_t count = static_cast<size_t>(std::min<int64_t>(1024, n - at));
+        bf16_t* row = x.as<bf16_t>() + i * n + at;
+        kernels_.f32FromBf16(row, buffer, count);
+        kernels_.addVector(bias.as() + at, buffer, count);
+        kernels_.bf16FromF32(buffer, row, count);
+      }
+    }
+  });
+}
+
+void CpuBackend::scaleRowsColumns(Tensor a, Tensor row, Tensor column, Tensor out) {
+  int64_t n = a.columns();
+  pool_.ranges(a.rows(), rowGrain(n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      kernels_.scale(a.as() + i * n, row.defined() ? row.as()[i] : 1.0f, column.defined() ? column.as() : nullptr, out.as() + i * n,
+                     static_cast<size_t>(n));
+  });
+}
+
+void CpuBackend::applyMask(Tensor x, Tensor mask) {
+  pool_.ranges(x.size(), grain, [&](int64_t begin, int64_t end) {
+    kernels_.applyMask(x.as() + begin, mask.as<uint8_t>() + begin, static_cast<size_t>(end - begin));
+  });
+}
+
+void CpuBackend::nonZeroMask(Tensor x, Tensor mask) {
+  pool_.ranges(x.size(), grain, [&](int64_t begin, int64_t end) {
+    kernels_.nonZeroMask(x.as() + begin, mask.as<uint8_t>() + begin, static_cast<size_t>(end - begin));
+  });
+}
+
+void CpuBackend::countNonFinite(Tensor x, Tensor out) {
+  std::atomic<uint64_t> total{0};
+  pool_.ranges(x.size(), grain, [&](int64_t begin, int64_t end) {
+    size_t n = static_cast<size_t>(end - begin);
+    if (x.dtype == DType::f32)
+      total += kernels_.countNonFiniteF32(x.as() + begin, n);
+    else
+      total += kernels_.countNonFinite16(x.as<uint16_t>() + begin, x.dtype == DType::bf16 ? 0x7f80 : 0x7c00, n);
+  });
+  uint64_t sum = *out.as<uint32_t>() + total.load();
+  *out.as<uint32_t>() = static_cast<uint32_t>(std::min<uint64_t>(sum, UINT32_MAX));
+}
+
+void CpuBackend::rowDots(Tensor a, Tensor b, Tensor out) {
+  int64_t n = a.columns();
+  pool_.ranges(a.rows(), rowGrain(n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      out.as<double>()[i] = kernels_.dot(a.as() + i * n, b.as() + i * n, static_cast<size_t>(n));
+  });
+}
+
+}  // namespace alps

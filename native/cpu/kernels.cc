@@ -1,0 +1,45 @@
+#include "cpu/kernels.h"
+
+#include "core/error.h"
+
+namespace alps {
+
+namespace scalar {
+extern const Kernels table;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+const Kernels& chooseKernels(const std::string& isa) {
+  require(isa.empty() || isa == "avx512" || isa == "avx2" || isa == "scalar",
+          "Expected avx512, avx2 or scalar for isa but received ", isa);
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool hasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool hasAvx512 = hasAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if ((isa == "avx512" && !hasAvx512) || (isa == "avx2" && !hasAvx2)) fail("NO_DEVICE", "This processor has no ", isa);
+  if (hasAvx512 && (isa.empty() || isa == "avx512")) return avx512::table;
+  if (hasAvx2 && isa != "scalar") return avx2::table;
+#else
+  if (isa == "avx512" || isa == "avx2") fail("NO_DEVICE", "This processor has no ", isa);
+#endif
+  return scalar::table;
+}
+
+bool machineHasBf16Products() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace alps

@@ -1,0 +1,39 @@
+// The hand-written loops, compiled once for each instruction set (cpu/kernels/*.inl) and chosen at run time.
+// They work on plain pointers and lengths, on one thread; parallelism, shapes and dtypes are their callers' business.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "core/tensor.h"
+#include "cpu/kernels_pruning.h"
+#include "cpu/kernels_transformer.h"
+
+namespace alps {
+
+struct Kernels {
+  const char* isa;  // "avx512", "avx2" or "scalar"
+
+  // ---- kernels/elementwise.inl
+  void (*f32FromBf16)(const bf16_t* from, float* out, size_t n);
+  void (*bf16FromF32)(const float* from, bf16_t* out, size_t n);
+  void (*f32FromF16)(const f16_t* from, float* out, size_t n);
+  void (*f16FromF32)(const float* from, f16_t* out, size_t n);
+  void (*axpby)(const float* x, float* y, float alpha, float beta, size_t n);
+  void (*addVector)(const float* x, float* y, size_t n);                                     // y += x
+  void (*scale)(const float* a, float row, const float* column, float* out, size_t n);       // column may be null
+  void (*applyMask)(float* x, const uint8_t* mask, size_t n);
+  void (*nonZeroMask)(const float* x, uint8_t* mask, size_t n);
+  size_t (*countNonFiniteF32)(const float* x, size_t n);
+  size_t (*countNonFinite16)(const uint16_t* x, uint16_t exponentMask, size_t n);
+  double (*dot)(const float* a, const float* b, size_t n);                                   // sums in double
+
+  PruningKernels pruning;
+  TransformerKernels transformer;
+};
+
+// The best set that this machine has and `isa` allows (empty: any). Fails with NO_DEVICE when the machine lacks `isa`.
+const Kernels& chooseKernels(const std::string& isa);
+bool machineHasBf16Products();
+
+}  // namespace alps

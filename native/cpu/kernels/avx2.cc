@@ -1,0 +1,2 @@
+#define ALPS_ISA avx2
+#include "cpu/kernels/all.inl"

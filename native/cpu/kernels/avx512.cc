@@ -1,0 +1,2 @@
+#define ALPS_ISA avx512
+#include "cpu/kernels/all.inl"

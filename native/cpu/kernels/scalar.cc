@@ -1,0 +1,2 @@
+#define ALPS_ISA scalar
+#include "cpu/kernels/all.inl"

@@ -1,0 +1,81 @@
+#include "cpu/parallel.h"
+
+#include <omp.h>
+
+#include "core/stream.h"
+
+namespace alps {
+
+extern thread_local const std::atomic<bool>* runningFlag;  // core/stream.cc
+
+ThreadPool::ThreadPool(int threads) {
+  for (int i = 1; i < threads; i++) workers_.emplace_back([this] { loop(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  start_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::work(const std::function<void(int64_t)>& task) {
+  try {
+    for (int64_t i; (i = next_.fetch_add(1)) < count_;) {
+      throwIfCancelled();
+      task(i);
+    }
+  } catch (...) {
+    next_ = count_;
+    std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = std::current_exception();
+  }
+}
+
+void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
+  omp_set_num_threads(1);  // oneDNN's own parallelism, per calling thread: our tasks are its only source of threads
+  if (count <= 1 || workers_.empty()) {
+    for (int64_t i = 0; i < count; i++) {
+      throwIfCancelled();
+      task(i);
+    }
+    return;
+  }
+  {
+    std::lock_guard lock(mutex_);
+    task_ = &task;
+    flag_ = runningFlag;
+    count_ = count;
+    next_ = 0;
+    failure_ = nullptr;
+    busy_ = static_cast<int>(workers_.size());
+    generation_++;
+  }
+  start_.notify_all();
+  work(task);
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, [&] { return busy_ == 0; });
+  task_ = nullptr;
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void ThreadPool::loop() {
+  omp_set_num_threads(1);
+  uint64_t seen = 0;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    start_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+    if (stopping_) return;
+    seen = generation_;
+    const auto* task = task_;
+    runningFlag = flag_;
+    lock.unlock();
+    work(*task);
+    lock.lock();
+    if (--busy_ == 0) done_.notify_one();
+  }
+}
+
+}  // namespace alps

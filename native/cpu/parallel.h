@@ -1,0 +1,49 @@
+// A pool of worker threads for one device. Work is cut into tasks whose bounds never depend on the number of threads, and each
+// output element belongs to one task, so results do not depend on it either. Reductions go into one slot a task and are
+// summed in order by the caller.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace alps {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Runs task(0) ... task(count − 1) on all threads, the caller's among them, and returns when all are done. Between tasks the
+  // running stream's cancellation is looked at. The first exception is thrown again here. Not reentrant.
+  void run(int64_t count, const std::function<void(int64_t)>& task);
+
+  // Cuts [0, size) into pieces of `grain` and runs piece(begin, end).
+  template <typename Piece>
+  void ranges(int64_t size, int64_t grain, const Piece& piece) {
+    run((size + grain - 1) / grain, [&](int64_t i) { piece(i * grain, std::min(size, (i + 1) * grain)); });
+  }
+
+ private:
+  void work(const std::function<void(int64_t)>& task);
+  void loop();
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable start_, done_;
+  const std::function<void(int64_t)>* task_ = nullptr;  // guarded by mutex_ while it changes
+  const std::atomic<bool>* flag_ = nullptr;             // the running stream's cancellation
+  int64_t count_ = 0;
+  uint64_t generation_ = 0;
+  int busy_ = 0;
+  bool stopping_ = false;
+  std::atomic<int64_t> next_{0};
+  std::exception_ptr failure_;
+};
+
+}  // namespace alps

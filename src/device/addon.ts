@@ -1,0 +1,129 @@
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { AlpsError } from '../errors.js';
+
+/** Opaque native objects. They are freed by the garbage collector at the latest. */
+export type NativeDevice = { readonly __device: unique symbol };
+export type NativeStream = { readonly __stream: unique symbol };
+export type NativeTensor = { readonly __tensor: unique symbol };
+
+export type DType = 'float32' | 'bfloat16' | 'float16' | 'float64' | 'uint32' | 'uint8';
+
+export interface NativeDeviceInfo {
+  name: string;
+  details: string;
+  isa: string;
+  bf16Products: boolean;
+  threads: number;
+  memoryLimit: number;
+  memoryUsed: number;
+  memoryPeak: number;
+}
+
+/** `{keep: 2, of: 4}` keeps 2 of every 4 consecutive inputs; `null` is unstructured. */
+export type NativePattern = { keep: number; of: number } | null;
+
+type Callback = (error: (Error & { code?: string }) | null) => void;
+type S = NativeStream;
+type T = NativeTensor;
+
+/** Every export of the addon, under its own name. What each op does stands in native/core/backend.h. */
+export interface Addon {
+  openDevice(name: string, options: { threads: number; memoryLimit: number; isa: string }): NativeDevice;
+  deviceInfo(device: NativeDevice): NativeDeviceInfo;
+  openStream(device: NativeDevice): S;
+  cancelStream(stream: S): void;
+  closeStream(stream: S): void;
+  makeTensor(device: NativeDevice, dtype: DType, shape: number[], label: string): T;
+  viewTensor(tensor: T, firstElement: number, shape: number[]): T;
+  disposeTensor(tensor: T): void;
+  writeTensor(stream: S, tensor: T, data: ArrayBufferView): void;
+  readTensor(stream: S, tensor: T, out: ArrayBufferView, callback: Callback): void;
+  syncStream(stream: S, callback: Callback): void;
+
+  fill(stream: S, out: T, value: number): void;
+  copy(stream: S, from: T, out: T): void;
+  axpby(stream: S, x: T, y: T, alpha: number, beta: number): void;
+  addBias(stream: S, x: T, bias: T): void;
+  scaleRowsColumns(stream: S, a: T, row: T | null, column: T | null, out: T): void;
+  applyMask(stream: S, x: T, mask: T): void;
+  nonZeroMask(stream: S, x: T, mask: T): void;
+  countNonFinite(stream: S, x: T, out: T): void;
+  rowDots(stream: S, a: T, b: T, out: T): void;
+  gemm(stream: S, a: T, b: T, out: T, transposeA: boolean, transposeB: boolean, alpha: number, beta: number): void;
+  gramAccumulate(stream: S, x: T, gram: T): void;
+  symmetrize(stream: S, a: T): void;
+  addDiagonal(stream: S, a: T, value: number): void;
+  diagonal(stream: S, a: T, out: T): void;
+  cholesky(stream: S, a: T): void;
+  choleskyInverse(stream: S, l: T): void;
+  project(stream: S, scores: T, mask: T, pattern: NativePattern, rowEnds: number[], keep: number[]): void;
+  maskChanges(stream: S, mask: T, previous: T, rowEnds: number[], counts: T): void;
+  admmStart(stream: S, base: T, mask: T, state: T, y: T): void;
+  admmUpdate(
+    stream: S,
+    b: T,
+    base: T,
+    state: T,
+    mask: T,
+    y: T,
+    pattern: NativePattern,
+    rowEnds: number[],
+    keep: number[],
+  ): void;
+  admmRescale(stream: S, base: T, state: T, mask: T, y: T, factor: number): void;
+  cgStart(stream: S, residual: T, mask: T, direction: T, rr: T, rr0: T): void;
+  cgStep(
+    stream: S,
+    q: T,
+    mask: T,
+    x: T,
+    residual: T,
+    direction: T,
+    rr: T,
+    rr0: T,
+    tolerance: number,
+    active: T,
+  ): void;
+  embedding(stream: S, table: T, ids: T, out: T): void;
+  rmsNorm(stream: S, x: T, weight: T, eps: number, offset: number, out: T): void;
+  rope(stream: S, x: T, cosine: T, sine: T, headDim: number, sequence: number): void;
+  attention(
+    stream: S,
+    q: T,
+    k: T,
+    v: T,
+    out: T,
+    headDim: number,
+    sequence: number,
+    scale: number,
+    window: number,
+  ): void;
+  gatedActivation(stream: S, gate: T, up: T, out: T, activation: string): void;
+  addTo(stream: S, y: T, x: T): void;
+  crossEntropy(stream: S, logits: T, targets: T, out: T): void;
+}
+
+let loaded: Addon | undefined;
+
+/** The native addon, loaded on first use: a prebuild, or what `npm run build:native` made. */
+export function addon(): Addon {
+  if (loaded) return loaded;
+  const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+  try {
+    const load = createRequire(import.meta.url)('node-gyp-build') as (folder: string) => Addon;
+    loaded = load(root);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new AlpsError(
+      'ADDON_NOT_LOADED',
+      `The native addon could not be loaded for ${process.platform}-${process.arch}: ${reason}\n` +
+        `It was looked for in ${join(root, 'build', 'Release')} and ${join(root, 'prebuilds')}.\n` +
+        'It needs the libraries of oneDNN and OpenBLAS (Debian, Ubuntu: apt-get install libdnnl2 libopenblas0), and is built ' +
+        'from source by: npm run build:native',
+      { cause },
+    );
+  }
+  return loaded;
+}

@@ -1,0 +1,275 @@
+import { AlpsError, aborted } from '../errors.js';
+import { type Addon, addon, type DType, type NativePattern, type NativeStream } from './addon.js';
+import type { Device } from './device.js';
+import { allocateArray, fromNative, native, type Tensor, type TypedArrayOf } from './tensor.js';
+
+type F32 = Tensor<'float32'>;
+/** float32, or bfloat16 where the op says so. */
+type Float = Tensor<'float32'> | Tensor<'bfloat16'>;
+type Mask = Tensor<'uint8'>;
+
+/** Layers solved as one matrix of concatenated rows: the row after each one's last, and how many weights each one keeps. */
+export interface Segments {
+  rowEnds: number[];
+  keep: number[];
+}
+
+/**
+ * A first-in-first-out queue of work on a device. Ops return at once; `await read()` and `await sync()` settle when the stream gets
+ * there. A failing op makes the ops behind it no-ops until the next await, which rejects with its error.
+ *
+ * Shapes and dtypes of every op stand in native/core/backend.h; a call that breaks them throws `INVALID_ARGUMENT` at once.
+ */
+export class Stream {
+  readonly device: Device;
+  readonly #handle: NativeStream;
+  readonly #signal: AbortSignal | undefined;
+  readonly #onAbort = () => addon().cancelStream(this.#handle);
+  #closed = false;
+
+  /** @internal Use {@link Device.stream}. */
+  constructor(device: Device, signal?: AbortSignal) {
+    if (signal?.aborted) throw aborted(signal);
+    this.device = device;
+    this.#handle = native(() => addon().openStream(device.handle));
+    this.#signal = signal;
+    signal?.addEventListener('abort', this.#onAbort, { once: true });
+  }
+
+  /** Lets go of the stream. What is queued still runs. */
+  dispose(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#signal?.removeEventListener('abort', this.#onAbort);
+    addon().closeStream(this.#handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** Settles when all that was queued before has run; rejects with the first error among it. */
+  async sync(): Promise<void> {
+    await this.#settle((callback) => addon().syncStream(this.#open(), callback));
+  }
+
+  /** The tensor's values once the stream gets there, in a new typed array. */
+  async read<D extends DType>(tensor: Tensor<D>): Promise<TypedArrayOf<D>> {
+    const out = allocateArray(tensor.dtype, tensor.size);
+    await this.#settle((callback) => addon().readTensor(this.#open(), tensor.handle, out, callback));
+    return out;
+  }
+
+  /** Copies a typed array into the tensor. The array must not change until the stream gets there. */
+  write<D extends DType>(tensor: Tensor<D>, data: ArrayBufferView): void {
+    native(() => addon().writeTensor(this.#open(), tensor.handle, data));
+  }
+
+  /** A new tensor with a typed array's values; see {@link write}. */
+  upload<D extends DType>(dtype: D, shape: readonly number[], data: TypedArrayOf<D>, label?: string): Tensor<D> {
+    const tensor = this.device.tensor(dtype, shape, label);
+    try {
+      this.write(tensor, data);
+    } catch (error) {
+      tensor.dispose();
+      throw error;
+    }
+    return tensor;
+  }
+
+  #open(): NativeStream {
+    if (this.#closed) throw new AlpsError('DISPOSED', 'The stream was disposed');
+    return this.#handle;
+  }
+
+  #settle(start: (callback: (error: Error | null) => void) => void): Promise<void> {
+    const here = new Error();
+    return new Promise((resolve, reject) => {
+      const callback = (error: Error | null) => {
+        if (error === null) return resolve();
+        let failure = fromNative(error);
+        if (failure.code === 'ABORTED' && this.#signal) failure = aborted(this.#signal);
+        failure.stack = `${failure.name}: ${failure.message}\n${here.stack?.split('\n').slice(2).join('\n')}`;
+        reject(failure);
+      };
+      native(() => start(callback));
+    });
+  }
+
+  #op<K extends keyof Addon>(name: K, ...args: unknown[]): void {
+    native(() => (addon()[name] as (...all: unknown[]) => void)(this.#open(), ...args));
+  }
+
+  // ---- elementwise ----------------------------------------------------------------------------------------------------
+
+  fill(out: Tensor, value: number): void {
+    this.#op('fill', out.handle, value);
+  }
+  /** out = from in out's dtype, rounded to nearest even. */
+  copy(from: Tensor, out: Tensor): void {
+    this.#op('copy', from.handle, out.handle);
+  }
+  /** y = alpha x + beta y */
+  axpby(x: F32, y: F32, alpha: number, beta: number): void {
+    this.#op('axpby', x.handle, y.handle, alpha, beta);
+  }
+  /** x[i, j] += bias[j] */
+  addBias(x: Float, bias: F32): void {
+    this.#op('addBias', x.handle, bias.handle);
+  }
+  /** out[i, j] = a[i, j] row[i] column[j]; out may be a. */
+  scaleRowsColumns(a: F32, scales: { row?: F32; column?: F32 }, out: F32): void {
+    this.#op('scaleRowsColumns', a.handle, scales.row?.handle ?? null, scales.column?.handle ?? null, out.handle);
+  }
+  /** x = mask ? x : +0 */
+  applyMask(x: F32, mask: Mask): void {
+    this.#op('applyMask', x.handle, mask.handle);
+  }
+  /** mask = x ≠ 0 */
+  nonZeroMask(x: F32, mask: Mask): void {
+    this.#op('nonZeroMask', x.handle, mask.handle);
+  }
+  /** out[0] += number of NaN and infinite entries */
+  countNonFinite(x: Tensor, out: Tensor<'uint32'>): void {
+    this.#op('countNonFinite', x.handle, out.handle);
+  }
+  /** out[i] = Σⱼ a[i, j] b[i, j], in double */
+  rowDots(a: F32, b: F32, out: Tensor<'float64'>): void {
+    this.#op('rowDots', a.handle, b.handle, out.handle);
+  }
+
+  // ---- Gram-matrix solves ---------------------------------------------------------------------------------------------
+
+  /** out = alpha op(a) op(b) + beta out; float32, or bfloat16 with float32 accumulation. */
+  gemm(
+    a: Float,
+    b: Float,
+    out: Float,
+    options: { transposeA?: boolean; transposeB?: boolean; alpha?: number; beta?: number } = {},
+  ): void {
+    const { transposeA = false, transposeB = false, alpha = 1, beta = 0 } = options;
+    this.#op('gemm', a.handle, b.handle, out.handle, transposeA, transposeB, alpha, beta);
+  }
+  /** Upper triangle of gram += xᵀx; see {@link symmetrize}. */
+  gramAccumulate(x: Float, gram: F32): void {
+    this.#op('gramAccumulate', x.handle, gram.handle);
+  }
+  /** Lower triangle := upper triangle. */
+  symmetrize(a: F32): void {
+    this.#op('symmetrize', a.handle);
+  }
+  addDiagonal(a: F32, value: number): void {
+    this.#op('addDiagonal', a.handle, value);
+  }
+  diagonal(a: F32, out: F32): void {
+    this.#op('diagonal', a.handle, out.handle);
+  }
+  /** In place, a := L with a = L Lᵀ. The next await rejects with `NOT_POSITIVE_DEFINITE` when a is not. */
+  cholesky(a: F32): void {
+    this.#op('cholesky', a.handle);
+  }
+  /** In place, L := (L Lᵀ)⁻¹ */
+  choleskyInverse(l: F32): void {
+    this.#op('choleskyInverse', l.handle);
+  }
+
+  // ---- projection, ADMM, conjugate gradient -----------------------------------------------------------------------------
+
+  /** mask := the kept weights of |scores|, ties to the lowest index. */
+  project(scores: F32, mask: Mask, pattern: NativePattern, segments: Segments): void {
+    this.#op('project', scores.handle, mask.handle, pattern, segments.rowEnds, segments.keep);
+  }
+  /** counts[s] = entries of segment s that differ; previous := mask. */
+  maskChanges(mask: Mask, previous: Mask, segments: Segments, counts: Tensor<'uint32'>): void {
+    this.#op('maskChanges', mask.handle, previous.handle, segments.rowEnds, counts.handle);
+  }
+  /** S = mask ? B₀ : 0; Y = (mask ? S : −S) − B₀ */
+  admmStart(base: F32, mask: Mask, state: F32, y: Float): void {
+    this.#op('admmStart', base.handle, mask.handle, state.handle, y.handle);
+  }
+  /** b holds Y K: B = B₀ + b; S = B + (mask ? 0 : S); mask = project(|S|); Y = (mask ? S : −S) − B₀; b := B. */
+  admmUpdate(b: F32, base: F32, state: F32, mask: Mask, y: Float, pattern: NativePattern, segments: Segments): void {
+    this.#op(
+      'admmUpdate',
+      b.handle,
+      base.handle,
+      state.handle,
+      mask.handle,
+      y.handle,
+      pattern,
+      segments.rowEnds,
+      segments.keep,
+    );
+  }
+  /** New ρ: off the mask S *= factor = ρ_old / ρ_new; Y again. */
+  admmRescale(base: F32, state: F32, mask: Mask, y: Float, factor: number): void {
+    this.#op('admmRescale', base.handle, state.handle, mask.handle, y.handle, factor);
+  }
+  /** Masks the residual, direction := residual, rr = rr0 = |residual row|². */
+  cgStart(residual: F32, mask: Mask, direction: F32, rr: Tensor<'float64'>, rr0: Tensor<'float64'>): void {
+    this.#op('cgStart', residual.handle, mask.handle, direction.handle, rr.handle, rr0.handle);
+  }
+  /** One step of every row with q = direction H; rows at rr ≤ tolerance² rr0 stand still; active[0] = rows that moved. */
+  cgStep(
+    q: F32,
+    mask: Mask,
+    x: F32,
+    residual: F32,
+    direction: F32,
+    rr: Tensor<'float64'>,
+    rr0: Tensor<'float64'>,
+    tolerance: number,
+    active: Tensor<'uint32'>,
+  ): void {
+    this.#op(
+      'cgStep',
+      q.handle,
+      mask.handle,
+      x.handle,
+      residual.handle,
+      direction.handle,
+      rr.handle,
+      rr0.handle,
+      tolerance,
+      active.handle,
+    );
+  }
+
+  // ---- transformer forward ----------------------------------------------------------------------------------------------
+
+  /** out[i] = table[ids[i]] in float32 */
+  embedding(table: Tensor, ids: Tensor<'uint32'>, out: F32): void {
+    this.#op('embedding', table.handle, ids.handle, out.handle);
+  }
+  /** out = x / rms(x) (weight + offset); x may hold several norms a row. */
+  rmsNorm(x: Float, weight: F32, eps: number, out: Float, offset = 0): void {
+    this.#op('rmsNorm', x.handle, weight.handle, eps, offset, out.handle);
+  }
+  /** Rotary positions in place; token t of x stands at position t mod sequence. */
+  rope(x: Float, cosine: F32, sine: F32, headDim: number, sequence: number): void {
+    this.#op('rope', x.handle, cosine.handle, sine.handle, headDim, sequence);
+  }
+  /** Causal attention with grouped queries over whole windows of `sequence` tokens; window 0 is no sliding window. */
+  attention(
+    q: Float,
+    k: Float,
+    v: Float,
+    out: Float,
+    options: { headDim: number; sequence: number; scale: number; window?: number },
+  ): void {
+    const { headDim, sequence, scale, window = 0 } = options;
+    this.#op('attention', q.handle, k.handle, v.handle, out.handle, headDim, sequence, scale, window);
+  }
+  /** out = activation(gate) ∘ up; out may be gate. */
+  gatedActivation(gate: Float, up: Float, out: Float, activation: 'silu' | 'gelu' | 'gelu_tanh' | 'relu'): void {
+    this.#op('gatedActivation', gate.handle, up.handle, out.handle, activation);
+  }
+  /** x += y */
+  addTo(y: Float, x: F32): void {
+    this.#op('addTo', y.handle, x.handle);
+  }
+  /** out[i] = log Σ exp(logits[i]) − logits[i, targets[i]] */
+  crossEntropy(logits: F32, targets: Tensor<'uint32'>, out: Tensor<'float64'>): void {
+    this.#op('crossEntropy', logits.handle, targets.handle, out.handle);
+  }
+}

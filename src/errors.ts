@@ -1,0 +1,85 @@
+/**
+ * What went wrong, as a stable string.
+ *
+ * - `INVALID_ARGUMENT`: an option or argument has the wrong type, range or shape
+ * - `INVALID_CHECKPOINT`: a model folder or safetensors file breaks the format
+ * - `UNSUPPORTED_MODEL`: a readable model that this package does not know how to run or prune
+ * - `INVALID_TEXT`: calibration or evaluation text is empty, too short or unreadable
+ * - `FILE_SYSTEM`: the operating system refused (the system's own error is the `cause`)
+ * - `NOT_FINITE`: NaN or infinity in weights, activations or a Gram matrix
+ * - `NOT_POSITIVE_DEFINITE`: a Gram matrix that cannot be factorised even with damping
+ * - `OUT_OF_MEMORY`: an allocation would exceed the device's limit
+ * - `DISPOSED`: a tensor, stream or device was used after its release
+ * - `ABORTED`: the caller's AbortSignal fired
+ * - `NO_DEVICE`: the asked-for device is not usable on this machine
+ * - `ADDON_NOT_LOADED`: the native addon could not be loaded
+ * - `INTERNAL`: a bug in this package
+ */
+export type AlpsErrorCode =
+  | 'INVALID_ARGUMENT'
+  | 'INVALID_CHECKPOINT'
+  | 'UNSUPPORTED_MODEL'
+  | 'INVALID_TEXT'
+  | 'FILE_SYSTEM'
+  | 'NOT_FINITE'
+  | 'NOT_POSITIVE_DEFINITE'
+  | 'OUT_OF_MEMORY'
+  | 'DISPOSED'
+  | 'ABORTED'
+  | 'NO_DEVICE'
+  | 'ADDON_NOT_LOADED'
+  | 'INTERNAL';
+
+/** Every error this package throws or rejects with. `message` names the file, tensor or option and says what to do. */
+export class AlpsError extends Error {
+  override readonly name = 'AlpsError';
+  readonly code: AlpsErrorCode;
+
+  constructor(code: AlpsErrorCode, message: string, options?: { cause?: unknown }) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** A value as it is shown in a message: short, quoted, never multi-line. */
+export function describe(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+  if (typeof value === 'function') return 'a function';
+  if (ArrayBuffer.isView(value)) return `${value.constructor.name}(${(value as { length?: number }).length})`;
+  if (typeof value === 'object' && value !== null) {
+    try {
+      const text = JSON.stringify(value) ?? String(value);
+      return text.length > 80 ? `${text.slice(0, 77)}...` : text;
+    } catch {
+      return 'an object';
+    }
+  }
+  return String(value);
+}
+
+/** `Expected <what> for <name> but received <value> of type <type>`. */
+export function invalidArgument(name: string, what: string, value: unknown): AlpsError {
+  const type = value === null ? 'null' : typeof value;
+  return new AlpsError(
+    'INVALID_ARGUMENT',
+    `Expected ${what} for ${name} but received ${describe(value)} of type ${type}`,
+  );
+}
+
+/** The error of a cancelled call; the signal's own reason is its cause. */
+export function aborted(signal?: AbortSignal): AlpsError {
+  return new AlpsError('ABORTED', 'The operation was aborted', { cause: signal?.reason });
+}
+
+/** Throws the `ABORTED` error when the signal has fired. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw aborted(signal);
+}
+
+/** Wraps an error of the operating system with the path it is about. */
+export function fileSystemError(action: string, path: string, cause: unknown): AlpsError {
+  if (cause instanceof AlpsError) return cause;
+  const code = (cause as { code?: unknown } | null)?.code;
+  const detail = typeof code === 'string' ? code : cause instanceof Error ? cause.message : String(cause);
+  return new AlpsError('FILE_SYSTEM', `Could not ${action} ${path}: ${detail}`, { cause });
+}

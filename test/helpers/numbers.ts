@@ -1,0 +1,80 @@
+import { Device } from '../../src/device/device.js';
+
+/** Devices on which every op gives equal bits: thread counts differ. */
+export const threadCounts = [1, 2, 3] as const;
+
+/** Instruction sets of the hand-written loops that this machine has. */
+export function instructionSets(): ('avx512' | 'avx2' | 'scalar')[] {
+  return (['avx512', 'avx2', 'scalar'] as const).filter((isa) => {
+    try {
+      return Device.open('cpu', { isa }).info().isa === isa;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** A generator of uniform numbers in [0, 1), the same for the same seed (mulberry32). */
+export function random(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = state;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+/** Standard normal numbers. */
+export function normal(seed: number, length: number): Float32Array<ArrayBuffer> {
+  const next = random(seed);
+  return Float32Array.from({ length }, () => Math.sqrt(-2 * Math.log(1 - next())) * Math.cos(2 * Math.PI * next()));
+}
+
+/** Normalised mean squared error: Σ(a − b)² / Σb². NaN or infinity in `actual` gives NaN. */
+export function nmse(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+  let error = 0;
+  let norm = 0;
+  for (let i = 0; i < expected.length; i++) {
+    if (!Number.isFinite(actual[i])) return Number.NaN;
+    error += (actual[i]! - expected[i]!) ** 2;
+    norm += expected[i]! ** 2;
+  }
+  return norm === 0 ? error : error / norm;
+}
+
+/** op(a) op(b) in float64; a is [m, k] (or [k, m] transposed), b [k, n] (or [n, k]). */
+export function product(
+  a: ArrayLike<number>,
+  b: ArrayLike<number>,
+  m: number,
+  n: number,
+  k: number,
+  transposeA = false,
+  transposeB = false,
+): Float64Array {
+  const out = new Float64Array(m * n);
+  for (let i = 0; i < m; i++) {
+    for (let j = 0; j < n; j++) {
+      let sum = 0;
+      for (let l = 0; l < k; l++) sum += a[transposeA ? l * m + i : i * k + l]! * b[transposeB ? j * k + l : l * n + j]!;
+      out[i * n + j] = sum;
+    }
+  }
+  return out;
+}
+
+/** float32 to bfloat16 bits, round to nearest even. */
+export function toBf16(values: ArrayLike<number>): Uint16Array<ArrayBuffer> {
+  const floats = Float32Array.from(values);
+  const bits = new Uint32Array(floats.buffer);
+  return Uint16Array.from(bits, (b) => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16);
+}
+
+/** bfloat16 bits to float32. */
+export function fromBf16(bits: Uint16Array): Float32Array<ArrayBuffer> {
+  const out = new Uint32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) out[i] = bits[i]! << 16;
+  return new Float32Array(out.buffer);
+}
