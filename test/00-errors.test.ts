@@ -1,4 +1,4 @@
-import { AlpsError, describe as show, fileSystemError, invalidArgument, throwIfAborted } from '../src/errors.js';
+import { AlpsError, fileSystemError, invalidArgument, describe as show, throwIfAborted } from '../src/errors.js';
 
 describe('errors', () => {
   test('invalidArgument says what was expected and what came', () => {

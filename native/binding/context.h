@@ -35,14 +35,14 @@ class Context : public std::enable_shared_from_this<Context> {
   void close();
 
   std::mutex mutex_;
-  bool open_ = true;                            // guarded by mutex_
-  Channel channel_;                             // guarded by mutex_ once open
-  int expected_ = 0;                            // JavaScript thread only
-  std::set<std::shared_ptr<Stream>> streams_;   // JavaScript thread only
+  bool open_ = true;                           // guarded by mutex_
+  Channel channel_;                            // guarded by mutex_ once open
+  int expected_ = 0;                           // JavaScript thread only
+  std::set<std::shared_ptr<Stream>> streams_;  // JavaScript thread only
 };
 
-// Keeps a JavaScript typed array alive while native code reads or writes it. Released on the JavaScript thread, or with its
-// environment; destroying it on another thread touches nothing.
+// Keeps a JavaScript typed array alive while native code reads or writes it. Released on the JavaScript thread, or with
+// its environment; destroying it on another thread touches nothing.
 class Pin {
  public:
   Pin(Napi::Env env, const Napi::TypedArray& array);

@@ -1,4 +1,5 @@
-// Tensors and streams as JavaScript sees them: opaque handles. The classes around them are made in TypeScript (src/device).
+// Tensors and streams as JavaScript sees them: opaque handles. The classes around them are made in TypeScript
+// (src/device).
 #pragma once
 #include <napi.h>
 

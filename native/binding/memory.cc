@@ -86,14 +86,16 @@ Napi::Value makeTensor(const Napi::CallbackInfo& info) {
     try {
       tensor.storage = device.thread->backend().allocate(tensor.bytes());
     } catch (const Error& error) {
-      fail(error.code().c_str(), "Could not allocate ", label.empty() ? "a tensor" : label, ", ", describe(tensor), ": ", error.what());
+      fail(error.code().c_str(), "Could not allocate ", label.empty() ? "a tensor" : label, ", ", describe(tensor),
+           ": ", error.what());
     }
     handle->reported = static_cast<int64_t>(tensor.bytes());
     Napi::MemoryManagement::AdjustExternalMemory(info.Env(), handle->reported);
-    auto external = Napi::External<TensorHandle>::New(info.Env(), handle.release(), [](Napi::BasicEnv env, TensorHandle* h) {
-      if (!h->disposed) Napi::MemoryManagement::AdjustExternalMemory(env, -h->reported);
-      delete h;
-    });
+    auto external =
+        Napi::External<TensorHandle>::New(info.Env(), handle.release(), [](Napi::BasicEnv env, TensorHandle* h) {
+          if (!h->disposed) Napi::MemoryManagement::AdjustExternalMemory(env, -h->reported);
+          delete h;
+        });
     external.TypeTag(&tensorTag);
     return external;
   });
@@ -110,8 +112,8 @@ Napi::Value viewTensor(const Napi::CallbackInfo& info) {
     Tensor& tensor = handle->tensor;
     tensor = from;
     tensor.shape.assign(shape.begin(), shape.end());
-    require(first >= 0 && first + tensor.size() <= from.size(), "Expected a view inside ", describe(from), " but received ",
-            describe(tensor), " at element ", first);
+    require(first >= 0 && first + tensor.size() <= from.size(), "Expected a view inside ", describe(from),
+            " but received ", describe(tensor), " at element ", first);
     tensor.byteOffset += static_cast<size_t>(first) * sizeOf(from.dtype);
     return wrap(info.Env(), handle.release(), tensorTag);
   });
@@ -134,12 +136,13 @@ namespace {
 std::shared_ptr<Pin> pin(const Napi::CallbackInfo& info, size_t index, const Tensor& tensor) {
   require(info[index].IsTypedArray(), "Expected a typed array");
   auto array = info[index].As<Napi::TypedArray>();
-  require(array.ByteLength() == tensor.bytes(), "Expected ", tensor.bytes(), " bytes for ", describe(tensor), " but received ",
-          array.ByteLength());
+  require(array.ByteLength() == tensor.bytes(), "Expected ", tensor.bytes(), " bytes for ", describe(tensor),
+          " but received ", array.ByteLength());
   return std::make_shared<Pin>(info.Env(), array);
 }
 
-// Calls back with null or an error when the stream gets here; `before` runs on the device's thread when there was no error.
+// Calls back with null or an error when the stream gets here; `before` runs on the device's thread when there was no
+// error.
 void settleWith(const Napi::CallbackInfo& info, const std::shared_ptr<Stream>& stream, const Napi::Function& callback,
                 std::function<void(Backend&)> before, std::shared_ptr<Pin> pinned) {
   auto context = Context::of(info.Env());
@@ -188,8 +191,9 @@ Napi::Value readTensor(const Napi::CallbackInfo& info) {
     Tensor tensor = unwrapTensor(info[1]).tensor;
     auto pinned = pin(info, 2, tensor);
     require(info[3].IsFunction(), "Expected a callback");
-    settleWith(info, stream, info[3].As<Napi::Function>(),
-               [tensor, pinned](Backend& backend) { backend.download(tensor, pinned->data()); }, pinned);
+    settleWith(
+        info, stream, info[3].As<Napi::Function>(),
+        [tensor, pinned](Backend& backend) { backend.download(tensor, pinned->data()); }, pinned);
     return info.Env().Undefined();
   });
 }

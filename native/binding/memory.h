@@ -10,10 +10,10 @@ Napi::Value openStream(const Napi::CallbackInfo& info);        // (device) => st
 Napi::Value cancelStream(const Napi::CallbackInfo& info);      // (stream)
 Napi::Value closeStream(const Napi::CallbackInfo& info);       // (stream)
 Napi::Value makeTensor(const Napi::CallbackInfo& info);        // (device, dtype, shape, label) => tensor, zeroed
-Napi::Value viewTensor(const Napi::CallbackInfo& info);        // (tensor, firstElement, shape) => tensor on the same memory
-Napi::Value disposeTensor(const Napi::CallbackInfo& info);     // (tensor)
-Napi::Value writeTensor(const Napi::CallbackInfo& info);       // (stream, tensor, typedArray)
-Napi::Value readTensor(const Napi::CallbackInfo& info);        // (stream, tensor, typedArray, callback(error))
-Napi::Value syncStream(const Napi::CallbackInfo& info);        // (stream, callback(error))
+Napi::Value viewTensor(const Napi::CallbackInfo& info);  // (tensor, firstElement, shape) => tensor on the same memory
+Napi::Value disposeTensor(const Napi::CallbackInfo& info);  // (tensor)
+Napi::Value writeTensor(const Napi::CallbackInfo& info);    // (stream, tensor, typedArray)
+Napi::Value readTensor(const Napi::CallbackInfo& info);     // (stream, tensor, typedArray, callback(error))
+Napi::Value syncStream(const Napi::CallbackInfo& info);     // (stream, callback(error))
 
 }  // namespace alps

@@ -54,7 +54,8 @@ template <typename... Args, void (Backend::*Method)(Args...), auto Check>
 struct Op<Method, Check> {
   static Napi::Value call(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      require(info.Length() == sizeof...(Args) + 1, "Expected ", sizeof...(Args) + 1, " arguments but received ", info.Length());
+      require(info.Length() == sizeof...(Args) + 1, "Expected ", sizeof...(Args) + 1, " arguments but received ",
+              info.Length());
       StreamHandle& handle = unwrapStream(info[0]);
       std::tuple<Args...> arguments;
       fill(info, arguments, std::index_sequence_for<Args...>{});

@@ -5,11 +5,12 @@
 //  - W is [m, n] = [outputs, inputs], X is [tokens, n], a Gram matrix or its inverse is [n, n]
 //  - outputs may alias inputs only where the op says so
 //  - core/check.h has verified shapes and dtypes before an op is reached, so ops do not check again
-//  - ops run on the device's thread, one after the other; long ones call Stream cancellation (core/stream.h) now and then
+//  - ops run on the device's thread, one after the other; long ones call Stream cancellation (core/stream.h) now and
+//  then
 //  - the result does not depend on the number of threads
 //
-// Segments: layers that share their input are solved as one matrix of concatenated rows. `rowEnds` holds, per layer, the
-// row after its last one; `keep` its number of kept weights. Budgets and counts are per segment.
+// Segments: layers that share their input are solved as one matrix of concatenated rows. `rowEnds` holds, per layer,
+// the row after its last one; `keep` its number of kept weights. Budgets and counts are per segment.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -31,7 +32,8 @@ struct DeviceInfo {
   uint64_t memoryPeak = 0;
 };
 
-// Which weights may be kept. kept == 0: unstructured, `keep` of each segment. Else `kept` of each `group` columns in a row.
+// Which weights may be kept. kept == 0: unstructured, `keep` of each segment. Else `kept` of each `group` columns in a
+// row.
 struct Pattern {
   int64_t kept = 0;
   int64_t group = 0;
@@ -67,7 +69,8 @@ class Backend {
   virtual void rowDots(Tensor a, Tensor b, Tensor out) = 0;
 
   // ---- Gram-matrix solves ------------------------------------------------------------------------------------------
-  // out = alpha * op(a) op(b) + beta * out. a and b both f32 or both bf16 (f32 accumulation); out f32 or bf16 (then beta = 0).
+  // out = alpha * op(a) op(b) + beta * out. a and b both f32 or both bf16 (f32 accumulation); out f32 or bf16 (then
+  // beta = 0).
   virtual void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) = 0;
   // Upper triangle (by blocks on the diagonal, whole) of gram += xᵀ x. x [tokens, n] f32 or bf16, gram f32 [n, n].
   virtual void gramAccumulate(Tensor x, Tensor gram) = 0;
@@ -97,7 +100,8 @@ class Backend {
   virtual void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) = 0;
 
   // ---- batched conjugate gradient on a fixed support ----------------------------------------------------------------
-  // residual (all entries, on entry) is masked; direction := residual; rr[i] = rr0[i] = |residual row i|². rr, rr0 f64 [m].
+  // residual (all entries, on entry) is masked; direction := residual; rr[i] = rr0[i] = |residual row i|². rr, rr0 f64
+  // [m].
   virtual void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) = 0;
   // One step for every row: q = direction·H on entry; x, residual, direction, rr updated. A row whose rr is at most
   // tolerance² · rr0 stands still. active[0] = rows that moved (u32 [1]).
@@ -107,14 +111,14 @@ class Backend {
   // ---- transformer forward -----------------------------------------------------------------------------------------
   // out[i] = table[ids[i]]. table [vocabulary, hidden] f32, bf16 or f16; ids u32; out f32. An id past the table fails.
   virtual void embedding(Tensor table, Tensor ids, Tensor out) = 0;
-  // out = x / rms(x) * (weight + offset), rms over the last dimension with eps inside. x f32 or bf16, weight f32 [columns of
-  // one norm]; x may hold several norms a row (qk-norm). out f32 or bf16; may be x.
+  // out = x / rms(x) * (weight + offset), rms over the last dimension with eps inside. x f32 or bf16, weight f32
+  // [columns of one norm]; x may hold several norms a row (qk-norm). out f32 or bf16; may be x.
   virtual void rmsNorm(Tensor x, Tensor weight, double eps, double offset, Tensor out) = 0;
-  // Rotates the first 2 * half of each head's dimensions, halves paired (i, i + half). x [tokens, heads * headDim] f32 or
-  // bf16, in place; cosine and sine f32 [positions, half]; token t has position t mod sequence.
+  // Rotates the first 2 * half of each head's dimensions, halves paired (i, i + half). x [tokens, heads * headDim] f32
+  // or bf16, in place; cosine and sine f32 [positions, half]; token t has position t mod sequence.
   virtual void rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) = 0;
-  // Causal attention with grouped queries. q [tokens, heads * headDim], k and v [tokens, kvHeads * headDim], out like q; all
-  // f32 or all bf16. tokens = windows * sequence. window: sliding window length, 0 for none.
+  // Causal attention with grouped queries. q [tokens, heads * headDim], k and v [tokens, kvHeads * headDim], out like
+  // q; all f32 or all bf16. tokens = windows * sequence. window: sliding window length, 0 for none.
   virtual void attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
                          int64_t window) = 0;
   // out = activation(gate) * up. f32 or bf16 all; out may be gate. activation: "silu", "gelu", "gelu_tanh", "relu".

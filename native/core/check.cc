@@ -19,8 +19,8 @@ void dtypeFloat(const char* name, const Tensor& t) {
 }
 
 void sameShape(const char* name, const Tensor& t, const char* otherName, const Tensor& other) {
-  require(t.shape == other.shape, "Expected the same shape for ", name, " and ", otherName, " but received ", describe(t),
-          " and ", describe(other));
+  require(t.shape == other.shape, "Expected the same shape for ", name, " and ", otherName, " but received ",
+          describe(t), " and ", describe(other));
 }
 
 void length(const char* name, const Tensor& t, int64_t expected) {
@@ -38,7 +38,8 @@ void square(const char* name, const Tensor& t) {
 }
 
 void range(const char* name, double value, double low, double high) {
-  require(value >= low && value <= high, "Expected a number from ", low, " to ", high, " for ", name, " but received ", value);
+  require(value >= low && value <= high, "Expected a number from ", low, " to ", high, " for ", name, " but received ",
+          value);
 }
 
 void segments(const Tensor& mask, const Counts& rowEnds) {
@@ -52,12 +53,14 @@ void patternOf(const Tensor& mask, const Pattern& pattern, const Counts& rowEnds
   matrix("mask", mask);
   segments(mask, rowEnds);
   if (pattern.group > 0) {
-    require(pattern.kept >= 0 && pattern.kept <= pattern.group, "Expected 0 <= kept <= group but received ", pattern.kept,
-            " of ", pattern.group);
-    require(mask.dim(1) % pattern.group == 0, "Expected a width that ", pattern.group, " divides but received ", describe(mask));
+    require(pattern.kept >= 0 && pattern.kept <= pattern.group, "Expected 0 <= kept <= group but received ",
+            pattern.kept, " of ", pattern.group);
+    require(mask.dim(1) % pattern.group == 0, "Expected a width that ", pattern.group, " divides but received ",
+            describe(mask));
     return;
   }
-  require(keep.size() == rowEnds.size(), "Expected one keep per segment but received ", keep.size(), " for ", rowEnds.size());
+  require(keep.size() == rowEnds.size(), "Expected one keep per segment but received ", keep.size(), " for ",
+          rowEnds.size());
   uint64_t start = 0;
   for (size_t i = 0; i < keep.size(); i++) {
     uint64_t size = (rowEnds[i] - start) * static_cast<uint64_t>(mask.dim(1));
@@ -82,10 +85,11 @@ void admm(const Tensor& base, const Tensor& mask, const Tensor& state, const Ten
 void fill(const Tensor& out, double) { require(out.defined(), "Expected a tensor for out but received nothing"); }
 
 void copy(const Tensor& from, const Tensor& out) {
-  require(from.size() == out.size(), "Expected the same number of elements but received ", describe(from), " and ", describe(out));
+  require(from.size() == out.size(), "Expected the same number of elements but received ", describe(from), " and ",
+          describe(out));
   auto convertible = [](const Tensor& t) { return t.dtype != DType::u32 && t.dtype != DType::u8; };
-  require(from.dtype == out.dtype || (convertible(from) && convertible(out)), "Expected floating-point dtypes but received ",
-          describe(from), " and ", describe(out));
+  require(from.dtype == out.dtype || (convertible(from) && convertible(out)),
+          "Expected floating-point dtypes but received ", describe(from), " and ", describe(out));
 }
 
 void axpby(const Tensor& x, const Tensor& y, double, double) {
@@ -134,11 +138,13 @@ void rowDots(const Tensor& a, const Tensor& b, const Tensor& out) {
 void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double, double beta) {
   dtypeFloat("a", a);
   dtypeFloat("out", out);
-  require(b.defined() && a.dtype == b.dtype, "Expected one dtype for a and b but received ", describe(a), " and ", describe(b));
+  require(b.defined() && a.dtype == b.dtype, "Expected one dtype for a and b but received ", describe(a), " and ",
+          describe(b));
   matrix("a", a), matrix("b", b), matrix("out", out);
   int64_t m = a.dim(transposeA ? 1 : 0), k = a.dim(transposeA ? 0 : 1), n = b.dim(transposeB ? 0 : 1);
-  require(b.dim(transposeB ? 1 : 0) == k && out.dim(0) == m && out.dim(1) == n, "Expected op(a) [m, k], op(b) [k, n], out [m, n] but received ",
-          describe(a), transposeA ? "ᵀ" : "", ", ", describe(b), transposeB ? "ᵀ" : "", ", ", describe(out));
+  require(b.dim(transposeB ? 1 : 0) == k && out.dim(0) == m && out.dim(1) == n,
+          "Expected op(a) [m, k], op(b) [k, n], out [m, n] but received ", describe(a), transposeA ? "ᵀ" : "", ", ",
+          describe(b), transposeB ? "ᵀ" : "", ", ", describe(out));
   require(out.dtype == DType::f32 || beta == 0, "Expected beta = 0 for a bfloat16 out but received ", beta);
 }
 
@@ -146,7 +152,8 @@ void gramAccumulate(const Tensor& x, const Tensor& gram) {
   dtypeFloat("x", x);
   matrix("x", x);
   square("gram", gram);
-  require(gram.dim(0) == x.dim(1), "Expected gram [n, n] for x [tokens, n] but received ", describe(gram), " and ", describe(x));
+  require(gram.dim(0) == x.dim(1), "Expected gram [n, n] for x [tokens, n] but received ", describe(gram), " and ",
+          describe(x));
 }
 
 void symmetrize(const Tensor& a) { square("a", a); }
@@ -159,7 +166,8 @@ void diagonal(const Tensor& a, const Tensor& out) {
 void cholesky(const Tensor& a) { square("a", a); }
 void choleskyInverse(const Tensor& l) { square("l", l); }
 
-void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
+void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds,
+             const Counts& keep) {
   dtype("scores", scores, DType::f32);
   patternOf(mask, pattern, rowEnds, keep);
   sameShape("scores", scores, "mask", mask);
@@ -175,7 +183,9 @@ void maskChanges(const Tensor& mask, const Tensor& previous, const Counts& rowEn
   length("counts", counts, static_cast<int64_t>(rowEnds.size()));
 }
 
-void admmStart(const Tensor& base, const Tensor& mask, const Tensor& state, const Tensor& y) { admm(base, mask, state, y); }
+void admmStart(const Tensor& base, const Tensor& mask, const Tensor& state, const Tensor& y) {
+  admm(base, mask, state, y);
+}
 
 void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
                 const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
@@ -216,8 +226,8 @@ void embedding(const Tensor& table, const Tensor& ids, const Tensor& out) {
   matrix("table", table);
   dtype("ids", ids, DType::u32);
   dtype("out", out, DType::f32);
-  require(out.columns() == table.dim(1) && out.rows() == ids.size(), "Expected out [ids, hidden] but received ", describe(out),
-          " for ", describe(ids), " and ", describe(table));
+  require(out.columns() == table.dim(1) && out.rows() == ids.size(), "Expected out [ids, hidden] but received ",
+          describe(out), " for ", describe(ids), " and ", describe(table));
 }
 
 void rmsNorm(const Tensor& x, const Tensor& weight, double eps, double, const Tensor& out) {
@@ -225,8 +235,8 @@ void rmsNorm(const Tensor& x, const Tensor& weight, double eps, double, const Te
   dtypeFloat("out", out);
   dtype("weight", weight, DType::f32);
   sameShape("out", out, "x", x);
-  require(weight.size() > 0 && x.columns() % weight.size() == 0, "Expected a row of x to hold whole norms but received ",
-          describe(x), " and ", describe(weight));
+  require(weight.size() > 0 && x.columns() % weight.size() == 0,
+          "Expected a row of x to hold whole norms but received ", describe(x), " and ", describe(weight));
   range("eps", eps, 0, 1);
 }
 
@@ -248,8 +258,8 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   sameShape("out", out, "q", q);
   sameShape("v", v, "k", k);
   require(headDim > 0 && q.dim(1) % headDim == 0 && k.dim(1) % headDim == 0 && k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0,
-          "Expected query heads to be a multiple of key heads of ", headDim, " dimensions but received ", describe(q), " and ",
-          describe(k));
+          "Expected query heads to be a multiple of key heads of ", headDim, " dimensions but received ", describe(q),
+          " and ", describe(k));
   require(sequence > 0 && q.dim(0) == k.dim(0) && q.dim(0) % sequence == 0, "Expected whole windows of ", sequence,
           " tokens but received ", describe(q), " and ", describe(k));
   require(window >= 0, "Expected a window of at least 0 but received ", window);

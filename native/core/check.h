@@ -1,4 +1,5 @@
-// What each op of core/backend.h asks of its arguments. Called before an op is queued, so a wrong call fails where it is made.
+// What each op of core/backend.h asks of its arguments. Called before an op is queued, so a wrong call fails where it
+// is made.
 #pragma once
 #include "core/backend.h"
 
@@ -13,14 +14,16 @@ void applyMask(const Tensor& x, const Tensor& mask);
 void nonZeroMask(const Tensor& x, const Tensor& mask);
 void countNonFinite(const Tensor& x, const Tensor& out);
 void rowDots(const Tensor& a, const Tensor& b, const Tensor& out);
-void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha, double beta);
+void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha,
+          double beta);
 void gramAccumulate(const Tensor& x, const Tensor& gram);
 void symmetrize(const Tensor& a);
 void addDiagonal(const Tensor& a, double value);
 void diagonal(const Tensor& a, const Tensor& out);
 void cholesky(const Tensor& a);
 void choleskyInverse(const Tensor& l);
-void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds, const Counts& keep);
+void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds,
+             const Counts& keep);
 void maskChanges(const Tensor& mask, const Tensor& previous, const Counts& rowEnds, const Tensor& counts);
 void admmStart(const Tensor& base, const Tensor& mask, const Tensor& state, const Tensor& y);
 void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,

@@ -6,7 +6,8 @@
 namespace alps {
 
 namespace {
-// The stream whose op runs on some device thread. Worker threads of a backend copy it from the thread that hands them work.
+// The stream whose op runs on some device thread. Worker threads of a backend copy it from the thread that hands them
+// work.
 std::atomic<bool> noFlag{false};
 }  // namespace
 

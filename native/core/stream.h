@@ -1,4 +1,5 @@
-// One thread a device. Jobs reach it through streams: first-in-first-out queues that the thread serves in turn, one op each.
+// One thread a device. Jobs reach it through streams: first-in-first-out queues that the thread serves in turn, one op
+// each.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -44,11 +45,11 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void run(Backend& backend, Job& job);
 
   std::shared_ptr<DeviceThread> device_;
-  std::deque<Job> queue_;            // guarded by the device's mutex
-  bool running_ = false;             // guarded by the device's mutex
-  bool closed_ = false;              // guarded by the device's mutex
+  std::deque<Job> queue_;  // guarded by the device's mutex
+  bool running_ = false;   // guarded by the device's mutex
+  bool closed_ = false;    // guarded by the device's mutex
   std::atomic<bool> cancelled_{false};
-  std::optional<Error> error_;       // device thread only
+  std::optional<Error> error_;  // device thread only
 };
 
 class DeviceThread : public std::enable_shared_from_this<DeviceThread> {
@@ -70,8 +71,8 @@ class DeviceThread : public std::enable_shared_from_this<DeviceThread> {
   std::thread thread_;
 };
 
-// Called by long ops between their pieces, from any thread that works for the op: throws ABORTED when the stream whose op is
-// running was cancelled.
+// Called by long ops between their pieces, from any thread that works for the op: throws ABORTED when the stream whose
+// op is running was cancelled.
 void throwIfCancelled();
 bool runningCancelled();
 

@@ -14,24 +14,34 @@ enum class DType : uint8_t { f32, bf16, f16, f64, u32, u8 };
 
 inline size_t sizeOf(DType dtype) {
   switch (dtype) {
-    case DType::f64: return 8;
+    case DType::f64:
+      return 8;
     case DType::f32:
-    case DType::u32: return 4;
+    case DType::u32:
+      return 4;
     case DType::bf16:
-    case DType::f16: return 2;
-    case DType::u8: return 1;
+    case DType::f16:
+      return 2;
+    case DType::u8:
+      return 1;
   }
   return 0;
 }
 
 inline const char* nameOf(DType dtype) {
   switch (dtype) {
-    case DType::f64: return "float64";
-    case DType::f32: return "float32";
-    case DType::u32: return "uint32";
-    case DType::bf16: return "bfloat16";
-    case DType::f16: return "float16";
-    case DType::u8: return "uint8";
+    case DType::f64:
+      return "float64";
+    case DType::f32:
+      return "float32";
+    case DType::u32:
+      return "uint32";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f16:
+      return "float16";
+    case DType::u8:
+      return "uint8";
   }
   return "?";
 }

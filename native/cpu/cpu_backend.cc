@@ -80,8 +80,8 @@ std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
   uint64_t used = account_->used += bytes;
   if (used > options_.memoryLimit) {
     account_->used -= bytes;
-    fail("OUT_OF_MEMORY", bytes, " bytes would exceed the device's limit of ", options_.memoryLimit, " bytes, of which ", used - bytes,
-         " are in use");
+    fail("OUT_OF_MEMORY", bytes, " bytes would exceed the device's limit of ", options_.memoryLimit,
+         " bytes, of which ", used - bytes, " are in use");
   }
   // Straight from the system: zeroed lazily, and given back when freed, however large the heap around it has grown.
   size_t reserved = std::max<size_t>(bytes, 1);

@@ -39,8 +39,8 @@ class CpuBackend final : public Backend {
                   Counts keep) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
-  void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0, double tolerance,
-              Tensor active) override;
+  void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
+              double tolerance, Tensor active) override;
   void embedding(Tensor table, Tensor ids, Tensor out) override;
   void rmsNorm(Tensor x, Tensor weight, double eps, double offset, Tensor out) override;
   void rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) override;

@@ -7,7 +7,7 @@
 namespace alps {
 
 namespace {
-constexpr int64_t grain = 1 << 16;                                                   // elements a task
+constexpr int64_t grain = 1 << 16;  // elements a task
 int64_t rowGrain(int64_t columns) { return std::max<int64_t>(1, grain / std::max<int64_t>(1, columns)); }
 }  // namespace
 
@@ -16,10 +16,18 @@ void CpuBackend::fill(Tensor out, double value) {
     size_t n = static_cast<size_t>(end - begin);
     float f = static_cast<float>(value);
     switch (out.dtype) {
-      case DType::f32: std::fill_n(out.as<float>() + begin, n, f); break;
-      case DType::f64: std::fill_n(out.as<double>() + begin, n, value); break;
-      case DType::u32: std::fill_n(out.as<uint32_t>() + begin, n, static_cast<uint32_t>(value)); break;
-      case DType::u8: std::fill_n(out.as<uint8_t>() + begin, n, static_cast<uint8_t>(value)); break;
+      case DType::f32:
+        std::fill_n(out.as<float>() + begin, n, f);
+        break;
+      case DType::f64:
+        std::fill_n(out.as<double>() + begin, n, value);
+        break;
+      case DType::u32:
+        std::fill_n(out.as<uint32_t>() + begin, n, static_cast<uint32_t>(value));
+        break;
+      case DType::u8:
+        std::fill_n(out.as<uint8_t>() + begin, n, static_cast<uint8_t>(value));
+        break;
       case DType::bf16: {
         bf16_t bits;
         kernels_.bf16FromF32(&f, &bits, 1);
@@ -50,16 +58,31 @@ void CpuBackend::copy(Tensor from, Tensor out) {
       size_t count = std::min(piece, n - done), at = static_cast<size_t>(begin) + done;
       float* f = out.dtype == DType::f32 ? out.as<float>() + at : buffer;
       switch (from.dtype) {
-        case DType::f32: f = from.as<float>() + at; break;
-        case DType::bf16: kernels_.f32FromBf16(from.as<bf16_t>() + at, f, count); break;
-        case DType::f16: kernels_.f32FromF16(from.as<f16_t>() + at, f, count); break;
-        default: std::copy_n(from.as<double>() + at, count, f); break;
+        case DType::f32:
+          f = from.as<float>() + at;
+          break;
+        case DType::bf16:
+          kernels_.f32FromBf16(from.as<bf16_t>() + at, f, count);
+          break;
+        case DType::f16:
+          kernels_.f32FromF16(from.as<f16_t>() + at, f, count);
+          break;
+        default:
+          std::copy_n(from.as<double>() + at, count, f);
+          break;
       }
       switch (out.dtype) {
-        case DType::bf16: kernels_.bf16FromF32(f, out.as<bf16_t>() + at, count); break;
-        case DType::f16: kernels_.f16FromF32(f, out.as<f16_t>() + at, count); break;
-        case DType::f64: std::copy_n(f, count, out.as<double>() + at); break;
-        default: break;
+        case DType::bf16:
+          kernels_.bf16FromF32(f, out.as<bf16_t>() + at, count);
+          break;
+        case DType::f16:
+          kernels_.f16FromF32(f, out.as<f16_t>() + at, count);
+          break;
+        case DType::f64:
+          std::copy_n(f, count, out.as<double>() + at);
+          break;
+        default:
+          break;
       }
     }
   });
@@ -74,7 +97,8 @@ void CpuBackend::axpby(Tensor x, Tensor y, double alpha, double beta) {
 
 void CpuBackend::addTo(Tensor y, Tensor x) {
   pool_.ranges(x.size(), grain, [&](int64_t begin, int64_t end) {
-    if (y.dtype == DType::f32) return kernels_.addVector(y.as() + begin, x.as() + begin, static_cast<size_t>(end - begin));
+    if (y.dtype == DType::f32)
+      return kernels_.addVector(y.as() + begin, x.as() + begin, static_cast<size_t>(end - begin));
     float buffer[1024];
     for (int64_t at = begin; at < end; at += 1024) {
       size_t count = static_cast<size_t>(std::min<int64_t>(1024, end - at));
@@ -108,8 +132,8 @@ void CpuBackend::scaleRowsColumns(Tensor a, Tensor row, Tensor column, Tensor ou
   int64_t n = a.columns();
   pool_.ranges(a.rows(), rowGrain(n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++)
-      kernels_.scale(a.as() + i * n, row.defined() ? row.as()[i] : 1.0f, column.defined() ? column.as() : nullptr, out.as() + i * n,
-                     static_cast<size_t>(n));
+      kernels_.scale(a.as() + i * n, row.defined() ? row.as()[i] : 1.0f, column.defined() ? column.as() : nullptr,
+                     out.as() + i * n, static_cast<size_t>(n));
   });
 }
 

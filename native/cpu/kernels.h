@@ -20,13 +20,13 @@ struct Kernels {
   void (*f32FromF16)(const f16_t* from, float* out, size_t n);
   void (*f16FromF32)(const float* from, f16_t* out, size_t n);
   void (*axpby)(const float* x, float* y, float alpha, float beta, size_t n);
-  void (*addVector)(const float* x, float* y, size_t n);                                     // y += x
-  void (*scale)(const float* a, float row, const float* column, float* out, size_t n);       // column may be null
+  void (*addVector)(const float* x, float* y, size_t n);                                // y += x
+  void (*scale)(const float* a, float row, const float* column, float* out, size_t n);  // column may be null
   void (*applyMask)(float* x, const uint8_t* mask, size_t n);
   void (*nonZeroMask)(const float* x, uint8_t* mask, size_t n);
   size_t (*countNonFiniteF32)(const float* x, size_t n);
   size_t (*countNonFinite16)(const uint16_t* x, uint16_t exponentMask, size_t n);
-  double (*dot)(const float* a, const float* b, size_t n);                                   // sums in double
+  double (*dot)(const float* a, const float* b, size_t n);  // sums in double
 
   PruningKernels pruning;
   TransformerKernels transformer;

@@ -1,6 +1,6 @@
-// A pool of worker threads for one device. Work is cut into tasks whose bounds never depend on the number of threads, and each
-// output element belongs to one task, so results do not depend on it either. Reductions go into one slot a task and are
-// summed in order by the caller.
+// A pool of worker threads for one device. Work is cut into tasks whose bounds never depend on the number of threads,
+// and each output element belongs to one task, so results do not depend on it either. Reductions go into one slot a
+// task and are summed in order by the caller.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -19,8 +19,8 @@ class ThreadPool {
   ~ThreadPool();
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Runs task(0) ... task(count − 1) on all threads, the caller's among them, and returns when all are done. Between tasks the
-  // running stream's cancellation is looked at. The first exception is thrown again here. Not reentrant.
+  // Runs task(0) ... task(count − 1) on all threads, the caller's among them, and returns when all are done. Between
+  // tasks the running stream's cancellation is looked at. The first exception is thrown again here. Not reentrant.
   void run(int64_t count, const std::function<void(int64_t)>& task);
 
   // Cuts [0, size) into pieces of `grain` and runs piece(begin, end).

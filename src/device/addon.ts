@@ -74,18 +74,7 @@ export interface Addon {
   ): void;
   admmRescale(stream: S, base: T, state: T, mask: T, y: T, factor: number): void;
   cgStart(stream: S, residual: T, mask: T, direction: T, rr: T, rr0: T): void;
-  cgStep(
-    stream: S,
-    q: T,
-    mask: T,
-    x: T,
-    residual: T,
-    direction: T,
-    rr: T,
-    rr0: T,
-    tolerance: number,
-    active: T,
-  ): void;
+  cgStep(stream: S, q: T, mask: T, x: T, residual: T, direction: T, rr: T, rr0: T, tolerance: number, active: T): void;
   embedding(stream: S, table: T, ids: T, out: T): void;
   rmsNorm(stream: S, x: T, weight: T, eps: number, offset: number, out: T): void;
   rope(stream: S, x: T, cosine: T, sine: T, headDim: number, sequence: number): void;

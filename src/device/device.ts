@@ -55,7 +55,10 @@ export class Device {
     if (!Number.isSafeInteger(memoryLimit) || memoryLimit < 0) {
       throw invalidArgument('memoryLimit', 'a number of bytes', memoryLimit);
     }
-    return new Device('cpu', native(() => addon().openDevice('cpu', { threads, memoryLimit, isa })));
+    return new Device(
+      'cpu',
+      native(() => addon().openDevice('cpu', { threads, memoryLimit, isa })),
+    );
   }
 
   info(): DeviceInfo {
@@ -72,7 +75,13 @@ export class Device {
    * @param label names it in an `OUT_OF_MEMORY` error
    */
   tensor<D extends DType>(dtype: D, shape: readonly number[], label = 'a tensor'): Tensor<D> {
-    for (const d of shape) if (!Number.isSafeInteger(d) || d < 0) throw invalidArgument('shape', 'non-negative integers', shape);
-    return new Tensor(this, dtype, [...shape], native(() => addon().makeTensor(this.handle, dtype, [...shape], label)));
+    for (const d of shape)
+      if (!Number.isSafeInteger(d) || d < 0) throw invalidArgument('shape', 'non-negative integers', shape);
+    return new Tensor(
+      this,
+      dtype,
+      [...shape],
+      native(() => addon().makeTensor(this.handle, dtype, [...shape], label)),
+    );
   }
 }

@@ -1,6 +1,6 @@
-// Everything that is compiled once for each instruction set. ALPS_ISA names the set and the function that returns its table.
-// Only static functions and plain C types here: an inline function of the standard library compiled with AVX-512 could be
-// the copy that the linker keeps for the whole addon.
+// Everything that is compiled once for each instruction set. ALPS_ISA names the set and the function that returns its
+// table. Only static functions and plain C types here: an inline function of the standard library compiled with AVX-512
+// could be the copy that the linker keeps for the whole addon.
 #include "cpu/kernels.h"
 
 namespace alps {

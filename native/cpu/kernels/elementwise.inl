@@ -48,7 +48,7 @@ static inline f16_t f32ToF16(float f) {
   uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
   if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // 65520 and more round to infinity
-  if (magnitude >= 0x38800000) {                                              // normal
+  if (magnitude >= 0x38800000) {                                               // normal
     uint32_t rebased = magnitude - (112u << 23);
     return {static_cast<uint16_t>(sign | ((rebased + 0xfff + ((rebased >> 13) & 1)) >> 13))};
   }

@@ -1,0 +1,129 @@
+// Makes a fresh machine able to run and test the package: system packages, npm packages, the native addon, the compiled
+// TypeScript. Safe to repeat: what is there already is left alone. Uses nothing but Node itself.
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const stamps = join(root, '.setup');
+
+/** What each system package is for, and how to see that it is there. */
+const systemPackages = [
+  { name: 'g++', present: () => has('c++', '--version') },
+  { name: 'make', present: () => has('make', '--version') },
+  { name: 'cmake', present: () => has('cmake', '--version') },
+  { name: 'libdnnl-dev', present: () => compiles('#include <dnnl.h>', '-ldnnl') },
+  { name: 'libopenblas-dev', present: () => compiles('', '-lopenblas') },
+];
+
+function has(command, ...args) {
+  return spawnSync(command, args, { stdio: 'ignore' }).status === 0;
+}
+
+/** Whether a program with this first line compiles and links. */
+function compiles(include, library) {
+  const source = `${include}\nint main() { return 0; }\n`;
+  const result = spawnSync('c++', ['-x', 'c++', '-', '-o', '/dev/null', library], {
+    input: source,
+    stdio: ['pipe', 'ignore', 'ignore'],
+  });
+  return result.status === 0;
+}
+
+function say(text) {
+  process.stderr.write(`setup: ${text}\n`);
+}
+
+/** Runs a step; its output is shown only when it fails. */
+function run(command, args, options = {}) {
+  const result = spawnSync(command, args, { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28, ...options });
+  if (result.status !== 0) {
+    process.stderr.write(`${result.stdout ?? ''}${result.stderr ?? ''}`);
+    throw new Error(
+      `${command} ${args.join(' ')} failed${result.error ? `: ${result.error.message}` : ` with exit code ${result.status}`}`,
+    );
+  }
+  return result.stdout;
+}
+
+function fail(text) {
+  say(text);
+  process.exit(1);
+}
+
+/** A digest of files' contents; a step whose inputs have the digest of the last success is skipped. */
+function digest(paths) {
+  const hash = createHash('sha256');
+  const visit = (path) => {
+    const full = join(root, path);
+    if (!existsSync(full)) return;
+    if (statSync(full).isDirectory()) for (const name of readdirSync(full).sort()) visit(join(path, name));
+    else hash.update(path).update(readFileSync(full));
+  };
+  for (const path of paths) visit(path);
+  return hash.update(process.version).digest('hex');
+}
+
+function step(name, inputs, outputs, action) {
+  const stamp = join(stamps, name);
+  const key = digest(inputs);
+  if (outputs.every((path) => existsSync(join(root, path))) && existsSync(stamp) && readFileSync(stamp, 'utf8') === key)
+    return;
+  action();
+  mkdirSync(stamps, { recursive: true });
+  writeFileSync(stamp, key);
+}
+
+function systemStep() {
+  const missing = systemPackages.filter((p) => !p.present()).map((p) => p.name);
+  if (missing.length === 0) return;
+  const asRoot = process.getuid?.() === 0 ? [] : has('sudo', '-n', 'true') ? ['sudo', '-n'] : null;
+  const command = `apt-get install ${missing.join(' ')}`;
+  if (!has('apt-get', '--version')) {
+    fail(
+      `These are missing, and there is no apt-get here to install them: ${missing.join(', ')} (Debian's names). Install them and try again.`,
+    );
+  }
+  if (asRoot === null) fail(`These system packages are missing: ${missing.join(', ')}. Run as root: ${command}`);
+  say(`installing ${missing.join(', ')} with apt-get`);
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
+  const apt = (...args) => run([...asRoot, 'apt-get'][0], [...asRoot, 'apt-get', ...args].slice(1), { env });
+  try {
+    apt('update', '-qq');
+    apt('install', '-y', '-qq', '--no-install-recommends', ...missing);
+  } catch (error) {
+    fail(`${error.message}. Install ${missing.join(', ')} by hand and try again.`);
+  }
+  const still = systemPackages.filter((p) => !p.present()).map((p) => p.name);
+  if (still.length > 0) fail(`apt-get ran, and yet these do not work: ${still.join(', ')}`);
+}
+
+/** All of it, in order. */
+export function setup() {
+  const [major] = process.versions.node.split('.').map(Number);
+  if (major < 20) fail(`Node 20 or newer is needed; this is ${process.version}.`);
+  systemStep();
+  step('npm', ['package.json', 'package-lock.json'], ['node_modules/typescript'], () => {
+    say('installing npm packages');
+    run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error']);
+  });
+  step('native', ['native', 'CMakeLists.txt', 'package-lock.json'], ['build/Release/alps.node'], () => {
+    say('building the native addon (about a minute)');
+    run('npx', ['--no-install', 'cmake-js', 'compile', '--CDCMAKE_BUILD_TYPE=Release']);
+  });
+  step('typescript', ['src', 'tsconfig.json', 'tsconfig.build.json', 'package-lock.json'], ['lib/index.js'], () => {
+    say('compiling TypeScript');
+    run('npx', ['--no-install', 'tsc', '-p', 'tsconfig.build.json']);
+  });
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  try {
+    setup();
+    say('ready');
+  } catch (error) {
+    fail(error.message);
+  }
+}

@@ -1,0 +1,52 @@
+// The test command: set-up, lint, types, then jest. The last line is "N passed, N failed".
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { root, setup } from './setup.mjs';
+
+try {
+  setup();
+} catch (error) {
+  process.stderr.write(`setup: ${error.message}\n`);
+  process.exit(1);
+}
+
+function check(name, command, args) {
+  const result = spawnSync(command, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] });
+  const passed = result.status === 0;
+  process.stdout.write(`${passed ? 'ok' : 'FAILED'}: ${name}\n`);
+  return passed;
+}
+
+const checks = [
+  check('format and lint', process.execPath, ['scripts/lint.mjs']),
+  check('types', 'npx', ['--no-install', 'tsc', '--noEmit']),
+];
+
+const scratch = mkdtempSync(join(tmpdir(), 'alps-test-'));
+const report = join(scratch, 'jest.json');
+const jest = spawnSync(
+  process.execPath,
+  [
+    '--experimental-vm-modules',
+    '--disable-warning=ExperimentalWarning',
+    'node_modules/jest/bin/jest.js',
+    '--json',
+    `--outputFile=${report}`,
+    ...process.argv.slice(2),
+  ],
+  { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] },
+);
+let counts = { numPassedTests: 0, numFailedTests: 1, numPendingTests: 0, numRuntimeErrorTestSuites: 0 };
+try {
+  counts = JSON.parse(readFileSync(report, 'utf8'));
+} catch (error) {
+  process.stderr.write(`jest left no report: ${error.message}\n`);
+}
+rmSync(scratch, { recursive: true, force: true });
+const passed = counts.numPassedTests + checks.filter(Boolean).length;
+const failed = counts.numFailedTests + counts.numRuntimeErrorTestSuites + checks.filter((ok) => !ok).length;
+const skipped = counts.numPendingTests > 0 ? `, ${counts.numPendingTests} skipped` : '';
+process.stdout.write(`${passed} passed, ${failed} failed${skipped}\n`);
+process.exit(failed === 0 && jest.status === 0 && passed > checks.length ? 0 : 1);

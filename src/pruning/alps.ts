@@ -1,0 +1,246 @@
+import { Scope, type Tensor } from '../device/tensor.js';
+import type { LayerProblem } from './layer-problem.js';
+import { nativePattern } from './layer-problem.js';
+import type { ParsedPruningOptions, Precision } from './options.js';
+import { refine } from './refine.js';
+import { checkAlps, ladder } from './rho-schedule.js';
+
+type F32 = Tensor<'float32'>;
+
+/** One look at the support. */
+export interface TracePoint {
+  /** ADMM iterations done. */
+  iteration: number;
+  /** ρ of these iterations. */
+  rho: number;
+  /** Entries of the support that differ from the last look, all layers of the group together. */
+  changed: number;
+}
+
+export interface AlpsSolution {
+  /** The pruned weights, float32 [m, n], in the layers' own units. The caller disposes both. */
+  weight: F32;
+  /** 1 where a weight stays, uint8 [m, n]. */
+  mask: Tensor<'uint8'>;
+  iterations: number;
+  refineIterations: number;
+  trace: TracePoint[];
+  /** Whether the iteration cap was reached before the support settled. */
+  capped: boolean;
+  /** Milliseconds; phases overlap with nothing, each ends with an await. */
+  time: { factorise: number; admm: number; refine: number };
+}
+
+/** The state of ADMM: S with its mask is all there is (docs/algorithm.md, "ADMM"). */
+interface Iterate {
+  b: F32;
+  state: F32;
+  mask: Tensor<'uint8'>;
+  y: Tensor<'float32'> | Tensor<'bfloat16'>;
+}
+
+/**
+ * ALPS on one group of layers: ADMM finds the support, the conjugate gradient refits the weights on it.
+ * Source: "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models", NeurIPS 2024.
+ */
+export async function solveAlps(
+  problem: LayerProblem,
+  options: ParsedPruningOptions,
+  precision: Precision,
+): Promise<AlpsSolution> {
+  const { stream, device, m, n } = problem;
+  const scope = new Scope();
+  const weight = device.tensor('float32', [m, n], 'the pruned weights');
+  const mask = device.tensor('uint8', [m, n], 'the support');
+  try {
+    const time = { factorise: 0, admm: 0, refine: 0 };
+    const began = performance.now();
+    let metricScale: Float32Array<ArrayBuffer> | undefined;
+    if (options.metric === 'obs') {
+      metricScale = await obsScale(problem, options.obsExponent);
+      problem.scaleColumns(metricScale);
+    }
+    const iterate: Iterate = {
+      b: weight,
+      state: scope.hold(device.tensor('float32', [m, n], 'the ADMM state')),
+      mask,
+      y: scope.hold(device.tensor(precision, [m, n], 'the ADMM right-hand side')) as Iterate['y'],
+    };
+    const admm = new Admm(problem, options, precision, iterate, scope, time);
+    const run = options.schedule === 'ladder' ? await runLadder(admm) : await runPublished(admm, options);
+    // The support is that of B, not of D. The scale of the metric leaves the problem before the refit.
+    admm.projectB();
+    scope.dispose();
+    if (metricScale)
+      problem.scaleColumns(
+        metricScale.map((f) => 1 / f),
+        weight,
+      );
+    await stream.sync();
+    const searched = performance.now();
+    time.admm = searched - began - time.factorise;
+    const { refineIterations: iterations, refineTolerance: tolerance } = options;
+    const refineIterations = await refine(problem, weight, mask, { iterations, tolerance });
+    problem.unscale(weight);
+    await stream.sync();
+    time.refine = performance.now() - searched;
+    return { weight, mask, refineIterations, time, ...run };
+  } catch (error) {
+    scope.dispose();
+    weight.dispose();
+    mask.dispose();
+    throw error;
+  }
+}
+
+/** c^(γ/2) with c = 1 / diag(H'⁻¹): in variables multiplied by it, |b|² is what losing a weight costs with the others refitted. */
+async function obsScale(problem: LayerProblem, exponent: number): Promise<Float32Array<ArrayBuffer>> {
+  const { stream, device, n } = problem;
+  using scope = new Scope();
+  const inverse = scope.hold(device.tensor('float32', [n, n], 'the inverse of the Gram matrix'));
+  const diagonal = scope.hold(device.tensor('float32', [n]));
+  stream.copy(problem.gram, inverse);
+  stream.cholesky(inverse);
+  stream.choleskyInverse(inverse);
+  stream.diagonal(inverse, diagonal);
+  const values = await stream.read(diagonal);
+  return values.map((d) => d ** (-exponent / 2));
+}
+
+/** The iteration itself, and the operator K = ρ (H' + ρI)⁻¹ for the current ρ. */
+class Admm {
+  readonly #problem: LayerProblem;
+  readonly #options: ParsedPruningOptions;
+  readonly #iterate: Iterate;
+  readonly #inverse: F32;
+  readonly #operator: Tensor<'float32'> | Tensor<'bfloat16'>;
+  readonly #time: { factorise: number };
+  readonly #previous: Tensor<'uint8'>;
+  readonly #counts: Tensor<'uint32'>;
+  #rho = Number.NaN;
+
+  constructor(
+    problem: LayerProblem,
+    options: ParsedPruningOptions,
+    precision: Precision,
+    iterate: Iterate,
+    scope: Scope,
+    time: { factorise: number },
+  ) {
+    const { device, n, m, segments } = problem;
+    this.#problem = problem;
+    this.#options = options;
+    this.#iterate = iterate;
+    this.#time = time;
+    this.#inverse = scope.hold(device.tensor('float32', [n, n], 'the ADMM operator'));
+    this.#operator =
+      precision === 'float32'
+        ? this.#inverse
+        : scope.hold(device.tensor('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
+    this.#previous = scope.hold(device.tensor('uint8', [m, n], 'the support at the last check'));
+    this.#counts = scope.hold(device.tensor('uint32', [segments.rowEnds.length]));
+  }
+
+  /** k of all layers together. */
+  get keptTotal(): number {
+    return this.#problem.segments.keep.reduce((sum, k) => sum + k, 0);
+  }
+
+  /** Back to the start: D = project(B₀), V = 0. */
+  start(): void {
+    const { stream, base } = this.#problem;
+    const { state, mask, y } = this.#iterate;
+    stream.project(base, mask, nativePattern(this.#options.pattern), this.#problem.segments);
+    stream.admmStart(base, mask, state, y);
+  }
+
+  /** Makes the current support the one that the next {@link changed} compares with. */
+  markSupport(): void {
+    this.#problem.stream.copy(this.#iterate.mask, this.#previous);
+  }
+
+  /** Factorises for another ρ. The dual part of the state is U = V / ρ, so it is scaled when a run goes on (not at its start). */
+  async setRho(rho: number): Promise<void> {
+    if (rho === this.#rho) return;
+    const { stream, gram, base } = this.#problem;
+    const { state, mask, y } = this.#iterate;
+    await stream.sync();
+    const began = performance.now();
+    if (!Number.isNaN(this.#rho)) stream.admmRescale(base, state, mask, y, this.#rho / rho);
+    stream.copy(gram, this.#inverse);
+    stream.addDiagonal(this.#inverse, rho);
+    stream.cholesky(this.#inverse);
+    stream.choleskyInverse(this.#inverse);
+    if (this.#operator !== this.#inverse) stream.copy(this.#inverse, this.#operator);
+    this.#rho = rho;
+    await stream.sync();
+    this.#time.factorise += performance.now() - began;
+  }
+
+  iterate(count: number): void {
+    const { stream, base, segments } = this.#problem;
+    const { b, state, mask, y } = this.#iterate;
+    const pattern = nativePattern(this.#options.pattern);
+    for (let i = 0; i < count; i++) {
+      stream.gemm(y, this.#operator, b, { alpha: this.#rho });
+      stream.admmUpdate(b, base, state, mask, y, pattern, segments);
+    }
+  }
+
+  /** Entries of the support that changed since the last call or {@link markSupport}. */
+  async changed(): Promise<number> {
+    const { stream, segments } = this.#problem;
+    stream.maskChanges(this.#iterate.mask, this.#previous, segments, this.#counts);
+    const counts = await stream.read(this.#counts);
+    return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  /** The final mask, and B zero off it. */
+  projectB(): void {
+    const { stream, segments } = this.#problem;
+    const { b, mask } = this.#iterate;
+    stream.project(b, mask, nativePattern(this.#options.pattern), segments);
+    stream.applyMask(b, mask);
+  }
+}
+
+type Run = Pick<AlpsSolution, 'iterations' | 'trace' | 'capped'>;
+
+async function runLadder(admm: Admm): Promise<Run> {
+  const trace: TracePoint[] = [];
+  let iteration = 0;
+  admm.start();
+  admm.markSupport();
+  for (const [rho, count] of ladder) {
+    await admm.setRho(rho);
+    admm.iterate(count);
+    iteration += count;
+    trace.push({ iteration, rho, changed: await admm.changed() });
+  }
+  return { iterations: iteration, trace, capped: false };
+}
+
+async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<Run> {
+  const { initialRho, checkEvery, maxIterations } = options.alpsSchedule;
+  const kept = admm.keptTotal;
+  const trace: TracePoint[] = [];
+  let state = { rho: initialRho, grew: false };
+  let iteration = 0;
+  admm.start();
+  admm.markSupport();
+  await admm.setRho(state.rho);
+  while (true) {
+    const count = Math.min(checkEvery, maxIterations - iteration);
+    admm.iterate(count);
+    iteration += count;
+    const changed = await admm.changed();
+    trace.push({ iteration, rho: state.rho, changed });
+    const decision = checkAlps(state, iteration, changed, kept, options.alpsSchedule);
+    if (decision.action === 'stop')
+      return { iterations: iteration, trace, capped: iteration >= maxIterations && changed > 0 };
+    state = decision.state;
+    await admm.setRho(state.rho);
+    // A restart keeps the support of the last check as the one to compare with, as the published code does.
+    if (decision.action === 'restart') admm.start();
+  }
+}

@@ -1,0 +1,196 @@
+import type { Device } from '../device/device.js';
+import type { Segments, Stream } from '../device/stream.js';
+import { Scope, type Tensor } from '../device/tensor.js';
+import { AlpsError } from '../errors.js';
+import { isNm, keptWeights, type Pattern } from './pattern.js';
+
+type F32 = Tensor<'float32'>;
+
+/** One linear layer of a group: its name for messages and its place among the group's rows. */
+export interface LayerPlace {
+  name: string;
+  /** Output neurons. */
+  outputs: number;
+}
+
+/** Layers that share their input, as one matrix of concatenated rows, with the Gram matrix of that input. */
+export interface LayerGroup {
+  layers: LayerPlace[];
+  /** Ŵ, float32 [m, n]: the layers' weights one below the other. */
+  weight: F32;
+  /** XᵀX, float32 [n, n], both triangles. */
+  gram: F32;
+}
+
+/**
+ * The problem in the scaled variables that ADMM and the conjugate gradient work in (docs/algorithm.md, "Scaling"):
+ * H = XᵀX + λ₂I, E = diag(H)^-½, H' = E H E with unit diagonal, B₀ = Ŵ E⁻¹.
+ */
+export class LayerProblem {
+  readonly stream: Stream;
+  readonly group: LayerGroup;
+  readonly segments: Segments;
+  /** λ₂ */
+  readonly ridge: number;
+  /** H', float32 [n, n]. Scaled in place by {@link scaleColumns}. */
+  readonly gram: F32;
+  /** B₀, float32 [m, n]. */
+  readonly base: F32;
+  /** What a scaled weight is multiplied by to give the layer's weight, per input; 0 for a dead input. */
+  scale: Float32Array<ArrayBuffer>;
+  readonly #scope: Scope;
+
+  private constructor(
+    stream: Stream,
+    group: LayerGroup,
+    segments: Segments,
+    ridge: number,
+    scale: Float32Array<ArrayBuffer>,
+    scope: Scope,
+    gram: F32,
+    base: F32,
+  ) {
+    this.stream = stream;
+    this.group = group;
+    this.segments = segments;
+    this.ridge = ridge;
+    this.scale = scale;
+    this.#scope = scope;
+    this.gram = gram;
+    this.base = base;
+  }
+
+  get device(): Device {
+    return this.stream.device;
+  }
+  /** Inputs. */
+  get n(): number {
+    return this.group.gram.shape[0]!;
+  }
+  /** Outputs of all layers. */
+  get m(): number {
+    return this.group.weight.shape[0]!;
+  }
+
+  /**
+   * @param ridge λ₂ as a share of the mean diagonal
+   * @throws AlpsError `NOT_FINITE` when a weight or the Gram matrix holds NaN or infinity
+   */
+  static async create(stream: Stream, group: LayerGroup, pattern: Pattern, ridge: number): Promise<LayerProblem> {
+    const segments = segmentsOf(group, pattern);
+    const diagonal = await checkedDiagonal(stream, group);
+    const n = diagonal.length;
+    const mean = diagonal.reduce((sum, d) => sum + d, 0) / n;
+    const lambda = ridge * mean;
+    // A dead input (nothing ever arrives on it) costs nothing to prune: its scaled weights are 0, so they are never preferred.
+    const scale = diagonal.map((d) => (d > 0 ? 1 / Math.sqrt(d + lambda) : 0));
+    const scope = new Scope();
+    try {
+      const device = stream.device;
+      const inverse = scope.hold(
+        stream.upload(
+          'float32',
+          [n],
+          scale.map((e) => (e > 0 ? 1 / e : 0)),
+        ),
+      );
+      const columns = scope.hold(
+        stream.upload(
+          'float32',
+          [n],
+          scale.map((e) => (e > 0 ? e : 1 / Math.sqrt(lambda || 1))),
+        ),
+      );
+      const gram = scope.hold(device.tensor('float32', [n, n], 'the scaled Gram matrix'));
+      stream.copy(group.gram, gram);
+      stream.addDiagonal(gram, lambda);
+      stream.scaleRowsColumns(gram, { row: columns, column: columns }, gram);
+      const base = scope.hold(device.tensor('float32', group.weight.shape, 'the scaled weights'));
+      stream.scaleRowsColumns(group.weight, { column: inverse }, base);
+      return new LayerProblem(stream, group, segments, lambda, scale, scope, gram, base);
+    } catch (error) {
+      scope.dispose();
+      throw error;
+    }
+  }
+
+  /** Changes the variables once more: column j of B₀ is multiplied by factor[j], row and column j of H' divided by it. */
+  scaleColumns(factor: Float32Array<ArrayBuffer>, ...variables: F32[]): void {
+    const { stream } = this;
+    using scope = new Scope();
+    const up = scope.hold(stream.upload('float32', [this.n], factor));
+    const down = scope.hold(
+      stream.upload(
+        'float32',
+        [this.n],
+        factor.map((f) => 1 / f),
+      ),
+    );
+    stream.scaleRowsColumns(this.gram, { row: down, column: down }, this.gram);
+    for (const matrix of [this.base, ...variables]) stream.scaleRowsColumns(matrix, { column: up }, matrix);
+    this.scale = this.scale.map((e, j) => e / factor[j]!);
+  }
+
+  /** The layers' weights for scaled ones, in place. */
+  unscale(b: F32): void {
+    const { stream } = this;
+    using scale = stream.upload('float32', [this.n], this.scale);
+    stream.scaleRowsColumns(b, { column: scale }, b);
+  }
+
+  dispose(): void {
+    this.#scope.dispose();
+  }
+}
+
+/** The rows and budgets of a group's layers. */
+export function segmentsOf(group: LayerGroup, pattern: Pattern): Segments {
+  const [m = 0, n = 0] = group.weight.shape;
+  const rowEnds: number[] = [];
+  const keep: number[] = [];
+  let end = 0;
+  for (const { name, outputs } of group.layers) {
+    end += outputs;
+    rowEnds.push(end);
+    keep.push(keptWeights(pattern, outputs, n, name));
+  }
+  if (end !== m) throw new AlpsError('INTERNAL', `The group's layers have ${end} outputs, its weight ${m}`);
+  return { rowEnds, keep };
+}
+
+/** The pattern as native ops take it. */
+export function nativePattern(pattern: Pattern): { keep: number; of: number } | null {
+  return isNm(pattern) ? { keep: pattern.keep, of: pattern.of } : null;
+}
+
+async function checkedDiagonal(stream: Stream, group: LayerGroup): Promise<Float32Array<ArrayBuffer>> {
+  using scope = new Scope();
+  const { device } = stream;
+  const names = group.layers.map((layer) => layer.name).join(', ');
+  const weightCount = scope.hold(device.tensor('uint32', [1]));
+  const gramCount = scope.hold(device.tensor('uint32', [1]));
+  const diagonal = scope.hold(device.tensor('float32', [group.gram.shape[0]!]));
+  stream.countNonFinite(group.weight, weightCount);
+  stream.countNonFinite(group.gram, gramCount);
+  stream.diagonal(group.gram, diagonal);
+  const [[badWeights = 0], [badGram = 0], values] = await Promise.all([
+    stream.read(weightCount),
+    stream.read(gramCount),
+    stream.read(diagonal),
+  ]);
+  if (badWeights > 0) throw new AlpsError('NOT_FINITE', `${badWeights} weights of ${names} are NaN or infinite`);
+  if (badGram > 0) {
+    throw new AlpsError(
+      'NOT_FINITE',
+      `${badGram} entries of the Gram matrix of ${names} are NaN or infinite: so are its inputs`,
+    );
+  }
+  const negative = values.findIndex((d) => d < 0);
+  if (negative >= 0) {
+    throw new AlpsError(
+      'NOT_POSITIVE_DEFINITE',
+      `The Gram matrix of ${names} has the negative diagonal entry ${values[negative]} at ${negative}`,
+    );
+  }
+  return values;
+}

@@ -1,0 +1,120 @@
+import { Device, type DeviceName } from '../device/device.js';
+import { Scope } from '../device/tensor.js';
+import { invalidArgument, throwIfAborted } from '../errors.js';
+import type { TracePoint } from './alps.js';
+import { type PruningOptions, parsePruningOptions } from './options.js';
+import { solveGroup } from './solve-group.js';
+
+type Numbers = Float32Array<ArrayBuffer>;
+
+export interface PruneLayerOptions extends PruningOptions {
+  /** Ŵ: the layer's weights, row-major `[outputs, inputs]`, as PyTorch's `nn.Linear` stores them. Not changed. */
+  weight: Numbers;
+  /** `[outputs, inputs]` */
+  shape: readonly [outputs: number, inputs: number];
+  /** XᵀX, row-major `[inputs, inputs]`, symmetric; not normalised by the number of tokens, though any positive factor is fine. */
+  gram?: Numbers;
+  /** X, row-major `[tokens, inputs]`: the layer's calibration inputs, instead of `gram`. */
+  activations?: Numbers;
+  /** A name for error messages. Default `the layer`. */
+  name?: string;
+  /** Default `auto`. */
+  device?: DeviceName | Device;
+  /** Number format of the products while the support is sought. Default `float32`. */
+  precision?: 'float32' | 'bfloat16';
+  signal?: AbortSignal;
+}
+
+export interface PruneLayerResult {
+  /** Row-major `[outputs, inputs]`; pruned entries are exactly +0. */
+  weight: Numbers;
+  /** 1 where a weight stays. */
+  mask: Uint8Array<ArrayBuffer>;
+  /** Weights that stay (k). */
+  kept: number;
+  sparsity: number;
+  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ) */
+  error: number;
+  /** The same with the ridge in XᵀX. */
+  errorWithRidge: number;
+  iterations: number;
+  refineIterations: number;
+  /** ρ and the change of the support at each look. */
+  trace: TracePoint[];
+  /** Whether the iteration cap ended ADMM before its support settled. */
+  capped: boolean;
+  /** λ₂, in units of the Gram matrix. */
+  ridge: number;
+  /** How many times the ridge was raised because the Gram matrix could not be factorised. */
+  dampingSteps: number;
+  /** Milliseconds by phase. */
+  time: { factorise: number; admm: number; refine: number; error: number };
+}
+
+/**
+ * Prunes one linear layer from its Gram matrix or its calibration inputs.
+ *
+ * ```ts
+ * const { weight, mask, error } = await pruneLayer({ weight, shape: [768, 3072], gram, sparsity: 0.7 });
+ * ```
+ *
+ * The typed arrays given must not change until the promise settles.
+ *
+ * @throws AlpsError `INVALID_ARGUMENT` for options or lengths that do not fit, `NOT_FINITE` for NaN or infinity in the data,
+ * `NOT_POSITIVE_DEFINITE` for a `gram` that is no Gram matrix, `OUT_OF_MEMORY`, `ABORTED`.
+ */
+export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayerResult> {
+  const parsed = parsePruningOptions(options);
+  const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);
+  throwIfAborted(options.signal);
+  const device = options.device instanceof Device ? options.device : Device.open(options.device ?? 'auto');
+  using stream = device.stream({ signal: options.signal });
+  using scope = new Scope();
+  const gramTensor = scope.hold(device.tensor('float32', [inputs, inputs], `the Gram matrix of ${name}`));
+  if (gram) {
+    stream.write(gramTensor, gram);
+  } else if (activations) {
+    const tokens = activations.length / inputs;
+    using x = stream.upload('float32', [tokens, inputs], activations, `the inputs of ${name}`);
+    stream.gramAccumulate(x, gramTensor);
+    stream.symmetrize(gramTensor);
+  }
+  const weightTensor = scope.hold(stream.upload('float32', [outputs, inputs], weight, `the weights of ${name}`));
+  const group = { layers: [{ name, outputs }], weight: weightTensor, gram: gramTensor };
+  const result = await solveGroup(stream, group, parsed, precision);
+  scope.hold(result.weight);
+  scope.hold(result.mask);
+  const [prunedWeight, mask] = await Promise.all([stream.read(result.weight), stream.read(result.mask)]);
+  const { layers, weight: _weight, mask: _mask, ...rest } = result;
+  const { kept, sparsity, error, errorWithRidge } = layers[0]!;
+  return { weight: prunedWeight, mask, kept, sparsity, error, errorWithRidge, ...rest };
+}
+
+function parseLayer(options: PruneLayerOptions) {
+  const { weight, shape, gram, activations, name = 'the layer', precision = 'float32' } = options;
+  const [outputs, inputs] = Array.isArray(shape) ? (shape as [number, number]) : [Number.NaN, Number.NaN];
+  if (shape?.length !== 2 || !(Number.isInteger(outputs) && Number.isInteger(inputs) && outputs > 0 && inputs > 0)) {
+    throw invalidArgument('shape', '[outputs, inputs], two positive integers,', shape);
+  }
+  const floats = (option: string, value: unknown, length: number, what: string) => {
+    if (!(ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === '[object Float32Array]')) {
+      throw invalidArgument(option, `a Float32Array ${what}`, value);
+    }
+    if ((value as Numbers).length !== length) throw invalidArgument(option, `${length} numbers ${what}`, value);
+    return value as Numbers;
+  };
+  floats('weight', weight, outputs * inputs, `[${outputs}, ${inputs}]`);
+  if ((gram === undefined) === (activations === undefined)) {
+    throw invalidArgument('gram and activations', 'exactly one', gram === undefined ? 'none' : 'both');
+  }
+  if (gram !== undefined) floats('gram', gram, inputs * inputs, `[${inputs}, ${inputs}]`);
+  if (activations !== undefined) {
+    const tokens = Math.floor((activations as Numbers).length / inputs);
+    floats('activations', activations, Math.max(tokens, 1) * inputs, `[tokens, ${inputs}]`);
+  }
+  if (precision !== 'float32' && precision !== 'bfloat16') {
+    throw invalidArgument('precision', '"float32" or "bfloat16"', precision);
+  }
+  if (typeof name !== 'string') throw invalidArgument('name', 'a string', name);
+  return { weight, gram, activations, outputs, inputs, name, precision } as const;
+}

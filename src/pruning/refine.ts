@@ -1,0 +1,41 @@
+import { Scope, type Tensor } from '../device/tensor.js';
+import type { LayerProblem } from './layer-problem.js';
+
+/**
+ * Refits the kept weights: min ‖X Ŵᵀ − X Wᵀ‖² over the weights on the mask, by conjugate gradients for all outputs at once
+ * (docs/algorithm.md, "Refit"). H' has a unit diagonal, so the Jacobi preconditioner is the scaling itself.
+ *
+ * @param b scaled weights, zero off the mask; refined in place
+ * @returns iterations in which some row moved
+ */
+export async function refine(
+  problem: LayerProblem,
+  b: Tensor<'float32'>,
+  mask: Tensor<'uint8'>,
+  options: { iterations: number; tolerance: number },
+): Promise<number> {
+  const { stream, device, m } = problem;
+  const { iterations, tolerance } = options;
+  if (iterations === 0) return 0;
+  using scope = new Scope();
+  const shape = b.shape;
+  const difference = scope.hold(device.tensor('float32', shape, 'the refit’s right-hand side'));
+  const residual = scope.hold(device.tensor('float32', shape, 'the refit’s residual'));
+  const rr = scope.hold(device.tensor('float64', [m]));
+  const rr0 = scope.hold(device.tensor('float64', [m]));
+  // R = (B₀ − B) H' on the mask; the difference's memory serves as direction afterwards, q has its own.
+  stream.copy(problem.base, difference);
+  stream.axpby(b, difference, -1, 1);
+  stream.gemm(difference, problem.gram, residual);
+  const direction = difference;
+  stream.cgStart(residual, mask, direction, rr, rr0);
+  const q = scope.hold(device.tensor('float32', shape, 'the refit’s product'));
+  const active = scope.hold(device.tensor('uint32', [iterations]));
+  for (let i = 0; i < iterations; i++) {
+    stream.gemm(direction, problem.gram, q);
+    using count = active.rows(i, i + 1);
+    stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
+  }
+  const moved = await stream.read(active);
+  return moved.filter((rows) => rows > 0).length;
+}

@@ -1,0 +1,90 @@
+import { invalidArgument } from '../errors.js';
+
+/**
+ * How the penalty ρ of ADMM grows.
+ * - `alps`: as published; every 3 iterations the size of the support's change decides (docs/algorithm.md, "ρ")
+ * - `ladder`: 28 iterations on four fixed values, no checks; only together with the `obs` metric
+ */
+export type ScheduleName = 'alps' | 'ladder';
+
+export interface AlpsScheduleOptions {
+  /** First ρ. */
+  initialRho?: number;
+  /** Iterations between two checks of the support. */
+  checkEvery?: number;
+  /** After this many iterations a small change ends the run. */
+  settleAfter?: number;
+  maxIterations?: number;
+}
+
+/** The published constants (ALPS, NeurIPS 2024, and its code). */
+export const alpsDefaults: Required<AlpsScheduleOptions> = {
+  initialRho: 0.1,
+  checkEvery: 3,
+  settleAfter: 30,
+  maxIterations: 300,
+};
+
+/** The rungs: [ρ, iterations]. */
+export const ladder: readonly (readonly [rho: number, iterations: number])[] = [
+  [0.7, 8],
+  [1, 8],
+  [1.3, 8],
+  [2, 4],
+];
+
+const maxRho = 1e6;
+/** Below this ρ the penalised system is the unpenalised one in float32; the published rule would divide by 5 for ever. */
+const minRho = 1e-7;
+
+/** Where the published schedule stands. */
+export interface AlpsState {
+  rho: number;
+  /** Whether ρ has grown since the start; until then a quiet support means that ρ is too large, after it that ADMM is done. */
+  grew: boolean;
+}
+
+export type AlpsDecision = { action: 'continue' | 'restart' | 'stop'; state: AlpsState };
+
+/**
+ * One check of the published schedule, a pure function.
+ *
+ * @param state before the check
+ * @param iterations ADMM iterations done so far
+ * @param changed entries of the support that differ from the last check
+ * @param kept k, the entries of the support
+ */
+export function checkAlps(
+  state: AlpsState,
+  iterations: number,
+  changed: number,
+  kept: number,
+  options: Required<AlpsScheduleOptions> = alpsDefaults,
+): AlpsDecision {
+  const share = changed / Math.max(kept, 1);
+  const grow = (factor: number): AlpsState => ({ rho: Math.min(state.rho * factor, maxRho), grew: true });
+  const shrunk: AlpsState = { rho: Math.max(state.rho / 5, minRho), grew: false };
+  let next: AlpsDecision;
+  if (share > 0.1) next = { action: 'continue', state: grow(1.3) };
+  else if (share > 0.005) next = { action: 'continue', state: grow(1.2) };
+  else if (state.grew) next = changed > 0 ? { action: 'continue', state: grow(1.1) } : { action: 'stop', state };
+  else next = { action: changed > 0 ? 'restart' : 'continue', state: shrunk };
+  if (iterations >= options.maxIterations || (iterations > options.settleAfter && share < 3e-4)) {
+    return { action: 'stop', state: next.state };
+  }
+  return next;
+}
+
+/** Checks the schedule's options. */
+export function parseAlpsSchedule(options: AlpsScheduleOptions = {}): Required<AlpsScheduleOptions> {
+  const parsed = { ...alpsDefaults, ...options };
+  if (!(parsed.initialRho > 0 && parsed.initialRho <= maxRho)) {
+    throw invalidArgument('initialRho', `a number above 0 and up to ${maxRho}`, parsed.initialRho);
+  }
+  for (const name of ['checkEvery', 'settleAfter', 'maxIterations'] as const) {
+    if (!Number.isInteger(parsed[name]) || parsed[name] < 1) {
+      throw invalidArgument(name, 'an integer of at least 1', parsed[name]);
+    }
+  }
+  return parsed;
+}
