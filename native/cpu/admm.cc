@@ -1,7 +1,72 @@
+// ADMM in Douglas-Rachford form: everything of an iteration but the product, bound by memory. The loops run piece by
+// piece (select.h), so that a piece is read from memory once a pass and its later loops find it in cache.
+#include <algorithm>
+#include <cstring>
+
 #include "cpu/cpu_backend.h"
+#include "cpu/select.h"
 
 namespace alps {
-void CpuBackend::admmStart(Tensor, Tensor, Tensor, Tensor) {}
-void CpuBackend::admmUpdate(Tensor, Tensor, Tensor, Tensor, Tensor, Pattern, Counts, Counts) {}
-void CpuBackend::admmRescale(Tensor, Tensor, Tensor, Tensor, double) {}
+
+namespace {
+
+// y[begin ..) from the same range of the others, in y's dtype.
+void writeY(const PruningKernels& kernels, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
+            int64_t begin, int64_t n) {
+  const float* b = base.as() + begin;
+  const float* s = state.as() + begin;
+  const uint8_t* m = mask.as<uint8_t>() + begin;
+  if (y.dtype == DType::f32)
+    kernels.admmY(b, s, m, y.as() + begin, static_cast<size_t>(n));
+  else
+    kernels.admmY16(b, s, m, y.as<bf16_t>() + begin, static_cast<size_t>(n));
+}
+
+}  // namespace
+
+void CpuBackend::admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) {
+  forGroups(pool_, base.size(), 1, [&](int64_t at, int64_t n) {
+    std::copy_n(base.as() + at, n, state.as() + at);
+    kernels_.applyMask(state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(n));
+    writeY(kernels_.pruning, base, state, mask, y, at, n);
+  });
+}
+
+void CpuBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
+                            Counts keep) {
+  const PruningKernels& kernels = kernels_.pruning;
+  auto makeState = [&](int64_t at, int64_t n) {
+    kernels.admmState(b.as() + at, base.as() + at, state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(n));
+  };
+  if (pattern.group > 0) {
+    forGroups(pool_, base.size(), pattern.group, [&](int64_t at, int64_t n) {
+      makeState(at, n);
+      kernels.groupMask(state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(n), pattern.kept, pattern.group);
+      writeY(kernels, base, state, mask, y, at, n);
+    });
+    return;
+  }
+  SelectionLoops loops;
+  loops.sample = [&](int64_t at, int64_t n, float* out) {  // the new state, with b and the state left as they are
+    float sum[SelectionLoops::chunk];
+    std::copy_n(b.as() + at, n, sum);
+    std::copy_n(state.as() + at, n, out);
+    kernels.admmState(sum, base.as() + at, out, mask.as<uint8_t>() + at, static_cast<size_t>(n));
+  };
+  loops.make = makeState;
+  loops.use = [&](int64_t at, int64_t n, int32_t above) {
+    kernels.maskAbove(state.as() + at, mask.as<uint8_t>() + at, above, static_cast<size_t>(n));
+    writeY(kernels, base, state, mask, y, at, n);
+  };
+  selectTop(pool_, kernels, state.as(), base.columns(), rowEnds, keep, loops);
+}
+
+void CpuBackend::admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) {
+  forGroups(pool_, base.size(), 1, [&](int64_t at, int64_t n) {
+    kernels_.pruning.scaleOffMask(state.as() + at, mask.as<uint8_t>() + at, static_cast<float>(factor),
+                                  static_cast<size_t>(n));
+    writeY(kernels_.pruning, base, state, mask, y, at, n);
+  });
+}
+
 }  // namespace alps

@@ -51,6 +51,8 @@ class CpuBackend final : public Backend {
   void crossEntropy(Tensor logits, Tensor targets, Tensor out) override;
 
  private:
+  bool bf16InHardware() const;
+
   struct Account;  // bytes in use against the limit, shared with the storages
   BackendOptions options_;
   std::shared_ptr<Account> account_;

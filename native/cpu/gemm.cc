@@ -1,10 +1,139 @@
 // Matrix products and Gram matrices through oneDNN, on tiles whose bounds depend on the shapes only.
+#include <algorithm>
+#include <vector>
+
 #include "cpu/cpu_backend.h"
+#include "cpu/sgemm.h"
 
 namespace alps {
-void CpuBackend::gemm(Tensor, Tensor, Tensor, bool, bool, double, double) {}
-void CpuBackend::gramAccumulate(Tensor, Tensor) {}
-void CpuBackend::symmetrize(Tensor) {}
-void CpuBackend::addDiagonal(Tensor, double) {}
-void CpuBackend::diagonal(Tensor, Tensor) {}
+
+namespace {
+
+// A dimension cut into nearly equal tiles, multiples of 16, of about `target`.
+struct Tiles {
+  int64_t size, tile, count;
+  Tiles(int64_t size, int64_t target) : size(size) {
+    int64_t pieces = std::max<int64_t>(1, (size + target / 2) / target);
+    tile = std::max<int64_t>(16, ((size + pieces - 1) / pieces + 15) / 16 * 16);
+    count = (size + tile - 1) / tile;
+  }
+  int64_t begin(int64_t i) const { return i * tile; }
+  int64_t length(int64_t i) const { return std::min(tile, size - begin(i)); }
+};
+
+// Inputs of a product: f32, bf16 in hardware, or bf16 converted piece by piece.
+struct Operand {
+  const Tensor& tensor;
+  bool transposed;
+  int64_t ld() const { return tensor.dim(1); }
+  // Element (row, column) of op(tensor).
+  template <typename T>
+  const T* at(int64_t row, int64_t column) const {
+    return tensor.as<T>() + (transposed ? column * ld() + row : row * ld() + column);
+  }
+};
+
+// op(operand)[row .. row + rows, column .. column + columns] as f32 in its stored orientation; returns the row length.
+int64_t widen(const Kernels& kernels, const Operand& operand, int64_t row, int64_t column, int64_t rows,
+              int64_t columns, std::vector<float>& out) {
+  int64_t storedRows = operand.transposed ? columns : rows, storedColumns = operand.transposed ? rows : columns;
+  out.resize(static_cast<size_t>(storedRows * storedColumns));
+  const bf16_t* from = operand.at<bf16_t>(row, column);
+  for (int64_t i = 0; i < storedRows; i++)
+    kernels.f32FromBf16(from + i * operand.ld(), out.data() + i * storedColumns, static_cast<size_t>(storedColumns));
+  return storedColumns;
+}
+
+constexpr int64_t longestSum =
+    8192;  // inner dimension of one call: bounds the time between two looks at the cancellation
+
+// c [m, n] at row i, column j of the product, over all of k.
+void productTile(const Kernels& kernels, bool bf16Hardware, const Operand& a, const Operand& b, int64_t i, int64_t j,
+                 int64_t m, int64_t n, int64_t k, float alpha, float beta, float* c, int64_t ldc) {
+  for (int64_t l = 0; l < k || l == 0; l += longestSum) {
+    int64_t depth = std::min(longestSum, k - l);
+    float keep = l == 0 ? beta : 1.0f;
+    if (a.tensor.dtype == DType::f32) {
+      sgemm(a.transposed, b.transposed, m, n, depth, alpha, a.at<float>(i, l), a.ld(), b.at<float>(l, j), b.ld(), keep,
+            c, ldc);
+    } else if (bf16Hardware) {
+      bgemm(a.transposed, b.transposed, m, n, depth, alpha, a.at<bf16_t>(i, l), a.ld(), b.at<bf16_t>(l, j), b.ld(),
+            keep, c, ldc);
+    } else {
+      thread_local std::vector<float> wideA, wideB;
+      int64_t lda = widen(kernels, a, i, l, m, depth, wideA), ldb = widen(kernels, b, l, j, depth, n, wideB);
+      sgemm(a.transposed, b.transposed, m, n, depth, alpha, wideA.data(), lda, wideB.data(), ldb, keep, c, ldc);
+    }
+  }
+}
+
+void scaleTile(float* c, int64_t m, int64_t n, int64_t ldc, float beta) {
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) c[i * ldc + j] = beta == 0 ? 0.0f : beta * c[i * ldc + j];
+}
+
+}  // namespace
+
+bool CpuBackend::bf16InHardware() const { return machineHasBf16Products() && std::string(kernels_.isa) == "avx512"; }
+
+void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) {
+  int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1);
+  if (m == 0 || n == 0) return;
+  Tiles rows(m, 256), columns(n, 768);
+  Operand left{a, transposeA}, right{b, transposeB};
+  float scale = static_cast<float>(alpha), keep = static_cast<float>(beta);
+  pool_.run(rows.count * columns.count, [&](int64_t task) {
+    int64_t i = task % rows.count, j = task / rows.count;
+    int64_t height = rows.length(i), width = columns.length(j), row = rows.begin(i), column = columns.begin(j);
+    thread_local std::vector<float> scratch;
+    bool narrow = out.dtype == DType::bf16;
+    if (narrow) scratch.resize(static_cast<size_t>(height * width));
+    float* c = narrow ? scratch.data() : out.as() + row * n + column;
+    int64_t ldc = narrow ? width : n;
+    if (k == 0)
+      scaleTile(c, height, width, ldc, keep);
+    else
+      productTile(kernels_, bf16InHardware(), left, right, row, column, height, width, k, scale, keep, c, ldc);
+    if (narrow)
+      for (int64_t r = 0; r < height; r++)
+        kernels_.bf16FromF32(c + r * width, out.as<bf16_t>() + (row + r) * n + column, static_cast<size_t>(width));
+  });
+}
+
+void CpuBackend::gramAccumulate(Tensor x, Tensor gram) {
+  int64_t tokens = x.dim(0), n = x.dim(1);
+  if (tokens == 0 || n == 0) return;
+  Tiles blocks(n, n <= 1024 ? 192 : 384);
+  std::vector<std::pair<int64_t, int64_t>> upper;
+  for (int64_t i = 0; i < blocks.count; i++)
+    for (int64_t j = i; j < blocks.count; j++) upper.emplace_back(i, j);
+  Operand left{x, true}, right{x, false};
+  pool_.run(static_cast<int64_t>(upper.size()), [&](int64_t task) {
+    auto [i, j] = upper[static_cast<size_t>(task)];
+    productTile(kernels_, bf16InHardware(), left, right, blocks.begin(i), blocks.begin(j), blocks.length(i),
+                blocks.length(j), tokens, 1.0f, 1.0f, gram.as() + blocks.begin(i) * n + blocks.begin(j), n);
+  });
+}
+
+void CpuBackend::symmetrize(Tensor a) {
+  int64_t n = a.dim(0);
+  Tiles blocks(n, 64);  // two tiles of 16 KB: both directions stay in cache
+  pool_.run(blocks.count, [&](int64_t i) {
+    for (int64_t j = i; j < blocks.count; j++)
+      for (int64_t r = blocks.begin(i); r < blocks.begin(i) + blocks.length(i); r++)
+        for (int64_t c = std::max(r + 1, blocks.begin(j)); c < blocks.begin(j) + blocks.length(j); c++)
+          a.as()[c * n + r] = a.as()[r * n + c];
+  });
+}
+
+void CpuBackend::addDiagonal(Tensor a, double value) {
+  int64_t n = a.dim(0);
+  for (int64_t i = 0; i < n; i++) a.as()[i * n + i] += static_cast<float>(value);
+}
+
+void CpuBackend::diagonal(Tensor a, Tensor out) {
+  int64_t n = a.dim(0);
+  for (int64_t i = 0; i < n; i++) out.as()[i] = a.as()[i * n + i];
+}
+
 }  // namespace alps

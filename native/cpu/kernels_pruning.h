@@ -1,12 +1,47 @@
 // Loops of the projection, the ADMM pass and the conjugate gradient; see cpu/kernels.h.
+//
+// Scores are ranked by the bits of |x| read as an integer, called magnitude bits here: that is the order of the
+// numbers, −0 equals 0, subnormals are told apart, and a NaN ranks above infinity.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>  // for kernels/pruning.inl, which stands inside a namespace
+#endif
 
 #include "core/tensor.h"
 
 namespace alps {
 
-struct PruningKernels {};
+struct PruningKernels {
+  // ---- top-k
+  // bins[(bits − low) >> shift]++ for every magnitude in [low, low + width].
+  void (*histogram)(const float* x, size_t n, uint32_t low, uint32_t width, int shift, uint32_t* bins);
+  // Appends the magnitudes in [low, high] to inside and returns their number; *above += number of larger ones. inside
+  // needs room for n + 16 values.
+  size_t (*collect)(const float* x, size_t n, uint32_t low, uint32_t high, float* inside, uint32_t* above);
+  // Number of magnitudes equal to bits.
+  size_t (*countEqual)(const float* x, size_t n, uint32_t bits);
+  // mask = magnitude bits > above. −1 keeps all, INT32_MAX none.
+  void (*maskAbove)(const float* x, uint8_t* mask, int32_t above, size_t n);
+  // In each `group` consecutive values, 1 for the `kept` largest, ties to the lower index. group divides n.
+  void (*groupMask)(const float* x, uint8_t* mask, size_t n, int64_t kept, int64_t group);
+  // Number of entries that differ; previous := mask.
+  size_t (*countChanges)(const uint8_t* mask, uint8_t* previous, size_t n);
+
+  // ---- ADMM
+  void (*admmState)(float* b, const float* base, float* state, const uint8_t* mask,
+                    size_t n);  // B = B₀ + b; S = B + (mask ? 0 : S)
+  void (*admmY)(const float* base, const float* state, const uint8_t* mask, float* y,
+                size_t n);  // Y = (mask ? S : −S) − B₀
+  void (*admmY16)(const float* base, const float* state, const uint8_t* mask, bf16_t* y, size_t n);
+  void (*scaleOffMask)(float* state, const uint8_t* mask, float factor, size_t n);
+
+  // ---- conjugate gradient
+  // x += alpha * direction; residual −= alpha * q on the mask.
+  void (*cgUpdate)(const float* q, const float* direction, const uint8_t* mask, float alpha, float* x, float* residual,
+                   size_t n);
+};
 
 }  // namespace alps

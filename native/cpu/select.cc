@@ -1,6 +1,303 @@
+// Top-k projection and mask changes.
+//
+// The k-th largest magnitude is found by its bits (kernels_pruning.h), without a sort:
+//  1. a sample of whole cache lines gives a window of magnitudes that almost surely holds the threshold;
+//  2. one pass over the scores counts those above the window and collects those inside, a few percent;
+//  3. histograms of the ones inside, each over the bin that the last one pointed at, end at one bit pattern.
+// Where the threshold turns out to lie outside the window, or too many scores lie inside (ties), step 3 runs on all the
+// scores of the segment instead: the result is exact in any case, only the time differs. Counts are integers and tiles
+// have fixed bounds, so nothing depends on the number of threads.
+#include "cpu/select.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
 #include "cpu/cpu_backend.h"
 
 namespace alps {
-void CpuBackend::project(Tensor, Tensor, Pattern, Counts, Counts) {}
-void CpuBackend::maskChanges(Tensor, Tensor, Counts, Tensor) {}
+
+namespace {
+
+constexpr int binBits = 11;
+constexpr int64_t bins = 1 << binBits;
+constexpr uint32_t largestBits = INT32_MAX;
+constexpr int64_t smallestSampled = 1 << 18;  // elements; below, histograms of everything cost less than the window
+constexpr int64_t insideCapacity = tileSize / 4;
+constexpr int64_t insideStride = insideCapacity + pieceSize + 16;
+
+// A run of scores that one task works on, inside one segment.
+struct Tile {
+  int64_t begin, end;
+  uint32_t above = 0, inside = 0;  // scores above and inside the window
+  bool overflow = false;           // more inside than were collected
+  uint64_t equal = 0;              // scores at the threshold
+  int64_t split = 0;               // those at the threshold are kept before this element
+};
+
+struct Segment {
+  int64_t begin, end;
+  uint64_t keep;
+  size_t firstTile, lastTile;
+  bool search = false;                   // neither none nor all are kept
+  bool sampled = false;                  // has a window
+  uint32_t low = 0, high = largestBits;  // the window, both ends in it
+  uint32_t threshold = 0;
+  int64_t size() const { return end - begin; }
+};
+
+struct Span {
+  const float* data;
+  size_t size;
+};
+
+struct Found {
+  uint32_t bits;
+  uint64_t rank;  // so many of those equal to bits are kept, counted from 1
+};
+
+class Selector {
+ public:
+  Selector(ThreadPool& pool, const PruningKernels& kernels, const float* scores, const SelectionLoops& loops)
+      : pool_(pool), kernels_(kernels), scores_(scores), loops_(loops) {}
+
+  void plan(int64_t columns, const Counts& rowEnds, const Counts& keep);
+  void makeAndCollect();
+  void findThreshold(Segment& segment);
+  void use();
+  std::vector<Segment>& segments() { return segments_; }
+
+ private:
+  void sampleWindow(Segment& segment);
+  Found search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
+  void divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties);
+  int64_t positionOf(const Tile& tile, uint32_t bits, uint64_t rank) const;
+  // task(firstSpan, lastSpan, job) over all spans; on the calling thread when they are few.
+  template <typename Task>
+  int64_t forSpans(const std::vector<Span>& spans, const Task& task);
+
+  ThreadPool& pool_;
+  const PruningKernels& kernels_;
+  const float* scores_;
+  const SelectionLoops& loops_;
+  std::vector<Segment> segments_;
+  std::vector<Tile> tiles_;
+  std::vector<size_t> segmentOf_;    // by tile
+  std::unique_ptr<float[]> inside_;  // insideStride values a tile, touched only as far as they are used
+};
+
+void Selector::plan(int64_t columns, const Counts& rowEnds, const Counts& keep) {
+  int64_t begin = 0;
+  bool anySampled = false;
+  for (size_t s = 0; s < rowEnds.size(); s++) {
+    Segment segment{begin, static_cast<int64_t>(rowEnds[s]) * columns, keep[s], tiles_.size(), 0};
+    for (int64_t at = begin; at < segment.end; at += tileSize) {
+      tiles_.push_back({at, std::min(at + tileSize, segment.end)});
+      segmentOf_.push_back(s);
+    }
+    segment.lastTile = tiles_.size();
+    segment.search = segment.keep > 0 && segment.keep < static_cast<uint64_t>(segment.size());
+    if (segment.search && segment.size() >= smallestSampled) sampleWindow(segment);
+    anySampled |= segment.sampled;
+    segments_.push_back(segment);
+    begin = segment.end;
+  }
+  if (anySampled) inside_.reset(new float[tiles_.size() * insideStride]);
+}
+
+void Selector::sampleWindow(Segment& segment) {
+  // One chunk in each of `chunks` equal strata, at a place that a hash of its number gives.
+  constexpr int64_t chunk = SelectionLoops::chunk;
+  int64_t chunks = std::clamp<int64_t>(segment.size() / 1024, 256, 1024), stratum = segment.size() / chunks;
+  std::vector<float> sample(static_cast<size_t>(chunks * chunk));
+  pool_.ranges(chunks, 128, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      uint64_t hash = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15u >> 32;
+      int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - chunk + 1));
+      loops_.sample(segment.begin + i * stratum + offset, chunk, sample.data() + i * chunk);
+    }
+  });
+  // The threshold's rank in the sample, and around it 4.5 standard errors of independent draws: scores in one cache
+  // line are alike, so these are nearer to three.
+  double size = static_cast<double>(sample.size()),
+         part = static_cast<double>(segment.keep) / static_cast<double>(segment.size());
+  double margin = 4.5 * std::sqrt(part * (1 - part) * size) + 8;
+  double upper = std::floor(part * size - margin), lower = std::ceil(part * size + margin);
+  std::vector<Span> spans{{sample.data(), sample.size()}};
+  if (upper >= 1) segment.high = search(spans, 0, largestBits, static_cast<uint64_t>(upper)).bits;
+  if (lower <= size) segment.low = search(spans, 0, segment.high, static_cast<uint64_t>(lower)).bits;
+  segment.sampled = true;
+}
+
+void Selector::makeAndCollect() {
+  pool_.run(static_cast<int64_t>(tiles_.size()), [&](int64_t t) {
+    Tile& tile = tiles_[static_cast<size_t>(t)];
+    const Segment& segment = segments_[segmentOf_[static_cast<size_t>(t)]];
+    float overflow[pieceSize + 16];
+    forPieces(tile.begin, tile.end, pieceSize, [&](int64_t at, int64_t n) {
+      if (loops_.make) loops_.make(at, n);
+      if (!segment.sampled) return;
+      tile.overflow |= tile.inside > insideCapacity;
+      float* out = tile.overflow ? overflow : inside_.get() + t * insideStride + tile.inside;
+      tile.inside += static_cast<uint32_t>(
+          kernels_.collect(scores_ + at, static_cast<size_t>(n), segment.low, segment.high, out, &tile.above));
+    });
+  });
+}
+
+template <typename Task>
+int64_t Selector::forSpans(const std::vector<Span>& spans, const Task& task) {
+  size_t total = 0;
+  for (const Span& span : spans) total += span.size;
+  int64_t count = static_cast<int64_t>(spans.size());
+  int64_t jobs = std::clamp<int64_t>(static_cast<int64_t>(total >> 15), 1, std::clamp<int64_t>(count, 1, 64));
+  pool_.run(jobs, [&](int64_t job) {
+    task(static_cast<size_t>(count * job / jobs), static_cast<size_t>(count * (job + 1) / jobs), job);
+  });
+  return jobs;
+}
+
+// The rank-th largest of the magnitudes in [low, high], rank from 1; there are that many.
+Found Selector::search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
+  std::vector<uint32_t> counts;
+  while (low < high) {
+    uint32_t width = high - low;
+    int shift = std::max(0, static_cast<int>(std::bit_width(width)) - binBits);
+    counts.assign(static_cast<size_t>(64 * bins), 0);
+    int64_t jobs = forSpans(spans, [&](size_t first, size_t last, int64_t job) {
+      for (size_t i = first; i < last; i++)
+        kernels_.histogram(spans[i].data, spans[i].size, low, width, shift, counts.data() + job * bins);
+    });
+    int64_t bin = bins - 1;
+    for (;; bin--) {
+      uint64_t count = 0;
+      for (int64_t job = 0; job < jobs; job++) count += counts[static_cast<size_t>(job * bins + bin)];
+      if (rank <= count || bin == 0) break;
+      rank -= count;
+    }
+    low += static_cast<uint32_t>(bin) << shift;
+    high = std::min(high, low + (1u << shift) - 1);
+  }
+  return {low, rank};
+}
+
+void Selector::findThreshold(Segment& segment) {
+  if (!segment.search) {
+    segment.threshold = segment.keep == 0 ? largestBits : 0;
+    for (size_t t = segment.firstTile; t < segment.lastTile; t++)
+      tiles_[t].split = segment.keep == 0 ? tiles_[t].begin : tiles_[t].end;
+    return;
+  }
+  uint64_t above = 0, inside = 0, rank = segment.keep;
+  bool overflow = false;
+  for (size_t t = segment.firstTile; t < segment.lastTile; t++) {
+    above += tiles_[t].above;
+    inside += tiles_[t].inside;
+    overflow |= tiles_[t].overflow;
+  }
+  uint32_t low = segment.low, high = segment.high;
+  bool collected = segment.sampled && !overflow;
+  if (segment.sampled) {
+    if (rank <= above) {
+      low = high + 1, high = largestBits, collected = false;
+    } else if (rank <= above + inside) {
+      rank -= above;
+    } else {
+      rank -= above + inside, high = low - 1, low = 0, collected = false;
+    }
+  }
+  std::vector<Span> spans;
+  for (size_t t = segment.firstTile; t < segment.lastTile; t++) {
+    const Tile& tile = tiles_[t];
+    if (collected)
+      spans.push_back({inside_.get() + static_cast<int64_t>(t) * insideStride, tile.inside});
+    else
+      spans.push_back({scores_ + tile.begin, static_cast<size_t>(tile.end - tile.begin)});
+  }
+  Found found = search(spans, low, high, rank);
+  segment.threshold = found.bits;
+  divideTies(segment, spans, found.rank);
+}
+
+// The first `ties` scores equal to the threshold are kept: whole tiles of them, then a part of one.
+void Selector::divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties) {
+  forSpans(spans, [&](size_t first, size_t last, int64_t) {
+    for (size_t i = first; i < last; i++)
+      tiles_[segment.firstTile + i].equal = kernels_.countEqual(spans[i].data, spans[i].size, segment.threshold);
+  });
+  for (size_t t = segment.firstTile; t < segment.lastTile; t++) {
+    Tile& tile = tiles_[t];
+    if (ties == 0)
+      tile.split = tile.begin;
+    else if (ties >= tile.equal)
+      tile.split = tile.end;
+    else
+      tile.split = positionOf(tile, segment.threshold, ties) + 1;
+    ties -= std::min(ties, tile.equal);
+  }
+}
+
+// The element of the tile that is the rank-th equal to bits.
+int64_t Selector::positionOf(const Tile& tile, uint32_t bits, uint64_t rank) const {
+  for (int64_t at = tile.begin;; at++) {
+    if ((std::bit_cast<uint32_t>(scores_[at]) & largestBits) == bits && --rank == 0) return at;
+  }
+}
+
+void Selector::use() {
+  int64_t count = static_cast<int64_t>(tiles_.size());
+  pool_.run(count, [&](int64_t i) {
+    size_t t = static_cast<size_t>(count - 1 - i);  // backwards: the last ones made are still in cache
+    const Tile& tile = tiles_[t];
+    int32_t threshold = static_cast<int32_t>(segments_[segmentOf_[t]].threshold);
+    forPieces(tile.begin, tile.split, pieceSize, [&](int64_t at, int64_t n) { loops_.use(at, n, threshold - 1); });
+    forPieces(tile.split, tile.end, pieceSize, [&](int64_t at, int64_t n) { loops_.use(at, n, threshold); });
+  });
+}
+
+}  // namespace
+
+void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* scores, int64_t columns,
+               const Counts& rowEnds, const Counts& keep, const SelectionLoops& loops) {
+  Selector selector(pool, kernels, scores, loops);
+  selector.plan(columns, rowEnds, keep);
+  selector.makeAndCollect();
+  for (Segment& segment : selector.segments()) selector.findThreshold(segment);
+  selector.use();
+}
+
+void CpuBackend::project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) {
+  const PruningKernels& kernels = kernels_.pruning;
+  const float* from = scores.as();
+  uint8_t* to = mask.as<uint8_t>();
+  if (pattern.group > 0) {
+    forGroups(pool_, scores.size(), pattern.group, [&](int64_t at, int64_t n) {
+      kernels.groupMask(from + at, to + at, static_cast<size_t>(n), pattern.kept, pattern.group);
+    });
+    return;
+  }
+  SelectionLoops loops;
+  loops.sample = [&](int64_t begin, int64_t n, float* out) { std::copy_n(from + begin, n, out); };
+  loops.use = [&](int64_t begin, int64_t n, int32_t above) {
+    kernels.maskAbove(from + begin, to + begin, above, static_cast<size_t>(n));
+  };
+  selectTop(pool_, kernels, from, scores.columns(), rowEnds, keep, loops);
+}
+
+void CpuBackend::maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) {
+  int64_t begin = 0;
+  for (size_t s = 0; s < rowEnds.size(); s++) {
+    int64_t end = static_cast<int64_t>(rowEnds[s]) * mask.columns();
+    std::atomic<uint64_t> total{0};
+    pool_.ranges(end - begin, tileSize * 4, [&](int64_t first, int64_t last) {
+      total += kernels_.pruning.countChanges(mask.as<uint8_t>() + begin + first, previous.as<uint8_t>() + begin + first,
+                                             static_cast<size_t>(last - first));
+    });
+    counts.as<uint32_t>()[s] = static_cast<uint32_t>(total.load());
+    begin = end;
+  }
+}
+
 }  // namespace alps

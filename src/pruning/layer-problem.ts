@@ -81,7 +81,8 @@ export class LayerProblem {
     const diagonal = await checkedDiagonal(stream, group);
     const n = diagonal.length;
     const mean = diagonal.reduce((sum, d) => sum + d, 0) / n;
-    const lambda = ridge * mean;
+    // Where no input is alive every weight costs nothing; any λ₂ keeps the arithmetic finite.
+    const lambda = mean > 0 ? ridge * mean : 1;
     // A dead input (nothing ever arrives on it) costs nothing to prune: its scaled weights are 0, so they are never preferred.
     const scale = diagonal.map((d) => (d > 0 ? 1 / Math.sqrt(d + lambda) : 0));
     const scope = new Scope();

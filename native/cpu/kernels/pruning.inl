@@ -1,3 +1,282 @@
-// Purpose: the loops of kernels_pruning.h. Included by kernels/all.inl in a namespace of its own.
+// Purpose: the loops of kernels_pruning.h. Included by kernels/all.inl in a namespace of its own. Loops that the
+// compiler vectorises well are plain; those that compact, scatter or permute name their instructions.
 
-static const PruningKernels pruningTable = {};
+static inline uint32_t magnitude(const float* x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, x, 4);
+  return bits & 0x7fffffff;
+}
+
+// ---- top-k
+// -----------------------------------------------------------------------------------------------------------
+
+static void histogram(const float* x, size_t n, uint32_t low, uint32_t width, int shift, uint32_t* bins) {
+  size_t i = 0;
+#if defined(__AVX512F__)
+  alignas(64) uint32_t found[16];
+  for (; i < n; i += 16) {
+    __mmask16 valid = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
+    __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi32(valid, x + i), _mm512_set1_epi32(0x7fffffff));
+    __m512i offset = _mm512_sub_epi32(bits, _mm512_set1_epi32(static_cast<int>(low)));
+    __mmask16 in = _mm512_mask_cmple_epu32_mask(valid, offset, _mm512_set1_epi32(static_cast<int>(width)));
+    if (in == 0) continue;
+    offset = _mm512_maskz_srl_epi32(in, offset, _mm_cvtsi32_si128(shift));
+    _mm512_store_si512(found, _mm512_maskz_compress_epi32(in, offset));
+    for (int j = 0, count = __builtin_popcount(in); j < count; j++) bins[found[j]]++;
+  }
+#else
+#if defined(__AVX2__)
+  alignas(32) uint32_t found[8];
+  __m256i widths = _mm256_set1_epi32(static_cast<int>(width));
+  for (; i + 8 <= n; i += 8) {
+    __m256i bits = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), _mm256_set1_epi32(0x7fffffff));
+    __m256i offset = _mm256_sub_epi32(bits, _mm256_set1_epi32(static_cast<int>(low)));
+    __m256i in = _mm256_cmpeq_epi32(_mm256_min_epu32(offset, widths), offset);
+    uint32_t lanes = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(in)));
+    if (lanes == 0) continue;
+    _mm256_store_si256(reinterpret_cast<__m256i*>(found), _mm256_srl_epi32(offset, _mm_cvtsi32_si128(shift)));
+    for (; lanes != 0; lanes &= lanes - 1) bins[found[__builtin_ctz(lanes)]]++;
+  }
+#endif
+  for (; i < n; i++) {
+    uint32_t offset = magnitude(x + i) - low;
+    if (offset <= width) bins[offset >> shift]++;
+  }
+#endif
+}
+
+static size_t collect(const float* x, size_t n, uint32_t low, uint32_t high, float* inside, uint32_t* above) {
+  size_t count = 0, larger = 0, i = 0;
+#if defined(__AVX512F__)
+  // Compacted in a register and stored whole: a compacting store to memory is slow on some processors.
+  for (; i < n; i += 16) {
+    __mmask16 valid = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
+    __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi32(valid, x + i), _mm512_set1_epi32(0x7fffffff));
+    __mmask16 over = _mm512_mask_cmpgt_epu32_mask(valid, bits, _mm512_set1_epi32(static_cast<int>(high)));
+    __mmask16 reached = _mm512_mask_cmpge_epu32_mask(valid, bits, _mm512_set1_epi32(static_cast<int>(low)));
+    __mmask16 in = reached & static_cast<__mmask16>(~over);
+    larger += static_cast<size_t>(__builtin_popcount(over));
+    _mm512_storeu_si512(inside + count, _mm512_maskz_compress_epi32(in, bits));
+    count += static_cast<size_t>(__builtin_popcount(in));
+  }
+#else
+#if defined(__AVX2__)
+  for (; i + 8 <= n; i += 8) {
+    __m256i bits = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), _mm256_set1_epi32(0x7fffffff));
+    __m256i over = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(static_cast<int>(high)));
+    __m256i reached = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(static_cast<int>(low) - 1));
+    uint32_t in = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_andnot_si256(over, reached))));
+    larger += static_cast<size_t>(__builtin_popcount(_mm256_movemask_ps(_mm256_castsi256_ps(over))));
+    for (; in != 0; in &= in - 1) {
+      uint32_t found = magnitude(x + i + __builtin_ctz(in));
+      __builtin_memcpy(inside + count++, &found, 4);
+    }
+  }
+#endif
+  for (; i < n; i++) {
+    uint32_t bits = magnitude(x + i);
+    __builtin_memcpy(inside + count, &bits, 4);
+    count += bits >= low && bits <= high;
+    larger += bits > high;
+  }
+#endif
+  *above += static_cast<uint32_t>(larger);
+  return count;
+}
+
+static size_t countEqual(const float* x, size_t n, uint32_t bits) {
+  uint32_t count = 0;
+  for (size_t i = 0; i < n; i++) count += magnitude(x + i) == bits;
+  return count;
+}
+
+static void maskAbove(const float* __restrict x, uint8_t* __restrict mask, int32_t above, size_t n) {
+  size_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16) {
+    __m512i bits = _mm512_and_si512(_mm512_loadu_si512(x + i), _mm512_set1_epi32(0x7fffffff));
+    __mmask16 kept = _mm512_cmpgt_epi32_mask(bits, _mm512_set1_epi32(above));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(mask + i), _mm_maskz_set1_epi8(kept, 1));
+  }
+#endif
+  for (; i < n; i++) mask[i] = static_cast<int32_t>(magnitude(x + i)) > above;
+}
+
+// Groups up to this size are ranked by comparing every pair.
+static constexpr int64_t largestRanked = 32;
+
+// Any small group: 16 groups side by side, one lane each, so that a pair is compared in 16 groups at once.
+static void rankColumns(const float* x, uint8_t* mask, size_t n, int64_t kept, int64_t group) {
+  int32_t keys[largestRanked][16] = {}, ranks[largestRanked][16];
+  size_t size = static_cast<size_t>(group), groups = n / size;
+  for (size_t first = 0; first < groups; first += 16) {
+    size_t count = groups - first < 16 ? groups - first : 16;
+    const float* from = x + first * size;
+    uint8_t* to = mask + first * size;
+    for (size_t lane = 0; lane < count; lane++)
+      for (size_t j = 0; j < size; j++) keys[j][lane] = static_cast<int32_t>(magnitude(from + lane * size + j));
+    for (size_t j = 0; j < size; j++) {
+      for (int lane = 0; lane < 16; lane++) ranks[j][lane] = 0;
+      for (size_t i = 0; i < j; i++) {  // i stands before j: it wins a tie
+        for (int lane = 0; lane < 16; lane++) {
+          int32_t before = keys[i][lane] >= keys[j][lane];
+          ranks[j][lane] += before;
+          ranks[i][lane] += 1 - before;
+        }
+      }
+    }
+    for (size_t lane = 0; lane < count; lane++)
+      for (size_t j = 0; j < size; j++) to[lane * size + j] = ranks[j][lane] < kept;
+  }
+}
+
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+static constexpr int lanes = 16;
+#else
+static constexpr int lanes = 8;
+#endif
+typedef int32_t Lanes __attribute__((vector_size(lanes * 4)));
+typedef uint8_t LaneBytes __attribute__((vector_size(lanes)));
+
+// For each turn of a group by r places: the lane that each lane meets, and 1 where that one stands before it in the
+// group.
+template <int group>
+struct Turns {
+  alignas(64) int32_t lane[group][lanes] = {}, before[group][lanes] = {};
+  constexpr Turns() {
+    for (int r = 1; r < group; r++) {
+      for (int l = 0; l < lanes; l++) {
+        lane[r][l] = (l / group) * group + (l + r) % group;
+        before[r][l] = lane[r][l] < l;
+      }
+    }
+  }
+};
+
+// Groups that divide a vector: each lane meets the others of its group by turning the groups in place. Returns how many
+// values it has done, all but the last ones that fill no vector.
+template <int group>
+static size_t rankLanes(const float* x, uint8_t* mask, size_t n, int64_t kept) {
+  static constexpr Turns<group> turns;
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    Lanes bits, rank = {};
+    __builtin_memcpy(&bits, x + i, sizeof bits);
+    bits &= 0x7fffffff;
+#pragma GCC unroll 8
+    for (int r = 1; r < group; r++) {
+      Lanes lane, before;
+      __builtin_memcpy(&lane, turns.lane[r], sizeof lane);
+      __builtin_memcpy(&before, turns.before[r], sizeof before);
+      rank -= __builtin_shuffle(bits, lane) > bits - before;  // larger, or equal and before; a comparison gives −1
+    }
+    LaneBytes keep = __builtin_convertvector((rank < static_cast<int32_t>(kept)) & 1, LaneBytes);
+    __builtin_memcpy(mask + i, &keep, sizeof keep);
+  }
+  return i;
+}
+#endif
+
+// A large group: its threshold, bit by bit from the top, is the largest t that at least `kept` magnitudes reach.
+static void bisectGroup(const float* x, uint8_t* mask, int64_t kept, int64_t group) {
+  int32_t threshold = 0;
+  for (int bit = 30; bit >= 0; bit--) {
+    int32_t trial = threshold | (1 << bit);
+    int32_t reached = 0;
+    for (int64_t j = 0; j < group; j++) reached += static_cast<int32_t>(magnitude(x + j)) >= trial;
+    if (reached >= kept) threshold = trial;
+  }
+  int64_t ties = kept;
+  for (int64_t j = 0; j < group; j++) ties -= static_cast<int32_t>(magnitude(x + j)) > threshold;
+  for (int64_t j = 0; j < group; j++) {
+    int32_t bits = static_cast<int32_t>(magnitude(x + j));
+    mask[j] = bits > threshold || (bits == threshold && ties-- > 0);
+  }
+}
+
+static void groupMask(const float* x, uint8_t* mask, size_t n, int64_t kept, int64_t group) {
+  size_t done = 0;
+  if (kept == 0 || kept == group) {
+    __builtin_memset(mask, kept > 0, n);
+    return;
+  }
+  if (group > largestRanked) {
+    for (; done < n; done += static_cast<size_t>(group)) bisectGroup(x + done, mask + done, kept, group);
+    return;
+  }
+#if defined(__AVX2__)
+  if (group == 2) done = rankLanes<2>(x, mask, n, kept);
+  if (group == 4) done = rankLanes<4>(x, mask, n, kept);
+  if (group == 8) done = rankLanes<8>(x, mask, n, kept);
+#endif
+  if (done < n) rankColumns(x + done, mask + done, n - done, kept, group);
+}
+
+static size_t countChanges(const uint8_t* __restrict mask, uint8_t* __restrict previous, size_t n) {
+  size_t total = 0, i = 0;
+  while (i + 64 <= n) {  // 64 counters of a byte, for as many rounds as a byte can count
+    uint8_t counts[64] = {0};
+    for (int round = 0; round < 255 && i + 64 <= n; round++, i += 64) {
+      for (int lane = 0; lane < 64; lane++) {
+        counts[lane] = static_cast<uint8_t>(counts[lane] + (mask[i + lane] != previous[i + lane]));
+        previous[i + lane] = mask[i + lane];
+      }
+    }
+    for (uint8_t count : counts) total += count;
+  }
+  for (; i < n; i++) {
+    total += mask[i] != previous[i];
+    previous[i] = mask[i];
+  }
+  return total;
+}
+
+// ---- ADMM
+// ------------------------------------------------------------------------------------------------------------
+
+static void admmState(float* __restrict b, const float* __restrict base, float* __restrict state,
+                      const uint8_t* __restrict mask, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    float sum = base[i] + b[i], before = state[i];
+    b[i] = sum;
+    state[i] = sum + (mask[i] ? 0.0f : before);
+  }
+}
+
+static void admmY(const float* __restrict base, const float* __restrict state, const uint8_t* __restrict mask,
+                  float* __restrict y, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    float s = state[i];
+    y[i] = (mask[i] ? s : -s) - base[i];
+  }
+}
+
+static void admmY16(const float* __restrict base, const float* __restrict state, const uint8_t* __restrict mask,
+                    bf16_t* __restrict y, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    float s = state[i];
+    y[i] = f32ToBf16((mask[i] ? s : -s) - base[i]);
+  }
+}
+
+static void scaleOffMask(float* __restrict state, const uint8_t* __restrict mask, float factor, size_t n) {
+  for (size_t i = 0; i < n; i++) state[i] = state[i] * (mask[i] ? 1.0f : factor);
+}
+
+// ---- conjugate gradient
+// ------------------------------------------------------------------------------------------------
+
+static void cgUpdate(const float* __restrict q, const float* __restrict direction, const uint8_t* __restrict mask,
+                     float alpha, float* __restrict x, float* __restrict residual, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    x[i] += alpha * direction[i];
+    float change = alpha * q[i];
+    residual[i] -= mask[i] ? change : 0.0f;
+  }
+}
+
+static const PruningKernels pruningTable = {
+    histogram, collect, countEqual, maskAbove,    groupMask, countChanges,
+    admmState, admmY,   admmY16,    scaleOffMask, cgUpdate,
+};

@@ -1,0 +1,48 @@
+// Exact top-k of |scores| per segment, in two passes over the scores whatever their number. Shared by the projection
+// and by the ADMM pass, which compute and use the scores while they are in cache.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "core/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace alps {
+
+// The caller's loops over flat element ranges; called from the pool's threads.
+struct SelectionLoops {
+  // out[0 .. n) = what scores[begin ..) will be once made. n is at most SelectionLoops::chunk.
+  std::function<void(int64_t begin, int64_t n, float* out)> sample;
+  // Makes scores[begin .. begin + n) final. Called once for every element. May be empty.
+  std::function<void(int64_t begin, int64_t n)> make;
+  // Uses them: kept are the magnitudes whose bits (kernels_pruning.h) are above `above`. Called once for every element.
+  std::function<void(int64_t begin, int64_t n, int32_t above)> use;
+
+  static constexpr int64_t chunk = 16;
+};
+
+// Keeps exactly keep[s] scores in segment s, ties to the lowest index.
+void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* scores, int64_t columns,
+               const Counts& rowEnds, const Counts& keep, const SelectionLoops& loops);
+
+// Elements a piece: what the loops of one pass touch of it stays in the first-level cache.
+constexpr int64_t pieceSize = 1024;
+// Elements a task.
+constexpr int64_t tileSize = 1 << 16;
+
+// Calls piece(begin, n) for [begin, end) in pieces of at most `size`.
+template <typename Piece>
+void forPieces(int64_t begin, int64_t end, int64_t size, const Piece& piece) {
+  for (int64_t at = begin; at < end; at += size) piece(at, std::min(size, end - at));
+}
+
+// Runs piece(begin, n) over all `size` elements on the pool, in pieces that hold whole groups.
+template <typename Piece>
+void forGroups(ThreadPool& pool, int64_t size, int64_t group, const Piece& piece) {
+  int64_t step = std::max<int64_t>(1, pieceSize / group) * group;
+  pool.ranges(size, std::max<int64_t>(1, tileSize / step) * step,
+              [&](int64_t begin, int64_t end) { forPieces(begin, end, step, piece); });
+}
+
+}  // namespace alps

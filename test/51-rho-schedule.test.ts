@@ -1,0 +1,48 @@
+import { type AlpsState, alpsDefaults, checkAlps, ladder, parseAlpsSchedule } from '../src/pruning/rho-schedule.js';
+
+const fresh: AlpsState = { rho: 0.1, grew: false };
+const grown: AlpsState = { rho: 0.1, grew: true };
+
+describe('the published schedule of rho', () => {
+  test.each([
+    ['a large change', fresh, 200, 'continue', 0.13, true],
+    ['a middling change', fresh, 50, 'continue', 0.12, true],
+    ['a small change before any growth', fresh, 3, 'restart', 0.02, false],
+    ['no change before any growth', fresh, 0, 'continue', 0.02, false],
+    ['a small change after growth', grown, 3, 'continue', 0.11, true],
+    ['no change after growth', grown, 0, 'stop', 0.1, true],
+  ])('%s', (_name, state, changed, action, rho, grew) => {
+    const decision = checkAlps(state, 3, changed, 1000);
+    expect(decision.action).toBe(action);
+    expect(decision.state.rho).toBeCloseTo(rho, 12);
+    expect(decision.state.grew).toBe(grew);
+  });
+
+  test('after 30 iterations a change below 3e-4 of k ends the run', () => {
+    expect(checkAlps(grown, 30, 2, 10000).action).toBe('continue');
+    expect(checkAlps(grown, 33, 2, 10000).action).toBe('stop');
+    expect(checkAlps(grown, 33, 3, 10000).action).toBe('continue');
+  });
+
+  test('the iteration cap ends it, rho stays at its cap', () => {
+    expect(checkAlps(grown, 300, 500, 1000).action).toBe('stop');
+    expect(checkAlps({ rho: 9e5, grew: true }, 3, 500, 1000).state.rho).toBe(1e6);
+  });
+
+  test('rho never reaches zero, however often it shrinks', () => {
+    let state = fresh;
+    for (let i = 0; i < 100; i++) state = checkAlps(state, 3, 0, 1000).state;
+    expect(state.rho).toBe(1e-7);
+  });
+
+  test('the ladder has 28 iterations and 4 values', () => {
+    expect(ladder.reduce((sum, [, count]) => sum + count, 0)).toBe(28);
+    expect(ladder).toHaveLength(4);
+  });
+
+  test('constants are checked', () => {
+    expect(parseAlpsSchedule()).toEqual(alpsDefaults);
+    expect(() => parseAlpsSchedule({ initialRho: 0 })).toThrow('initialRho');
+    expect(() => parseAlpsSchedule({ maxIterations: 1.5 })).toThrow('maxIterations');
+  });
+});

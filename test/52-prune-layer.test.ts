@@ -1,0 +1,125 @@
+import fc from 'fast-check';
+import { pruneLayer } from '../src/pruning/prune-layer.js';
+import { syntheticLayer } from './helpers/layers.js';
+import { exactRefit, referenceAlps, relativeError, type TestPattern, topMask } from './helpers/reference-alps.js';
+
+const layer = syntheticLayer(24, 40);
+const { weight, gram, activations, m, n, shape } = layer;
+const published = { schedule: 'alps', metric: 'diagonal' } as const;
+
+function optionsOf(pattern: TestPattern) {
+  return 'of' in pattern ? { pattern } : { sparsity: pattern.sparsity };
+}
+
+const patterns: TestPattern[] = [
+  { sparsity: 0.5 },
+  { sparsity: 0.7 },
+  { sparsity: 0.9 },
+  { keep: 2, of: 4 },
+  { keep: 4, of: 8 },
+  { keep: 1, of: 4 },
+];
+
+describe('pruneLayer', () => {
+  test.each(patterns)('%j: the published schedule gives what the paper’s form gives in float64', async (pattern) => {
+    const expected = referenceAlps(weight, gram, m, n, pattern);
+    const result = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern), ...published });
+    const expectedError = relativeError(weight, expected.weight, gram, m, n);
+    expect(result.kept).toBe(expected.kept);
+    expect(result.mask.reduce((sum, bit) => sum + bit, 0)).toBe(expected.kept);
+    expect(result.iterations).toBe(expected.iterations);
+    const differing = result.mask.reduce((sum, bit, i) => sum + (bit === expected.mask[i] ? 0 : 1), 0);
+    expect(differing).toBeLessThanOrEqual(0.01 * expected.kept);
+    expect(result.error / expectedError).toBeGreaterThan(0.99);
+    expect(result.error / expectedError).toBeLessThan(1.002);
+    expect(result.trace.at(-1)?.iteration).toBe(result.iterations);
+  });
+
+  test.each(patterns)('%j: the reported error is that of the returned weights', async (pattern) => {
+    const result = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern) });
+    const error = relativeError(weight, result.weight, gram, m, n);
+    expect(Math.abs(result.error - error)).toBeLessThan(1e-4 * error);
+  });
+
+  test.each(patterns)(
+    '%j: the ladder with the OBS metric is not worse than 1.03 times the published schedule',
+    async (pattern) => {
+      const ours = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern) });
+      const theirs = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern), ...published });
+      expect(ours.iterations).toBe(28);
+      expect(ours.error).toBeLessThan(1.03 * theirs.error);
+    },
+  );
+
+  test('the refit comes close to the exact minimum on its support and never raises the objective', async () => {
+    const base = { weight, shape, gram, sparsity: 0.7, ridge: 0, ...published } as const;
+    const before = await pruneLayer({ ...base, refineIterations: 0 });
+    const after = await pruneLayer({ ...base, refineIterations: 60 });
+    expect([...after.mask]).toEqual([...before.mask]);
+    expect(after.errorWithRidge).toBeLessThanOrEqual(before.errorWithRidge);
+    const exact = relativeError(weight, exactRefit(weight, gram, after.mask, m, n), gram, m, n);
+    expect(after.error).toBeLessThan(exact * 1.0001);
+    expect(after.error).toBeGreaterThan(exact * 0.9999);
+  });
+
+  test('activations give what their Gram matrix gives', async () => {
+    const fromInputs = await pruneLayer({ weight, shape, activations, sparsity: 0.7 });
+    const fromGram = await pruneLayer({ weight, shape, gram, sparsity: 0.7 });
+    expect(Math.abs(fromInputs.error / fromGram.error - 1)).toBeLessThan(1e-3);
+  });
+
+  test('magnitude pruning keeps the largest weights as they are', async () => {
+    const result = await pruneLayer({ weight, shape, gram, sparsity: 0.6, method: 'magnitude' });
+    const mask = topMask(weight, { sparsity: 0.6 });
+    expect([...result.mask]).toEqual([...mask]);
+    expect([...result.weight]).toEqual([...weight].map((w, i) => (mask[i] ? w : 0)));
+  });
+
+  test('ALPS beats magnitude pruning clearly', async () => {
+    const alps = await pruneLayer({ weight, shape, gram, sparsity: 0.7 });
+    const magnitude = await pruneLayer({ weight, shape, gram, sparsity: 0.7, method: 'magnitude' });
+    expect(alps.error).toBeLessThan(0.7 * magnitude.error);
+  });
+
+  test('bfloat16 products hardly change the error', async () => {
+    const f32 = await pruneLayer({ weight, shape, gram, sparsity: 0.7 });
+    const bf16 = await pruneLayer({ weight, shape, gram, sparsity: 0.7, precision: 'bfloat16' });
+    expect(Math.abs(bf16.error / f32.error - 1)).toBeLessThan(0.02);
+  });
+
+  test('equal bits for any number of threads, and again', async () => {
+    const { Device } = await import('../src/device/device.js');
+    const { activations: _, ...wide } = syntheticLayer(130, 97, { seed: 5 });
+    const run = (threads: number) => pruneLayer({ ...wide, sparsity: 0.7, device: Device.open('cpu', { threads }) });
+    const [one, two, three, again] = [await run(1), await run(2), await run(3), await run(2)];
+    for (const other of [two, three, again])
+      expect(Buffer.compare(Buffer.from(one.weight.buffer), Buffer.from(other.weight.buffer))).toBe(0);
+  });
+
+  test('0 % leaves the weights, 100 % leaves nothing', async () => {
+    const all = await pruneLayer({ weight, shape, gram, sparsity: 0 });
+    expect([...all.weight]).toEqual([...weight]);
+    expect(all.error).toBe(0);
+    const none = await pruneLayer({ weight, shape, gram, sparsity: 1 });
+    expect(none.weight.every((w) => Object.is(w, 0))).toBe(true);
+    expect(none.error).toBeCloseTo(1, 6);
+  });
+
+  test('any size and sparsity: exact k, +0 off the mask, finite numbers', async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.integer({ min: 1, max: 17 }),
+        fc.integer({ min: 1, max: 31 }),
+        fc.double({ min: 0, max: 1, noNaN: true }),
+        fc.constantFrom('ladder', 'alps'),
+        async (rows, columns, sparsity, schedule) => {
+          const some = syntheticLayer(rows, columns, { seed: rows * 100 + columns });
+          const result = await pruneLayer({ ...some, activations: undefined, sparsity, schedule } as never);
+          expect(result.mask.reduce((sum, bit) => sum + bit, 0)).toBe(Math.round((1 - sparsity) * rows * columns));
+          expect(result.weight.every((w, i) => Number.isFinite(w) && (result.mask[i] || Object.is(w, 0)))).toBe(true);
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+});

@@ -1,0 +1,237 @@
+import { type PruneLayerOptions, pruneLayer } from '../src/pruning/prune-layer.js';
+import { syntheticLayer } from './helpers/layers.js';
+import { normal } from './helpers/numbers.js';
+import { relativeError } from './helpers/reference-alps.js';
+
+const { weight, gram, activations, m, n, shape } = syntheticLayer(12, 16);
+const good = { weight, shape, gram, sparsity: 0.5 } as const;
+const published = { schedule: 'alps', metric: 'diagonal' } as const;
+
+function changed(source: Float32Array, index: number, value: number): Float32Array<ArrayBuffer> {
+  const copy = Float32Array.from(source);
+  copy[index] = value;
+  return copy;
+}
+
+describe('bad options are refused in words', () => {
+  test.each<[string, Record<string, unknown>, string]>([
+    [
+      'no Gram matrix',
+      { gram: undefined },
+      'Expected exactly one for gram and activations but received "none" of type string',
+    ],
+    [
+      'both inputs',
+      { activations },
+      'Expected exactly one for gram and activations but received "both" of type string',
+    ],
+    [
+      'a short weight',
+      { weight: weight.slice(1) },
+      'Expected 192 numbers [12, 16] for weight but received Float32Array(191) of type object',
+    ],
+    ['plain numbers', { weight: [...weight] }, 'Expected a Float32Array [12, 16] for weight'],
+    [
+      'a wrong Gram matrix',
+      { gram: gram.slice(16) },
+      'Expected 256 numbers [16, 16] for gram but received Float32Array(240) of type object',
+    ],
+    [
+      'ragged activations',
+      { gram: undefined, activations: activations.slice(1) },
+      'for activations but received Float32Array(',
+    ],
+    ['no shape', { shape: undefined }, 'Expected [outputs, inputs], two positive integers, for shape'],
+    [
+      'a sparsity as text',
+      { sparsity: '0.5' },
+      'Expected a number from 0 to 1 for sparsity but received "0.5" of type string',
+    ],
+    [
+      'a sparsity in percent',
+      { sparsity: 50 },
+      'Expected a number from 0 to 1 for sparsity but received 50 of type number',
+    ],
+    ['N > M', { sparsity: undefined, pattern: { keep: 5, of: 4 } }, 'for pattern.keep but received 5'],
+    [
+      'M that does not divide',
+      { sparsity: undefined, pattern: { keep: 2, of: 5 } },
+      'Expected a width that 5 divides but the layer is [12, 16]',
+    ],
+    [
+      'an unknown method',
+      { method: 'best' },
+      'Expected "alps" or "magnitude" for method but received "best" of type string',
+    ],
+    [
+      'the ladder with the published metric',
+      { schedule: 'ladder', metric: 'diagonal' },
+      'The ladder needs the metric "obs"',
+    ],
+    ['a negative ridge', { ridge: -1 }, 'Expected a number from 0 to 1000000 for ridge but received -1 of type number'],
+    [
+      'half an iteration',
+      { refineIterations: 0.5 },
+      'Expected an integer for refineIterations but received 0.5 of type number',
+    ],
+    [
+      'an unknown precision',
+      { precision: 'int8' },
+      'Expected "float32" or "bfloat16" for precision but received "int8" of type string',
+    ],
+    ['an unknown device', { device: 'tpu' }, 'Expected "auto" or "cpu" for device but received "tpu" of type string'],
+  ])('%s', async (_name, change, message) => {
+    const options = { ...good, ...change } as unknown as PruneLayerOptions;
+    await expect(pruneLayer(options)).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining(message),
+    });
+  });
+
+  test('an aborted signal', async () => {
+    await expect(pruneLayer({ ...good, signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'ABORTED' });
+  });
+
+  test('a signal that fires during the solve', async () => {
+    const wide = syntheticLayer(256, 256, { tokens: 300 });
+    const controller = new AbortController();
+    const running = pruneLayer({
+      ...wide,
+      activations: undefined,
+      sparsity: 0.7,
+      ...published,
+      signal: controller.signal,
+    });
+    setTimeout(() => controller.abort(), 5);
+    await expect(running).rejects.toMatchObject({ code: 'ABORTED' });
+  });
+});
+
+describe('hard numbers', () => {
+  test('NaN or infinity in the weights is named', async () => {
+    await expect(pruneLayer({ ...good, name: 'q_proj', weight: changed(weight, 7, Number.NaN) })).rejects.toMatchObject(
+      {
+        code: 'NOT_FINITE',
+        message: '1 weights of q_proj are NaN or infinite',
+      },
+    );
+    await expect(pruneLayer({ ...good, weight: changed(weight, 7, Number.POSITIVE_INFINITY) })).rejects.toMatchObject({
+      code: 'NOT_FINITE',
+    });
+  });
+
+  test('NaN in the Gram matrix or the inputs is named', async () => {
+    const message = expect.stringContaining('entries of the Gram matrix of the layer are NaN or infinite');
+    await expect(pruneLayer({ ...good, gram: changed(gram, 3, Number.NaN) })).rejects.toMatchObject({
+      code: 'NOT_FINITE',
+      message,
+    });
+    const inputs = changed(activations, 3, Number.NaN);
+    await expect(pruneLayer({ ...good, gram: undefined, activations: inputs })).rejects.toMatchObject({
+      code: 'NOT_FINITE',
+      message,
+    });
+  });
+
+  test('a matrix that is no Gram matrix is refused after damping', async () => {
+    const bad = Float32Array.from(gram, (value, i) =>
+      i % (n + 1) === 0 ? value : value + 1e7 * (i % 3 === 0 ? 1 : -1),
+    );
+    for (let i = 0; i < n; i++) for (let j = 0; j < i; j++) bad[i * n + j] = bad[j * n + i]!;
+    await expect(pruneLayer({ ...good, gram: bad })).rejects.toMatchObject({
+      code: 'NOT_POSITIVE_DEFINITE',
+      message: expect.stringContaining('The Gram matrix of the layer is not positive semi-definite'),
+    });
+  });
+
+  test('fewer tokens than inputs, without a ridge: damped, and said so', async () => {
+    const few = activations.slice(0, 5 * n);
+    const result = await pruneLayer({ weight, shape, activations: few, sparsity: 0.5, ridge: 0 });
+    expect(result.weight.every(Number.isFinite)).toBe(true);
+    expect(result.dampingSteps).toBeGreaterThanOrEqual(0);
+    expect(result.error).toBeLessThan(0.1);
+  });
+
+  const hard: [string, { weight?: Float32Array<ArrayBuffer>; activations?: Float32Array<ArrayBuffer> }][] = [
+    ['all weights zero', { weight: new Float32Array(m * n) }],
+    ['all weights equal (ties)', { weight: new Float32Array(m * n).fill(0.5) }],
+    [
+      'minus zero and subnormal weights',
+      { weight: weight.map((w, i) => (i % 3 === 0 ? -0 : i % 3 === 1 ? 1e-40 * w : w)) },
+    ],
+    ['weights sparser than asked', { weight: weight.map((w, i) => (i % 10 === 0 ? w : 0)) }],
+    ['a dead input', { activations: activations.map((x, i) => (i % n === 3 ? 0 : x)) }],
+    ['no live input', { activations: new Float32Array(4 * n) }],
+    ['a duplicated input', { activations: activations.map((x, i, all) => (i % n === 3 ? all[i - 1]! : x)) }],
+    ['one input 10,000 times larger', { activations: activations.map((x, i) => (i % n === 3 ? 1e4 * x : x)) }],
+    ['a condition number of 1e12', { activations: activations.map((x, i) => x * 10 ** (-6 * ((i % n) / (n - 1)))) }],
+    ['tiny inputs', { activations: activations.map((x) => x * 1e-12) }],
+  ];
+
+  test.each(
+    hard.flatMap(([name, change]) => [
+      [name, change, {}] as const,
+      [`${name}, published schedule`, change, published] as const,
+    ]),
+  )('%s', async (_name, change, schedule) => {
+    const result = await pruneLayer({ weight, shape, activations, sparsity: 0.5, ...change, ...schedule });
+    expect(result.mask.reduce((sum, bit) => sum + bit, 0)).toBe((m * n) / 2);
+    expect(result.weight.every((w, i) => Number.isFinite(w) && (result.mask[i] || Object.is(w, 0)))).toBe(true);
+    expect(result.error).toBeGreaterThanOrEqual(0);
+    expect(result.error).toBeLessThan(0.5);
+  });
+
+  test('a dead input gets weight 0', async () => {
+    const dead = activations.map((x, i) => (i % n === 3 ? 0 : x));
+    const { weight: pruned } = await pruneLayer({ weight, shape, activations: dead, sparsity: 0.5 });
+    for (let i = 0; i < m; i++) expect(Object.is(pruned[i * n + 3], 0)).toBe(true);
+  });
+
+  test('weights that are sparse enough already stay as they are', async () => {
+    const sparse = weight.map((w, i) => (i % 10 === 0 ? w : 0));
+    const result = await pruneLayer({ weight: sparse, shape, gram, sparsity: 0.5 });
+    expect(relativeError(sparse, result.weight, gram, m, n)).toBeLessThan(1e-8);
+  });
+
+  test.each([
+    [1, 13],
+    [13, 1],
+    [1, 1],
+    [7, 11],
+  ])('size %i × %i', async (rows, columns) => {
+    const some = syntheticLayer(rows, columns);
+    for (const schedule of [{}, published]) {
+      const result = await pruneLayer({
+        ...some,
+        activations: undefined,
+        sparsity: 0.5,
+        ...schedule,
+      } as PruneLayerOptions);
+      expect(result.weight.every(Number.isFinite)).toBe(true);
+      expect(result.kept).toBe(Math.round(rows * columns * 0.5));
+    }
+  });
+
+  test('the iteration cap is reported', async () => {
+    const result = await pruneLayer({ ...good, ...published, alpsSchedule: { maxIterations: 3 } });
+    expect(result.iterations).toBe(3);
+    expect(result.capped).toBe(true);
+  });
+
+  test('rho at its cap', async () => {
+    const result = await pruneLayer({ ...good, ...published, alpsSchedule: { initialRho: 1e6 } });
+    expect(result.weight.every(Number.isFinite)).toBe(true);
+    expect(result.trace[0]?.rho).toBe(1e6);
+  });
+
+  test('nothing of the device’s memory is kept', async () => {
+    const { Device } = await import('../src/device/device.js');
+    const device = Device.open('cpu', { memoryLimit: 1 << 28 });
+    await pruneLayer({ ...good, device });
+    await pruneLayer({ ...good, device, weight: changed(weight, 0, Number.NaN) }).catch(() => undefined);
+    await pruneLayer({ ...good, device, activations: normal(1, 4 * n), gram: undefined });
+    using stream = device.stream();
+    await stream.sync();
+    expect(device.info().memoryUsed).toBe(0);
+  });
+});
