@@ -1,6 +1,6 @@
 import { AlpsError, describe } from '../errors.js';
 import { dtypeBits, type SafetensorsDtype } from './dtype.js';
-import { isObject, parseJsonStrictly } from './json.js';
+import { fractionalNumber, isObject, parseJsonStrictly } from './json.js';
 
 /** One tensor of a safetensors file. */
 export interface TensorInfo {
@@ -45,6 +45,9 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, path: string): 
   for (const [name, entry] of Object.entries(header)) {
     if (name !== '__metadata__') tensors.push(parseEntry(name, entry, dataStart, path));
   }
+  const fraction = fractionalNumber(text);
+  if (fraction !== undefined)
+    throw invalid(`the header has the number ${describe(fraction)}, which is not written as an integer`);
   tensors.sort((a, b) => a.byteOffset - b.byteOffset || a.byteLength - b.byteLength);
   let end = dataStart;
   for (const tensor of tensors) {
@@ -63,16 +66,26 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, path: string): 
   return { tensors, metadata };
 }
 
+/** JSON can escape half a surrogate pair; no UTF-8 holds it, so such a name could not be written again. */
+const loneSurrogate = /\p{Surrogate}/u;
+
 function parseMetadata(value: unknown, path: string): Record<string, string> | undefined {
   if (value === undefined) return undefined;
   if (!isObject(value) || Object.values(value).some((item) => typeof item !== 'string')) {
     throw new AlpsError('INVALID_CHECKPOINT', `${path}: __metadata__ is not a map from string to string`);
+  }
+  if (Object.entries(value).some((pair) => loneSurrogate.test(pair.join('')))) {
+    throw new AlpsError(
+      'INVALID_CHECKPOINT',
+      `${path}: __metadata__ has text that is not Unicode (half a surrogate pair)`,
+    );
   }
   return value as Record<string, string>;
 }
 
 function parseEntry(name: string, entry: unknown, dataStart: number, path: string): TensorInfo {
   const invalid = (text: string) => new AlpsError('INVALID_CHECKPOINT', `${path}: tensor ${describe(name)} ${text}`);
+  if (loneSurrogate.test(name)) throw invalid('has a name that is not Unicode (half a surrogate pair)');
   if (!isObject(entry)) throw invalid(`is ${describe(entry)}, not an object`);
   const { dtype, shape, data_offsets: offsets, ...rest } = entry;
   const [unknown] = Object.keys(rest);
@@ -88,7 +101,8 @@ function parseEntry(name: string, entry: unknown, dataStart: number, path: strin
   }
   const [start, end] = offsets as [number, number];
   if (end < start) throw invalid(`has the reversed data_offsets ${describe(offsets)}`);
-  const bits = shape.reduce((product, d) => product * BigInt(d), BigInt(dtypeBits[dtype as SafetensorsDtype]));
+  const bits = bitsOf(shape, dtype as SafetensorsDtype);
+  if (bits === undefined) throw invalid(`has the shape ${describe(shape)}, whose product is above 2^64`);
   if (bits % 8n !== 0n) throw invalid(`of dtype ${dtype} and shape ${describe(shape)} does not fill whole bytes`);
   if (bits / 8n !== BigInt(end - start)) {
     throw invalid(
@@ -97,6 +111,16 @@ function parseEntry(name: string, entry: unknown, dataStart: number, path: strin
   }
   if (!Number.isSafeInteger(dataStart + end)) throw invalid(`ends beyond 2^53`);
   return { name, dtype: dtype as SafetensorsDtype, shape, byteOffset: dataStart + start, byteLength: end - start };
+}
+
+/** Bits of a tensor, or undefined once the product passes 2^64: giving up there keeps an endless shape cheap. */
+function bitsOf(shape: readonly number[], dtype: SafetensorsDtype): bigint | undefined {
+  let bits = BigInt(dtypeBits[dtype]);
+  for (const size of shape) {
+    bits *= BigInt(size);
+    if (bits >= 1n << 64n) return undefined;
+  }
+  return bits;
 }
 
 /** The header's bytes with their length before them, padded with spaces to a multiple of 8. */

@@ -1,20 +1,23 @@
 import { constants } from 'node:fs';
-import { type FileHandle, open, rename, rm } from 'node:fs/promises';
-import { AlpsError, describe, fileSystemError, throwIfAborted } from '../errors.js';
-import { encodeHeader, maxHeaderBytes, parseHeader, type TensorInfo } from './header.js';
+import { type FileHandle, open, stat } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { AlpsError, describe, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
+import { openError, readFully } from './file-io.js';
+import { maxHeaderBytes, parseHeader, type TensorInfo } from './header.js';
 
-/** Bytes of one read or write: bounds what an abort has to wait for. */
-const pieceBytes = 16 << 20;
+export { type NewTensor, writeSafetensors } from './write-safetensors.js';
 
 /** What identifies the content of an open file; a change of it during a run is reported. */
 interface Fingerprint {
-  size: number;
+  device: bigint;
+  inode: bigint;
+  size: bigint;
   modified: bigint;
 }
 
 /**
  * A safetensors file, open for reading. The header is checked whole when the file is opened; tensors are read when asked for, so a
- * file may be larger than memory. Format: https://github.com/huggingface/safetensors
+ * file may be larger than memory. Symbolic links are followed. Format: https://github.com/huggingface/safetensors
  */
 export class SafetensorsFile {
   readonly path: string;
@@ -22,7 +25,9 @@ export class SafetensorsFile {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   readonly metadata: Record<string, string> | undefined;
   readonly #handle: FileHandle;
+  readonly #absolutePath: string;
   readonly #fingerprint: Fingerprint;
+  #closed = false;
 
   private constructor(
     path: string,
@@ -32,6 +37,7 @@ export class SafetensorsFile {
     metadata: Record<string, string> | undefined,
   ) {
     this.path = path;
+    this.#absolutePath = resolve(path);
     this.#handle = handle;
     this.#fingerprint = fingerprint;
     this.tensors = new Map(tensors.map((tensor) => [tensor.name, tensor]));
@@ -39,149 +45,137 @@ export class SafetensorsFile {
   }
 
   /**
+   * Opens a file and checks its header against every rule of the format.
    * @throws AlpsError `FILE_SYSTEM` when it cannot be opened, `INVALID_CHECKPOINT` when it breaks the format (the message names the file,
-   * the tensor and the rule).
+   * the tensor and the rule), `ABORTED`
    */
   static async open(path: string, options: { signal?: AbortSignal } = {}): Promise<SafetensorsFile> {
+    if (typeof path !== 'string' || path === '') throw invalidArgument('path', 'the path of a file', path);
     throwIfAborted(options.signal);
     let handle: FileHandle;
     try {
       // Non-blocking: opening a named pipe would wait for its writer.
-      handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+      handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
     } catch (cause) {
-      throw fileSystemError('open', path, cause);
+      throw openError(path, cause);
     }
     try {
-      const stat = await handle.stat({ bigint: true });
-      if (!stat.isFile()) throw new AlpsError('INVALID_CHECKPOINT', `${path} is not a regular file`);
-      const size = Number(stat.size);
-      if (size < 8)
-        throw new AlpsError('INVALID_CHECKPOINT', `${path} has ${size} bytes, too few for a safetensors file`);
-      const lengthBytes = new Uint8Array(8);
-      await readFully(handle, path, lengthBytes, 0);
-      const length = new DataView(lengthBytes.buffer).getBigUint64(0, true);
-      if (length > BigInt(maxHeaderBytes)) {
-        throw new AlpsError(
-          'INVALID_CHECKPOINT',
-          `${path}: the header's length of ${length} bytes is above the format's limit of ${maxHeaderBytes}`,
-        );
-      }
-      if (length > BigInt(size - 8)) {
-        throw new AlpsError(
-          'INVALID_CHECKPOINT',
-          `${path}: the header's length of ${length} bytes goes beyond the file's ${size} bytes`,
-        );
-      }
-      if (length === 0n) throw new AlpsError('INVALID_CHECKPOINT', `${path}: the header is empty`);
-      const header = new Uint8Array(Number(length));
-      await readFully(handle, path, header, 8, options.signal);
+      const fingerprint = await fingerprintOf(handle, path);
+      const size = Number(fingerprint.size);
+      const header = await readHeader(handle, path, size, options.signal);
       const { tensors, metadata } = parseHeader(header, size, path);
-      return new SafetensorsFile(path, handle, { size, modified: stat.mtimeNs }, tensors, metadata);
+      return new SafetensorsFile(path, handle, fingerprint, tensors, metadata);
     } catch (error) {
       await handle.close();
       throw fileSystemError('read', path, error);
     }
   }
 
-  /** The tensor's bytes (little-endian, row-major), in memory of their own. */
+  /**
+   * The tensor's bytes (little-endian, row-major), in memory of their own.
+   * @throws AlpsError `INVALID_CHECKPOINT` when there is no such tensor, or the file is cut short or changed since it was opened;
+   * `OUT_OF_MEMORY`, `FILE_SYSTEM`, `ABORTED`, `DISPOSED`
+   */
   async read(name: string, options: { signal?: AbortSignal } = {}): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = new Uint8Array(this.#find(name).byteLength);
-    await this.readInto(name, bytes, 0, options);
+    const { byteLength } = this.#find(name);
+    let bytes: Uint8Array<ArrayBuffer>;
+    try {
+      bytes = new Uint8Array(byteLength);
+    } catch (cause) {
+      const text = `${this.path}: tensor ${describe(name)} has ${byteLength} bytes, more than can be held at once`;
+      throw new AlpsError('OUT_OF_MEMORY', text, { cause });
+    }
+    await this.readInto(name, bytes, options);
     return bytes;
   }
 
-  /** Fills `out` with the tensor's bytes from `offset` on. */
-  async readInto(name: string, out: Uint8Array, offset: number, options: { signal?: AbortSignal } = {}): Promise<void> {
-    const tensor = this.#find(name);
-    const { size, mtimeNs } = await this.#handle.stat({ bigint: true });
-    if (Number(size) !== this.#fingerprint.size || mtimeNs !== this.#fingerprint.modified) {
-      throw new AlpsError('INVALID_CHECKPOINT', `${this.path} was changed while it was being read`);
+  /**
+   * Fills `out` with the tensor's bytes from byte `offset` (default 0) on.
+   * @throws AlpsError as {@link read}, and `INVALID_ARGUMENT` when the tensor has fewer bytes
+   */
+  async readInto(
+    name: string,
+    out: Uint8Array,
+    options: { offset?: number; signal?: AbortSignal } = {},
+  ): Promise<void> {
+    const { byteOffset, byteLength } = this.#find(name);
+    const { offset = 0, signal } = options;
+    if (!Number.isSafeInteger(offset) || offset < 0 || offset + out.length > byteLength) {
+      const room = `an offset with ${out.length} bytes after it in tensor ${describe(name)} of ${byteLength} bytes`;
+      throw invalidArgument('offset', room, offset);
     }
-    await readFully(this.#handle, this.path, out, tensor.byteOffset + offset, options.signal);
+    await this.#checkUnchanged();
+    await readFully(this.#handle, this.path, out, byteOffset + offset, signal);
+    await this.#checkUnchanged();
   }
 
+  /** Closes the file; a second call does nothing. */
   async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
     await this.#handle.close();
   }
 
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
   #find(name: string): TensorInfo {
+    if (this.#closed)
+      throw new AlpsError('DISPOSED', `${this.path} was closed before tensor ${describe(name)} was read`);
     const tensor = this.tensors.get(name);
     if (!tensor) throw new AlpsError('INVALID_CHECKPOINT', `${this.path} has no tensor ${describe(name)}`);
     return tensor;
   }
-}
 
-async function readFully(
-  handle: FileHandle,
-  path: string,
-  out: Uint8Array,
-  position: number,
-  signal?: AbortSignal,
-): Promise<void> {
-  let done = 0;
-  while (done < out.length) {
-    throwIfAborted(signal);
-    let bytesRead: number;
-    try {
-      ({ bytesRead } = await handle.read(out, done, Math.min(pieceBytes, out.length - done), position + done));
-    } catch (cause) {
-      throw fileSystemError('read', path, cause);
-    }
-    if (bytesRead === 0) {
-      throw new AlpsError('INVALID_CHECKPOINT', `${path} is truncated: byte ${position + done} is missing`);
-    }
-    done += bytesRead;
+  /** The open file must be what it was, and the path must still lead to it. */
+  async #checkUnchanged(): Promise<void> {
+    const was = this.#fingerprint;
+    const changed = (how: string, cause?: unknown) =>
+      new AlpsError(
+        'INVALID_CHECKPOINT',
+        `${this.path} was ${how} while it was being read; start again when nothing else writes to it`,
+        { cause },
+      );
+    const now = await fingerprintOf(this.#handle, this.path);
+    if (now.size !== was.size || now.modified !== was.modified) throw changed('changed');
+    const named = await stat(this.#absolutePath, { bigint: true }).catch((cause) => {
+      throw changed('removed', cause);
+    });
+    if (named.ino !== was.inode || named.dev !== was.device) throw changed('replaced');
   }
 }
 
-/** Writes all bytes at a position, in pieces. */
-export async function writeFully(
-  handle: FileHandle,
-  path: string,
-  bytes: Uint8Array,
-  position: number,
-  signal?: AbortSignal,
-): Promise<void> {
-  let done = 0;
-  while (done < bytes.length) {
-    throwIfAborted(signal);
-    try {
-      done += (await handle.write(bytes, done, Math.min(pieceBytes, bytes.length - done), position + done))
-        .bytesWritten;
-    } catch (cause) {
-      throw fileSystemError(`write ${bytes.length} bytes to`, path, cause);
-    }
-  }
-}
-
-/** One tensor for {@link writeSafetensors}. */
-export type NewTensor = Pick<TensorInfo, 'name' | 'dtype' | 'shape'> & { bytes: Uint8Array };
-
-/** Writes a whole safetensors file: under a temporary name first, then renamed. */
-export async function writeSafetensors(
-  path: string,
-  tensors: NewTensor[],
-  metadata: Record<string, string> = { format: 'pt' },
-): Promise<void> {
-  const infos = tensors.map(({ bytes, ...tensor }) => ({ ...tensor, byteOffset: 0, byteLength: bytes.length }));
-  const header = encodeHeader(infos, metadata);
-  const temporary = `${path}.partial-${process.pid}`;
+async function fingerprintOf(handle: FileHandle, path: string): Promise<Fingerprint> {
   try {
-    const handle = await open(temporary, 'wx');
-    try {
-      await writeFully(handle, temporary, header, 0);
-      let position = header.length;
-      for (const { bytes } of tensors) {
-        await writeFully(handle, temporary, bytes, position);
-        position += bytes.length;
-      }
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-    await rename(temporary, path);
-  } catch (error) {
-    await rm(temporary, { force: true });
-    throw fileSystemError('write', path, error);
+    const info = await handle.stat({ bigint: true });
+    if (!info.isFile()) throw new AlpsError('INVALID_CHECKPOINT', `${path} is not a regular file`);
+    return { device: info.dev, inode: info.ino, size: info.size, modified: info.mtimeNs };
+  } catch (cause) {
+    throw fileSystemError('read', path, cause);
   }
+}
+
+/** The JSON bytes of the header. */
+async function readHeader(
+  handle: FileHandle,
+  path: string,
+  fileSize: number,
+  signal: AbortSignal | undefined,
+): Promise<Uint8Array> {
+  const invalid = (text: string) => new AlpsError('INVALID_CHECKPOINT', `${path}${text}`);
+  if (fileSize < 8) throw invalid(` has ${fileSize} bytes, too few for a safetensors file`);
+  const lengthBytes = new Uint8Array(8);
+  await readFully(handle, path, lengthBytes, 0);
+  const length = new DataView(lengthBytes.buffer).getBigUint64(0, true);
+  if (length > BigInt(maxHeaderBytes)) {
+    throw invalid(`: the header's length of ${length} bytes is above the format's limit of ${maxHeaderBytes}`);
+  }
+  if (length > BigInt(fileSize - 8)) {
+    throw invalid(`: the header's length of ${length} bytes goes beyond the file's ${fileSize} bytes`);
+  }
+  if (length === 0n) throw invalid(': the header is empty');
+  const header = new Uint8Array(Number(length));
+  await readFully(handle, path, header, 8, signal);
+  return header;
 }

@@ -5,7 +5,7 @@ import { allocateArray, fromNative, native, type Tensor, type TypedArrayOf } fro
 
 type F32 = Tensor<'float32'>;
 /** float32, or bfloat16 where the op says so. */
-type Float = Tensor<'float32'> | Tensor<'bfloat16'>;
+type Float = Tensor<'float32' | 'bfloat16'>;
 type Mask = Tensor<'uint8'>;
 
 /** Layers solved as one matrix of concatenated rows: the row after each one's last, and how many weights each one keeps. */

@@ -36,7 +36,7 @@ interface Iterate {
   b: F32;
   state: F32;
   mask: Tensor<'uint8'>;
-  y: Tensor<'float32'> | Tensor<'bfloat16'>;
+  y: Tensor<Precision>;
 }
 
 /**
@@ -64,7 +64,7 @@ export async function solveAlps(
       b: weight,
       state: scope.hold(device.tensor('float32', [m, n], 'the ADMM state')),
       mask,
-      y: scope.hold(device.tensor(precision, [m, n], 'the ADMM right-hand side')) as Iterate['y'],
+      y: scope.hold(device.tensor(precision, [m, n], 'the ADMM right-hand side')),
     };
     const admm = new Admm(problem, options, precision, iterate, scope, time);
     const run = options.schedule === 'ladder' ? await runLadder(admm) : await runPublished(admm, options);
@@ -113,7 +113,7 @@ class Admm {
   readonly #options: ParsedPruningOptions;
   readonly #iterate: Iterate;
   readonly #inverse: F32;
-  readonly #operator: Tensor<'float32'> | Tensor<'bfloat16'>;
+  readonly #operator: Tensor<Precision>;
   readonly #time: { factorise: number };
   readonly #previous: Tensor<'uint8'>;
   readonly #counts: Tensor<'uint32'>;

@@ -1,0 +1,112 @@
+import { readFile } from 'node:fs/promises';
+import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
+import type { DecoderConfig } from '../model/config.js';
+import { loadTokenizer } from '../model/tokenizer.js';
+import { joinedText, type TextOptions, type TextSource } from './text.js';
+import { consecutiveWindows, sampleWindows, type TokenWindows, windowsOfIds } from './windows.js';
+
+/** What a model reads while it is pruned: text or token ids. */
+export interface CalibrationOptions {
+  /** Files (.txt, .jsonl, .parquet, .gz; `.json` with token ids) or strings. */
+  text?: TextSource;
+  /** Windows of token ids, all of one length, instead of text. */
+  tokenIds?: readonly (readonly number[] | Uint32Array)[];
+  /** The text field of .jsonl and .parquet files. Default `text`. */
+  field?: string;
+  /** Number of token windows. Default 128. */
+  windows?: number;
+  /** Tokens of a window. Default 2048, at most what the model takes; shortened where the text is shorter. */
+  length?: number;
+  /** Which windows of the text are taken. Default 0. The same text and seed give the same tokens. */
+  seed?: number;
+  /** The text is read up to this many tokens. Default 16 × windows × length. */
+  maxTokens?: number;
+}
+
+const mostEvaluationTokens = 1 << 27;
+
+/** The calibration windows of a model; see {@link CalibrationOptions}. */
+export async function loadCalibration(
+  folder: string,
+  config: DecoderConfig,
+  options: CalibrationOptions,
+  { signal }: { signal?: AbortSignal } = {},
+): Promise<TokenWindows> {
+  const { text, tokenIds, windows = 128, seed = 0 } = options;
+  if ((text === undefined) === (tokenIds === undefined)) {
+    throw invalidArgument('calibration', 'exactly one of text and tokenIds', text === undefined ? 'none' : 'both');
+  }
+  if (!Number.isSafeInteger(windows) || windows < 1)
+    throw invalidArgument('windows', 'an integer of at least 1', windows);
+  if (!Number.isSafeInteger(seed) || seed < 0) throw invalidArgument('seed', 'an integer of at least 0', seed);
+  if (tokenIds !== undefined) return checkedLength(windowsOfIds(tokenIds, config.vocabulary, 'tokenIds'), config);
+  const ids = await readTokenFile(text!, 'calibration');
+  if (ids) return checkedLength(windowsOfIds(ids, config.vocabulary, String(text)), config);
+  const length = windowLength(options.length, config);
+  const { maxTokens = 16 * windows * length } = options;
+  return sampleWindows(await encoded(folder, config, text!, { field: options.field, signal }), {
+    windows,
+    length,
+    seed,
+    maxTokens,
+  });
+}
+
+/** The windows that a perplexity is measured on. */
+export async function loadEvaluationWindows(
+  folder: string,
+  config: DecoderConfig,
+  options: { text: TextSource; field?: string; length?: number; windows?: number },
+  { signal }: { signal?: AbortSignal } = {},
+): Promise<TokenWindows> {
+  const { text, windows } = options;
+  if (windows !== undefined && (!Number.isSafeInteger(windows) || windows < 1)) {
+    throw invalidArgument('windows', 'an integer of at least 1', windows);
+  }
+  const ids = await readTokenFile(text, 'evaluation');
+  if (ids) return checkedLength(windowsOfIds(ids.slice(0, windows), config.vocabulary, String(text)), config);
+  const length = windowLength(options.length, config);
+  const stream = await encoded(folder, config, text, { field: options.field, signal });
+  return consecutiveWindows(stream, { length, windows, maxTokens: mostEvaluationTokens });
+}
+
+async function encoded(folder: string, config: DecoderConfig, text: TextSource, options: TextOptions) {
+  const tokenizer = await loadTokenizer(folder, { vocabSize: config.vocabulary });
+  return tokenizer.encodeStream(joinedText(text, options), { signal: options.signal });
+}
+
+/** 2048 unless asked otherwise; never more positions than the model has. */
+function windowLength(asked: number | undefined, config: DecoderConfig): number {
+  if (asked === undefined) return Math.min(2048, config.maxPositions);
+  if (!Number.isSafeInteger(asked) || asked < 2) throw invalidArgument('length', 'an integer of at least 2', asked);
+  if (asked > config.maxPositions) {
+    throw invalidArgument('length', `at most the model's ${config.maxPositions} positions`, asked);
+  }
+  return asked;
+}
+
+function checkedLength(windows: TokenWindows, config: DecoderConfig): TokenWindows {
+  windowLength(windows.length, config);
+  return windows;
+}
+
+/** Token ids of a `.json` file: a list of windows, or an object with such lists by name. */
+async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
+  const path = Array.isArray(text) && text.length === 1 ? text[0] : text;
+  if (typeof path !== 'string' || !path.endsWith('.json')) return undefined;
+  let content: string;
+  try {
+    content = await readFile(path, 'utf8');
+  } catch (cause) {
+    throw fileSystemError('read the token file', path, cause);
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(content);
+  } catch (cause) {
+    throw new AlpsError('INVALID_TEXT', `${path} is not JSON: ${(cause as Error).message}`, { cause });
+  }
+  const ids = Array.isArray(value) ? value : (value as Record<string, unknown> | null)?.[name];
+  if (!Array.isArray(ids)) throw new AlpsError('INVALID_TEXT', `${path} has no list of token windows named "${name}"`);
+  return ids;
+}

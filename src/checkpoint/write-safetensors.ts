@@ -1,0 +1,64 @@
+import { randomBytes } from 'node:crypto';
+import { open, rename, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { AlpsError, describe, fileSystemError } from '../errors.js';
+import { writeFully } from './file-io.js';
+import { encodeHeader, parseHeader, type TensorInfo } from './header.js';
+
+/** One tensor for {@link writeSafetensors}. */
+export type NewTensor = Pick<TensorInfo, 'name' | 'dtype' | 'shape'> & { bytes: Uint8Array };
+
+/**
+ * Writes a whole safetensors file: under a temporary name first, flushed to the disk, then renamed.
+ *
+ * @param tensors stored in this order; put wide dtypes first where readers want aligned elements
+ * @param metadata default `{ format: 'pt' }`, without which transformers refuses a file
+ * @throws AlpsError `INVALID_ARGUMENT` when a tensor breaks the format, `FILE_SYSTEM`
+ */
+export async function writeSafetensors(
+  path: string,
+  tensors: readonly NewTensor[],
+  metadata: Record<string, string> = { format: 'pt' },
+): Promise<void> {
+  const header = checkedHeader(path, tensors, metadata);
+  const temporary = join(dirname(path), `.alps-${randomBytes(6).toString('hex')}.partial`);
+  try {
+    const handle = await open(temporary, 'wx');
+    try {
+      await writeFully(handle, path, header, 0);
+      let position = header.length;
+      for (const { bytes } of tensors) {
+        await writeFully(handle, path, bytes, position);
+        position += bytes.length;
+      }
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => undefined);
+    throw fileSystemError('write', path, error);
+  }
+}
+
+/** The header, held to the same rules as one that is read. */
+function checkedHeader(path: string, tensors: readonly NewTensor[], metadata: Record<string, string>): Uint8Array {
+  for (const { name, bytes } of tensors) {
+    if (!(bytes instanceof Uint8Array) && !ArrayBuffer.isView(bytes)) {
+      throw new AlpsError(
+        'INVALID_ARGUMENT',
+        `Expected bytes for tensor ${describe(name)} but received ${describe(bytes)}`,
+      );
+    }
+  }
+  const infos = tensors.map(({ bytes, ...tensor }) => ({ ...tensor, byteOffset: 0, byteLength: bytes.byteLength }));
+  const header = encodeHeader(infos, metadata);
+  const total = infos.reduce((sum, { byteLength }) => sum + byteLength, header.length);
+  try {
+    parseHeader(header.subarray(8), total, path);
+  } catch (cause) {
+    throw new AlpsError('INVALID_ARGUMENT', (cause as Error).message, { cause });
+  }
+  return header;
+}

@@ -1,0 +1,151 @@
+import { type PruneEvent, type PruneReport, prune } from '../prune.js';
+import type { Method, Metric } from '../pruning/options.js';
+import type { ScheduleName } from '../pruning/rho-schedule.js';
+import type { Propagation } from '../traversal.js';
+import { device, deviceOptions, list, number, parse, pattern, string, UsageError } from './arguments.js';
+import type { Command } from './command.js';
+import { duration, table } from './format.js';
+import { Progress } from './progress.js';
+
+const help = `alps prune - prune a Hugging Face model folder into another
+
+Usage: alps prune MODEL --out DIR (--sparsity S | --pattern N:M) --calibration FILE [options]
+
+What to remove (one of the two):
+  --sparsity S           share of each matrix that becomes zero, such as 0.7
+  --pattern N:M          keep N of every M consecutive inputs, such as 2:4
+
+What the model reads meanwhile:
+  --calibration FILE     .txt, .jsonl, .json (token ids), .parquet, also .gz; may be given more than once
+  --field NAME           the text field of .jsonl and .parquet (default text)
+  --windows N            token windows (default 128)
+  --length N             tokens of a window (default 2048, at most what the model takes)
+  --seed N               which windows (default 0)
+
+How:
+  --method M             alps (default) or magnitude
+  --schedule S           ladder (default) or alps, the published schedule of rho
+  --metric M             obs (default with the ladder) or diagonal, the published one
+  --propagation P        sequential (default) or block, the published one
+  --ridge R              ridge as a share of the mean diagonal of XtX (default 0.01)
+  --refine-iterations N  conjugate gradient iterations (default 10)
+  --precision P          auto (default), float32 or bfloat16
+  --device D             auto (default) or cpu
+  --threads N            threads that compute (default: all)
+  --memory-limit SIZE    such as 12G (default: 90 % of the machine's memory)
+
+Output:
+  --out DIR              folder to make; it appears only when it is complete
+  --overwrite            replace it if it exists
+  --json                 one JSON line an event on standard output (the default when it is not a terminal)
+
+Examples:
+  alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl
+  alps prune ./SmolLM2-135M --out ./pruned --pattern 2:4 --calibration a.txt.gz --windows 32 --length 1024
+  alps prune ./SmolLM2-135M --out ./paper --sparsity 0.7 --calibration speeches.jsonl \\
+      --schedule alps --metric diagonal --propagation block        # exactly as published
+  alps prune ./SmolLM2-135M --out ./mp --sparsity 0.5 --method magnitude
+`;
+
+const options = {
+  out: { type: 'string' },
+  sparsity: { type: 'string' },
+  pattern: { type: 'string' },
+  calibration: { type: 'string', multiple: true },
+  field: { type: 'string' },
+  windows: { type: 'string' },
+  length: { type: 'string' },
+  seed: { type: 'string' },
+  method: { type: 'string' },
+  schedule: { type: 'string' },
+  metric: { type: 'string' },
+  propagation: { type: 'string' },
+  ridge: { type: 'string' },
+  'refine-iterations': { type: 'string' },
+  overwrite: { type: 'boolean' },
+  ...deviceOptions,
+} as const;
+
+export const pruneCommand: Command = {
+  summary: 'Prune a model folder into another',
+  async run(args, { signal, stdout, stderr }) {
+    const { values, positional } = parse(args, options, ['MODEL']);
+    if (values.help) {
+      stdout.write(help);
+      return 0;
+    }
+    const out = string(values, 'out');
+    if (out === undefined) throw new UsageError('Expected --out DIR, the folder to make');
+    const json = values.json === true || !stdout.isTTY;
+    const progress = new Progress(stderr, { enabled: !json || stderr.isTTY });
+    const files = list(values, 'calibration');
+    let layers = 0;
+    let done = 0;
+    const onEvent = (event: PruneEvent) => {
+      if (json) {
+        progress.clear();
+        stdout.write(`${JSON.stringify(event)}\n`);
+      }
+      if (event.type === 'start') layers = event.layers;
+      if (event.type === 'start') progress.update(0, 'reading the calibration text');
+      if (event.type === 'layer')
+        progress.update(++done / layers, `block ${event.block}, ${event.name.split('.').pop()}`);
+    };
+    try {
+      const report = await prune({
+        model: positional[0]!,
+        out,
+        sparsity: number(values, 'sparsity'),
+        pattern: pattern(values),
+        method: string(values, 'method') as Method | undefined,
+        schedule: string(values, 'schedule') as ScheduleName | undefined,
+        metric: string(values, 'metric') as Metric | undefined,
+        propagation: string(values, 'propagation') as Propagation | undefined,
+        ridge: number(values, 'ridge'),
+        refineIterations: number(values, 'refine-iterations'),
+        overwrite: values.overwrite === true,
+        ...(files.length > 0
+          ? {
+              calibration: {
+                text: files,
+                field: string(values, 'field'),
+                windows: number(values, 'windows'),
+                length: number(values, 'length'),
+                seed: number(values, 'seed'),
+              },
+            }
+          : {}),
+        ...device(values),
+        signal,
+        onEvent,
+      });
+      progress.clear();
+      if (!json) stdout.write(summary(report, out));
+      return 0;
+    } finally {
+      progress.clear();
+    }
+  },
+};
+
+/** The result for people: mean error by kind of layer. */
+function summary(report: PruneReport, out: string): string {
+  const kinds = new Map<string, number[]>();
+  for (const { name, error } of report.layers) {
+    const kind = name.split('.').pop()!;
+    kinds.set(kind, [...(kinds.get(kind) ?? []), error ?? Number.NaN]);
+  }
+  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const rows = [...kinds].map(([kind, errors]) => [
+    kind,
+    String(errors.length),
+    Number.isNaN(mean(errors)) ? '-' : mean(errors).toFixed(4),
+  ]);
+  const { milliseconds, calibration } = report;
+  const read = calibration ? `${calibration.windows} windows of ${calibration.length} tokens` : 'no calibration';
+  return `${table(['layer', 'count', 'mean relative error'], rows)}
+
+${report.method}, ${report.description}: ${(report.sparsity * 100).toFixed(2)} % of the blocks' weights are zero; ${read}.
+${report.calibration?.note ? `Note: ${report.calibration.note}\n` : ''}Written to ${out} in ${duration(milliseconds.total)} (details in pruning.json).
+`;
+}

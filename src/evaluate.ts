@@ -1,0 +1,61 @@
+import { loadEvaluationWindows } from './calibration/calibration.js';
+import type { TextSource } from './calibration/text.js';
+import { Checkpoint } from './checkpoint/folder.js';
+import { Device, type DeviceName } from './device/device.js';
+import { type Perplexity, perplexity } from './evaluation/perplexity.js';
+import { DecoderModel, type Precision } from './model/decoder.js';
+import { choosePrecision, deviceOptions } from './prune.js';
+
+export interface EvaluateOptions {
+  /** Folder of the model. */
+  model: string;
+  /** Text files (.txt, .jsonl, .gz, .parquet), strings, or token ids as a `.json` file. */
+  text: TextSource;
+  /** The text field of .jsonl and .parquet files. Default `text`. */
+  field?: string;
+  /** Tokens of a window. Default 2048, capped by the model and the text. */
+  length?: number;
+  /** At most this many windows. Default: all. */
+  windows?: number;
+  /** Default `auto`. */
+  device?: DeviceName;
+  threads?: number;
+  memoryLimit?: number;
+  /** Default `float32`: the same numbers as transformers in float32. */
+  precision?: Precision | 'auto';
+  signal?: AbortSignal;
+  /** Called with the share of the work that is done. */
+  onProgress?: (share: number) => void;
+}
+
+export interface Evaluation extends Perplexity {
+  /** How the text became windows. */
+  protocol: string;
+  precision: Precision;
+  milliseconds: number;
+}
+
+/**
+ * Perplexity of a model on a text: documents joined by a blank line, tokenised once, cut into windows that do not overlap,
+ * length − 1 tokens scored in each.
+ * @throws AlpsError with a `code`
+ */
+export async function evaluatePerplexity(options: EvaluateOptions): Promise<Evaluation> {
+  const began = performance.now();
+  const { signal } = options;
+  const checkpoint = await Checkpoint.open(options.model, { signal });
+  try {
+    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
+    const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
+    using stream = device.stream({ signal });
+    const model = DecoderModel.open(checkpoint, stream, precision);
+    const windows = await loadEvaluationWindows(options.model, model.config, options, { signal });
+    const result = await perplexity(model, windows, { onBlock: options.onProgress });
+    const protocol =
+      `documents joined by a blank line, tokenised once, ${windows.windows} windows of ${windows.length} tokens without overlap, ` +
+      `${windows.length - 1} tokens scored in each`;
+    return { ...result, protocol, precision, milliseconds: performance.now() - began };
+  } finally {
+    await checkpoint.close();
+  }
+}

@@ -1,0 +1,107 @@
+import { Scope, type Tensor } from '../device/tensor.js';
+import { AlpsError } from '../errors.js';
+import { Activations, type Windows } from '../model/block-run.js';
+import type { DecoderModel } from '../model/decoder.js';
+
+export interface Perplexity {
+  /** exp of the mean negative log-likelihood of the scored tokens. */
+  perplexity: number;
+  /** Mean negative log-likelihood, in nats a token. */
+  meanNll: number;
+  windows: number;
+  /** Tokens of a window; all but the first are scored. */
+  length: number;
+  scoredTokens: number;
+}
+
+/** Bytes of the logits that are held at once. */
+const logitBytes = 64 << 20;
+
+/**
+ * Perplexity of token windows that do not overlap: length − 1 tokens are scored in each.
+ * Blocks are read one after the other, so memory is one block, the residual stream and a piece of the logits.
+ *
+ * @param onBlock called after each block with the share of the work done
+ * @throws AlpsError `NOT_FINITE` when the model's outputs are
+ */
+export async function perplexity(
+  model: DecoderModel,
+  input: Windows,
+  options: { onBlock?: (share: number) => void } = {},
+): Promise<Perplexity> {
+  const { config, stream } = model;
+  const steps = config.layers + 1;
+  using activations = await Activations.create(model, input);
+  for (let layer = 0; layer < config.layers; layer++) {
+    const block = await model.loadBlock(layer);
+    try {
+      await activations.run(block);
+    } finally {
+      block.dispose();
+    }
+    options.onBlock?.((layer + 1) / steps);
+  }
+  const nll = await tokenLosses(model, activations, shiftedTargets(input));
+  let sum = 0;
+  for (let i = 0; i < nll.length; i++) if ((i + 1) % input.length !== 0) sum += nll[i]!;
+  const scoredTokens = input.windows * (input.length - 1);
+  const meanNll = sum / scoredTokens;
+  if (!Number.isFinite(meanNll)) {
+    await stream.sync();
+    throw new AlpsError('NOT_FINITE', `The model in ${model.checkpoint.folder} gives NaN or infinite outputs`);
+  }
+  options.onBlock?.(1);
+  return { perplexity: Math.exp(meanNll), meanNll, windows: input.windows, length: input.length, scoredTokens };
+}
+
+/** The token after each one; the last of a window has none and gets any. */
+function shiftedTargets({ tokens }: Windows): Uint32Array<ArrayBuffer> {
+  const targets = new Uint32Array(tokens.length);
+  targets.set(tokens.subarray(1));
+  return targets;
+}
+
+/** Runs `use` on pieces of the logits: float32 [rows, vocabulary], with the first row's token. */
+export async function eachLogits(
+  model: DecoderModel,
+  activations: Activations,
+  use: (logits: Tensor<'float32'>, first: number) => Promise<void> | void,
+): Promise<void> {
+  const { config, stream, device, precision } = model;
+  const total = activations.residual.shape[0]!;
+  const rows = Math.max(1, Math.min(total, Math.floor(logitBytes / 4 / config.vocabulary)));
+  using scope = new Scope();
+  const norm = scope.hold(await model.loadFinalNorm());
+  const head = scope.hold(await model.loadHead());
+  const x = scope.hold(device.tensor(precision, [rows, config.hidden], 'the head’s inputs'));
+  const logits = scope.hold(device.tensor('float32', [rows, config.vocabulary], 'the logits'));
+  for (let first = 0; first < total; first += rows) {
+    using piece = new Scope();
+    const count = Math.min(rows, total - first);
+    const h = piece.hold(activations.residual.rows(first, first + count));
+    const input = piece.hold(x.rows(0, count));
+    const out = piece.hold(logits.rows(0, count));
+    stream.rmsNorm(h, norm, config.normEps, input);
+    stream.gemm(input, head, out, { transposeB: true });
+    await use(out, first);
+  }
+  await stream.sync();
+}
+
+async function tokenLosses(
+  model: DecoderModel,
+  activations: Activations,
+  targets: Uint32Array<ArrayBuffer>,
+): Promise<Float64Array> {
+  const { stream, device } = model;
+  using scope = new Scope();
+  const ids = scope.hold(stream.upload('uint32', [targets.length], targets));
+  const losses = scope.hold(device.tensor('float64', [targets.length]));
+  await eachLogits(model, activations, (logits, first) => {
+    const end = first + logits.shape[0]!;
+    using target = ids.rows(first, end);
+    using out = losses.rows(first, end);
+    stream.crossEntropy(logits, target, out);
+  });
+  return stream.read(losses);
+}

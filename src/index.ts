@@ -1,0 +1,18 @@
+/** Public exports, nothing else. */
+export type { CalibrationOptions } from './calibration/calibration.js';
+export type { TextSource } from './calibration/text.js';
+export { Checkpoint } from './checkpoint/folder.js';
+export type { TensorInfo } from './checkpoint/header.js';
+export { SafetensorsFile, writeSafetensors } from './checkpoint/safetensors.js';
+export { Device, type DeviceInfo, type DeviceName, type DeviceOptions } from './device/device.js';
+export { AlpsError, type AlpsErrorCode } from './errors.js';
+export { type EvaluateOptions, type Evaluation, evaluatePerplexity } from './evaluate.js';
+export { inspectModel, type ModelInspection, type TensorInspection } from './inspect.js';
+export { version } from './package-version.js';
+export { type PruneEvent, type PruneOptions, type PruneReport, prune } from './prune.js';
+export type { TracePoint } from './pruning/alps.js';
+export type { Method, Metric, Precision, PruningOptions } from './pruning/options.js';
+export type { Pattern } from './pruning/pattern.js';
+export { type PruneLayerOptions, type PruneLayerResult, pruneLayer } from './pruning/prune-layer.js';
+export type { ScheduleName } from './pruning/rho-schedule.js';
+export type { BlockReport, LayerReport, Propagation } from './traversal.js';

@@ -1,0 +1,128 @@
+import { setImmediate } from 'node:timers/promises';
+import { dtypeBits } from './checkpoint/dtype.js';
+import { Checkpoint, quantizationOf } from './checkpoint/folder.js';
+import { throwIfAborted } from './errors.js';
+import { knownModelTypes } from './model/families/index.js';
+
+export interface TensorInspection {
+  name: string;
+  dtype: string;
+  shape: number[];
+  /** Share of entries that are zero (both signs); null for dtypes that are not counted. */
+  sparsity: number | null;
+  /** Whether each group of the asked-for pattern, along the last dimension, has at most `keep` entries that are not zero. */
+  pattern?: boolean;
+}
+
+export interface ModelInspection {
+  folder: string;
+  modelType: unknown;
+  /** Whether this package can run the model. */
+  supported: boolean;
+  quantization?: string;
+  shards: number;
+  parameters: number;
+  bytes: number;
+  tensors: TensorInspection[];
+  /** Share of zeros among the matrices of the blocks. */
+  blockSparsity: number;
+}
+
+/**
+ * What a model folder holds: its tensors with their share of zeros, and whether they follow an N:M pattern.
+ * @throws AlpsError as {@link Checkpoint.open} does
+ */
+export async function inspectModel(
+  folder: string,
+  options: { pattern?: { keep: number; of: number }; signal?: AbortSignal } = {},
+): Promise<ModelInspection> {
+  const checkpoint = await Checkpoint.open(folder, { signal: options.signal });
+  try {
+    const tensors: TensorInspection[] = [];
+    let [parameters, bytes, zeros, counted] = [0, 0, 0, 0];
+    for (const { name, dtype, shape, byteLength } of checkpoint.tensors.values()) {
+      throwIfAborted(options.signal);
+      const size = shape.reduce((product, d) => product * d, 1);
+      const nonZero = await nonZeroFlags(await checkpoint.read(name, options), dtype);
+      const kept = nonZero?.reduce((sum, flag) => sum + flag, 0);
+      const tensor: TensorInspection = {
+        name,
+        dtype,
+        shape,
+        sparsity: kept === undefined || size === 0 ? null : 1 - kept / size,
+      };
+      const isBlockMatrix = shape.length === 2 && /\.\d+\./.test(name);
+      if (isBlockMatrix && nonZero && kept !== undefined) {
+        zeros += size - kept;
+        counted += size;
+        if (options.pattern) tensor.pattern = await followsPattern(nonZero, shape[1]!, options.pattern);
+      }
+      tensors.push(tensor);
+      parameters += size;
+      bytes += byteLength;
+    }
+    const quantization = quantizationOf(checkpoint);
+    return {
+      folder,
+      modelType: checkpoint.config.model_type,
+      supported: knownModelTypes.includes(checkpoint.config.model_type as string) && quantization === undefined,
+      ...(quantization ? { quantization } : {}),
+      shards: checkpoint.shards.length,
+      parameters,
+      bytes,
+      tensors,
+      blockSparsity: counted > 0 ? zeros / counted : 0,
+    };
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+const piece = 1 << 21;
+
+/** 1 for each entry that is not zero, or undefined for dtypes without whole bytes. Turns the event loop between pieces. */
+async function nonZeroFlags(
+  bytes: Uint8Array<ArrayBuffer>,
+  dtype: keyof typeof dtypeBits,
+): Promise<Uint8Array | undefined> {
+  const width = dtypeBits[dtype] / 8;
+  const signed = ['F16', 'BF16', 'F32', 'F64'].includes(dtype);
+  if (!(width === 1 || width === 2 || width === 4 || width === 8)) return undefined;
+  const words =
+    width === 1
+      ? bytes
+      : width === 2
+        ? new Uint16Array(bytes.buffer)
+        : width === 4
+          ? new Uint32Array(bytes.buffer)
+          : undefined;
+  const flags = new Uint8Array(bytes.length / width);
+  const mask = signed ? (width === 2 ? 0x7fff : 0x7fffffff) : 0xffffffff;
+  const long = words ? undefined : new Uint32Array(bytes.buffer);
+  for (let start = 0; start < flags.length; start += piece) {
+    const end = Math.min(start + piece, flags.length);
+    for (let i = start; i < end; i++) {
+      const zero = words
+        ? (words[i]! & mask) === 0
+        : long![2 * i] === 0 && (long![2 * i + 1]! & (signed ? mask : -1)) === 0;
+      flags[i] = zero ? 0 : 1;
+    }
+    await setImmediate();
+  }
+  return flags;
+}
+
+async function followsPattern(
+  nonZero: Uint8Array,
+  width: number,
+  { keep, of }: { keep: number; of: number },
+): Promise<boolean> {
+  if (width % of !== 0) return false;
+  for (let start = 0; start < nonZero.length; start += of) {
+    let kept = 0;
+    for (let i = start; i < start + of; i++) kept += nonZero[i]!;
+    if (kept > keep) return false;
+    if (start % piece < of) await setImmediate();
+  }
+  return true;
+}

@@ -1,0 +1,90 @@
+import { flatten, type Json, type TokenizerFiles } from './tokenizer-json.js';
+
+/** Pieces have about this many UTF-16 units: a few milliseconds of work each. */
+const PIECE = 8 * 1024;
+/** Without any safe place in this many units the text is cut anyway, so that memory and time stay bounded. */
+export const LONGEST_PIECE = 16 * 1024;
+
+/** Characters that may follow a letter or digit at a cut: none of them stands in one word with it. */
+const CANDIDATES = ' \n\r\t.,;:!?\u3001\u3002\uFF01\uFF0C\uFF1A\uFF1B\uFF1F';
+
+/**
+ * Where a text may be cut so that encoding the pieces gives the ids of the whole: between a letter or digit and one of `chars`.
+ *
+ * Why that is exact: the splitting patterns of GPT-2, Llama 3, Qwen and o200k have no alternative that takes a letter
+ * or digit and such a character after it, none looks behind, and the only look-ahead, `\s+(?!\S)`, ends in white space. So a
+ * match always ends at the cut, the next one starts there, and byte pairs are merged within matches only.
+ */
+export interface Cuts {
+  /** Characters after the cut; empty when no place is known to be safe. */
+  chars: string;
+  /** The tokenizer puts a space before every text, so the space after the cut is left out of the next piece. */
+  dropSpace: boolean;
+}
+
+/** Finds the safe cuts of a tokenizer; every candidate must also pass a trial with `encode`. */
+export function findCuts(files: TokenizerFiles, encode: (text: string) => number[]): Cuts {
+  const normalizers = flatten(files.tokenizer.normalizer as Json | null, 'normalizers');
+  const splits = flatten(files.tokenizer.pre_tokenizer as Json | null, 'pretokenizers');
+  const prepends = normalizers.some(({ type }) => type === 'Prepend');
+  const metaspace = splits.find(({ type }) => type === 'Metaspace');
+  const dropSpace = prepends || (metaspace !== undefined && metaspace.prepend_scheme !== 'never');
+  const none = { chars: '', dropSpace: false };
+
+  const prefixed = splits.some(({ type, add_prefix_space }) => type === 'ByteLevel' && add_prefix_space === true);
+  if (!splits.some(({ type, use_regex }) => type === 'Split' || (type === 'ByteLevel' && use_regex !== false)))
+    return none;
+  const harmless = ({ type, pattern }: Json) =>
+    ['NFC', 'NFD', 'NFKC', 'NFKD', 'Lowercase', 'Prepend'].includes(String(type)) ||
+    (type === 'Replace' && (pattern as { String?: string }).String?.length === 1);
+  if (!normalizers.every(harmless)) return none;
+
+  const added = files.tokenizer.added_tokens.map(
+    (token) => ({ ...token, content: String(token.content) }) as Json & { content: string },
+  );
+  if (added.some(({ content, rstrip }) => rstrip && /[\p{L}\p{N}]$/u.test(content))) return none;
+  if (dropSpace && added.some(({ content }) => /^[\p{L}\p{N}]/u.test(content))) return none;
+
+  const spaceOnly = dropSpace || prefixed || metaspace !== undefined || prepends;
+  const chars = [...(spaceOnly ? ' ' : CANDIDATES)].filter(
+    (char) =>
+      !added.some(({ content }) => content.match(/[\p{L}\p{N}][^\p{L}\p{N}]/gu)?.some((pair) => pair.endsWith(char))) &&
+      trial(char, dropSpace, encode),
+  );
+  return { chars: chars.join(''), dropSpace };
+}
+
+function trial(char: string, dropSpace: boolean, encode: (text: string) => number[]): boolean {
+  const before = ['word', " Don't", '1a', ' 12', '\n\u5B57', 'x \u00E9'];
+  const after = dropSpace
+    ? ['word', '12', "a's", '\u5B57']
+    : ['word', ' word', `${char}Word`, '1', "'s", '\n\nx', '\u5B57', ''];
+  return before.every((left) =>
+    after.every((right) => {
+      const whole = encode(left + char + right);
+      const parts = [...encode(left), ...encode(dropSpace ? right : char + right)];
+      return whole.length === parts.length && whole.every((id, index) => id === parts[index]);
+    }),
+  );
+}
+
+/**
+ * The end of the piece that starts at `start`, or undefined while more text is needed to tell.
+ * It depends on the text after `start` alone, not on how the text arrived.
+ */
+export function nextCut(text: string, start: number, isLast: boolean, cuts: Cuts): number | undefined {
+  const rest = text.length - start;
+  if (!isLast && rest < LONGEST_PIECE + 2) return undefined;
+  if (rest <= PIECE) return text.length;
+  for (let end = start + PIECE; end > start; end--) if (isCut(text, end, cuts)) return end;
+  const limit = Math.min(start + LONGEST_PIECE, text.length);
+  for (let end = start + PIECE + 1; end < limit; end++) if (isCut(text, end, cuts)) return end;
+  if (limit === text.length) return limit;
+  const unit = text.charCodeAt(limit);
+  return unit >= 0xdc00 && unit < 0xe000 ? limit - 1 : limit;
+}
+
+function isCut(text: string, at: number, { chars, dropSpace }: Cuts): boolean {
+  if (!chars.includes(text.charAt(at)) || !/[\p{L}\p{N}]$/u.test(text.slice(Math.max(0, at - 2), at))) return false;
+  return !dropSpace || /^[\p{L}\p{N}]/u.test(text.slice(at + 1, at + 3));
+}

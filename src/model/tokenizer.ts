@@ -1,0 +1,173 @@
+import { setImmediate } from 'node:timers/promises';
+import { Tokenizer as Library } from '@huggingface/tokenizers';
+import { AlpsError, describe, invalidArgument, throwIfAborted } from '../errors.js';
+import { type Cuts, findCuts, nextCut } from './tokenizer-cuts.js';
+import { readTokenizerFiles, type TokenizerFiles } from './tokenizer-json.js';
+
+/** A tokenizer.json in use. Ids never include special tokens that the text does not contain. */
+export interface Tokenizer {
+  /** Every id is below this. */
+  readonly vocabSize: number;
+  /** The token that begins a text, where the tokenizer has one. It is never added by itself. */
+  readonly bosToken?: string;
+  readonly bosId?: number;
+  readonly eosId?: number;
+  /** Encodes on the calling thread, about 2 MB/s. Half surrogate pairs become U+FFFD. */
+  encode(text: string): Uint32Array;
+  /** The same ids, giving the event loop a turn every few milliseconds. */
+  encodeAsync(text: string, options?: { signal?: AbortSignal }): Promise<Uint32Array>;
+  /** The ids of the parts' concatenation, as they are found; memory does not grow with the text. */
+  encodeStream(
+    parts: AsyncIterable<string> | Iterable<string>,
+    options?: { signal?: AbortSignal },
+  ): AsyncGenerator<Uint32Array>;
+  decode(ids: ArrayLike<number>): string;
+}
+
+/**
+ * Reads a model folder's `tokenizer.json` (byte-pair models) and `tokenizer_config.json`.
+ *
+ * Long texts are encoded in pieces, cut only where that changes no id; see {@link Cuts}. The one exception is a run of
+ * 16 Ki characters without any such place (base64, say): it is cut at that length.
+ *
+ * @param options.vocabSize rows of the model's embedding; an id beyond it is an error of the text, not of the device
+ * @throws AlpsError `FILE_SYSTEM`, `INVALID_CHECKPOINT` (broken file), `UNSUPPORTED_MODEL` (which part is not supported)
+ */
+export async function loadTokenizer(folder: string, options: { vocabSize?: number } = {}): Promise<Tokenizer> {
+  if (typeof folder !== 'string' || folder === '') throw invalidArgument('folder', 'a path', folder);
+  const { vocabSize } = options;
+  if (vocabSize !== undefined && !(Number.isSafeInteger(vocabSize) && vocabSize > 0)) {
+    throw invalidArgument('vocabSize', 'a positive integer', vocabSize);
+  }
+  const files = await readTokenizerFiles(folder);
+  let library: Library;
+  try {
+    library = new Library(files.tokenizer, files.config);
+  } catch (error) {
+    throw new AlpsError('UNSUPPORTED_MODEL', `${folder}: the tokenizer cannot be used: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+  return new BytePairTokenizer(library, files, vocabSize);
+}
+
+class BytePairTokenizer implements Tokenizer {
+  readonly vocabSize: number;
+  readonly bosToken?: string;
+  readonly bosId?: number;
+  readonly eosId?: number;
+  readonly #library: Library;
+  readonly #cuts: Cuts;
+  readonly #cleanUp: boolean;
+
+  constructor(library: Library, files: TokenizerFiles, vocabSize: number | undefined) {
+    this.#library = library;
+    this.vocabSize = vocabSize ?? largestId(files) + 1;
+    this.bosToken = tokenText(files.config.bos_token);
+    this.bosId = this.bosToken === undefined ? undefined : library.token_to_id(this.bosToken);
+    const eosToken = tokenText(files.config.eos_token);
+    this.eosId = eosToken === undefined ? undefined : library.token_to_id(eosToken);
+    this.#cleanUp = files.config.clean_up_tokenization_spaces === true;
+    this.#cuts = findCuts(files, (text) => library.encode(text, { add_special_tokens: false }).ids);
+  }
+
+  encode(text: string): Uint32Array {
+    checkText(text);
+    const pieces: Uint32Array[] = [];
+    for (let start = 0; start < text.length; ) {
+      const end = nextCut(text, start, true, this.#cuts)!;
+      pieces.push(this.#encodePiece(text.slice(start, end), start === 0));
+      start = end;
+    }
+    return concatenate(pieces);
+  }
+
+  async encodeAsync(text: string, options: { signal?: AbortSignal } = {}): Promise<Uint32Array> {
+    checkText(text);
+    const pieces: Uint32Array[] = [];
+    for await (const ids of this.encodeStream([text], options)) pieces.push(ids);
+    return concatenate(pieces);
+  }
+
+  async *encodeStream(
+    parts: AsyncIterable<string> | Iterable<string>,
+    { signal }: { signal?: AbortSignal } = {},
+  ): AsyncGenerator<Uint32Array> {
+    let text = '';
+    let start = 0;
+    let isFirst = true;
+    for await (const part of endMarked(parts)) {
+      throwIfAborted(signal);
+      text = text.slice(start) + (part ?? '');
+      start = 0;
+      while (start < text.length) {
+        const end = nextCut(text, start, part === undefined, this.#cuts);
+        if (end === undefined) break;
+        yield this.#encodePiece(text.slice(start, end), isFirst);
+        start = end;
+        isFirst = false;
+        await setImmediate();
+        throwIfAborted(signal);
+      }
+    }
+  }
+
+  decode(ids: ArrayLike<number>): string {
+    const list = Array.from(ids);
+    for (const id of list) this.#checkId(id, undefined);
+    return list.length === 0 ? '' : this.#library.decode(list, { clean_up_tokenization_spaces: this.#cleanUp });
+  }
+
+  #encodePiece(piece: string, isFirst: boolean): Uint32Array {
+    const text = this.#cuts.dropSpace && !isFirst && piece.startsWith(' ') ? piece.slice(1) : piece;
+    const { ids, tokens } = this.#library.encode(text.replace(/\p{Surrogate}/gu, '\uFFFD'), {
+      add_special_tokens: false,
+    });
+    for (let i = 0; i < ids.length; i++) this.#checkId(ids[i], tokens[i]);
+    return Uint32Array.from(ids);
+  }
+
+  #checkId(id: unknown, token: string | undefined): void {
+    if (Number.isInteger(id) && (id as number) >= 0 && (id as number) < this.vocabSize) return;
+    const name = token === undefined ? '' : ` (${describe(token)})`;
+    throw new AlpsError(
+      'INVALID_TEXT',
+      `Token id ${String(id)}${name} is outside the model's vocabulary of ${this.vocabSize}. Use the tokenizer that belongs to the model`,
+    );
+  }
+}
+
+/** The parts, then one `undefined`: the last piece can be told apart without knowing the length beforehand. */
+async function* endMarked(parts: AsyncIterable<string> | Iterable<string>): AsyncGenerator<string | undefined> {
+  yield* parts;
+  yield undefined;
+}
+
+function checkText(text: unknown): void {
+  if (typeof text !== 'string') throw invalidArgument('text', 'a string', text);
+}
+
+function tokenText(token: unknown): string | undefined {
+  if (typeof token === 'string') return token;
+  const content = (token as { content?: unknown } | null | undefined)?.content;
+  return typeof content === 'string' ? content : undefined;
+}
+
+function largestId(files: TokenizerFiles): number {
+  let largest = 0;
+  for (const id of Object.values(files.tokenizer.model.vocab as Record<string, number>))
+    largest = Math.max(largest, id);
+  for (const { id } of files.tokenizer.added_tokens) largest = Math.max(largest, id as number);
+  return largest;
+}
+
+/** One array of all ids. */
+export function concatenate(arrays: readonly Uint32Array[]): Uint32Array {
+  const all = new Uint32Array(arrays.reduce((sum, { length }) => sum + length, 0));
+  let offset = 0;
+  for (const ids of arrays) {
+    all.set(ids, offset);
+    offset += ids.length;
+  }
+  return all;
+}

@@ -1,0 +1,236 @@
+import { mkdir } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
+import { Checkpoint } from './checkpoint/folder.js';
+import { CheckpointWriter } from './checkpoint/writer.js';
+import { Device, type DeviceName, type DeviceOptions } from './device/device.js';
+import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
+import { DecoderModel, type Precision } from './model/decoder.js';
+import { version } from './package-version.js';
+import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
+import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
+import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
+
+export interface PruneOptions extends PruningOptions {
+  /** Folder of the model: config.json, tokenizer.json, safetensors. */
+  model: string;
+  /** Folder to make. It appears under this name only when it is complete. */
+  out: string;
+  /** What the model reads while it is pruned. Not needed for `method: 'magnitude'`, and then no errors are reported. */
+  calibration?: CalibrationOptions;
+  /** `sequential` (default): each layer sees what the pruned layers before it give. `block`: what the still dense block gives. */
+  propagation?: Propagation;
+  /** Default `auto`. */
+  device?: DeviceName;
+  threads?: number;
+  memoryLimit?: number;
+  /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
+  precision?: Precision | 'auto';
+  /** Whether an existing folder may be replaced. Default false. */
+  overwrite?: boolean;
+  signal?: AbortSignal;
+  /** Called for each step; must not throw. */
+  onEvent?: (event: PruneEvent) => void;
+}
+
+/** What happens during {@link prune}, as it happens. */
+export type PruneEvent =
+  | {
+      type: 'start';
+      model: string;
+      out: string;
+      method: string;
+      pattern: string;
+      blocks: number;
+      layers: number;
+      device: string;
+      precision: Precision;
+    }
+  | { type: 'calibration'; windows: number; length: number; tokens: number; hash: string; note?: string }
+  | ({ type: 'layer' } & LayerReport)
+  | ({ type: 'block'; blocks: number } & BlockReport)
+  | { type: 'done'; out: string; sparsity: number; meanError: number | null; milliseconds: number };
+
+/** What {@link prune} did; also written to pruning.json. */
+export interface PruneReport {
+  version: string;
+  method: string;
+  /** For people: "70 % sparsity", "keeps 2 of 4". */
+  description: string;
+  pattern: Pattern;
+  options: Omit<ParsedPruningOptions, 'pattern' | 'method'> & { propagation: Propagation; precision: Precision };
+  calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string } | null;
+  device: string;
+  layers: LayerReport[];
+  /** Share of zeros among the pruned layers' weights. */
+  sparsity: number;
+  /** Mean of the layers' relative errors; null when there was no calibration. */
+  meanError: number | null;
+  /** Wall-clock by phase. */
+  milliseconds: { total: number; calibration: number; blocks: number; write: number };
+}
+
+/**
+ * Prunes a Hugging Face model folder into another.
+ *
+ * ```ts
+ * await prune({ model: './SmolLM2-135M', out: './SmolLM2-135M-70', sparsity: 0.7, calibration: { text: 'speeches.jsonl' } });
+ * ```
+ *
+ * Every linear layer of every block is pruned to the pattern; embeddings, norms, biases and the output head stay. Nothing appears under
+ * `out` before it is complete; an abort or error leaves no partial output.
+ *
+ * @throws AlpsError with a `code`; see {@link AlpsErrorCode}
+ */
+export async function prune(options: PruneOptions): Promise<PruneReport> {
+  const began = performance.now();
+  const parsed = parsePruneOptions(options);
+  const { signal, onEvent } = options;
+  throwIfAborted(signal);
+  const checkpoint = await Checkpoint.open(options.model, { signal });
+  let writer: CheckpointWriter | undefined;
+  try {
+    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
+    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
+    using stream = device.stream({ signal });
+    const model = openModel(checkpoint, stream, precision);
+    checkWidths(model, parsed.pattern);
+    await mkdir(dirname(resolve(options.out)), { recursive: true });
+    writer = await CheckpointWriter.create({
+      source: checkpoint,
+      out: options.out,
+      overwrite: options.overwrite,
+      signal,
+    });
+    onEvent?.({
+      type: 'start',
+      model: options.model,
+      out: options.out,
+      method: parsed.method,
+      pattern: describePattern(parsed.pattern),
+      blocks: model.config.layers,
+      layers: model.linearNames().length,
+      device: device.info().details,
+      precision,
+    });
+    const tokens = options.calibration
+      ? await loadCalibration(options.model, model.config, options.calibration, { signal })
+      : undefined;
+    const calibrated = performance.now();
+    if (tokens) {
+      const { windows, length, hash, note } = tokens;
+      onEvent?.({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
+    }
+    const layers: LayerReport[] = [];
+    await pruneBlocks(model, parsed, {
+      windows: tokens,
+      propagation: options.propagation ?? 'sequential',
+      writer,
+      signal,
+      onLayer: (layer) => {
+        layers.push(layer);
+        onEvent?.({ type: 'layer', ...layer });
+      },
+      onBlock: (block) => onEvent?.({ type: 'block', blocks: model.config.layers, ...block }),
+    });
+    const pruned = performance.now();
+    const report: PruneReport = {
+      version,
+      method: parsed.method,
+      description: describePattern(parsed.pattern),
+      pattern: parsed.pattern,
+      options: reportedOptions(parsed, options.propagation ?? 'sequential', precision),
+      calibration: tokens
+        ? {
+            windows: tokens.windows,
+            length: tokens.length,
+            tokens: tokens.windows * tokens.length,
+            seed: options.calibration?.seed ?? 0,
+            hash: tokens.hash,
+            ...(tokens.note ? { note: tokens.note } : {}),
+          }
+        : null,
+      device: device.info().details,
+      layers,
+      sparsity: overallSparsity(layers),
+      meanError: tokens ? layers.reduce((sum, layer) => sum + (layer.error ?? 0), 0) / layers.length : null,
+      milliseconds: { total: 0, calibration: calibrated - began, blocks: pruned - calibrated, write: 0 },
+    };
+    await writer.finish({ 'pruning.json': `${JSON.stringify(report, null, 2)}\n` });
+    report.milliseconds.write = performance.now() - pruned;
+    report.milliseconds.total = performance.now() - began;
+    const { sparsity, meanError } = report;
+    onEvent?.({ type: 'done', out: options.out, sparsity, meanError, milliseconds: report.milliseconds.total });
+    return report;
+  } catch (error) {
+    await writer?.abort();
+    if (signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED')) throw aborted(signal);
+    throw error;
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
+  if (typeof options !== 'object' || options === null) throw invalidArgument('options', 'an object', options);
+  for (const name of ['model', 'out'] as const) {
+    if (typeof options[name] !== 'string' || options[name] === '')
+      throw invalidArgument(name, 'the path of a folder', options[name]);
+  }
+  const { propagation = 'sequential', precision = 'auto' } = options;
+  if (propagation !== 'sequential' && propagation !== 'block') {
+    throw invalidArgument('propagation', '"sequential" or "block"', propagation);
+  }
+  if (!['auto', 'float32', 'bfloat16'].includes(precision)) {
+    throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
+  }
+  const parsed = parsePruningOptions(options);
+  if (options.calibration === undefined && parsed.method !== 'magnitude') {
+    throw invalidArgument('calibration', 'text or token ids', undefined);
+  }
+  return parsed;
+}
+
+/** The device options among a call's options. */
+export function deviceOptions({ threads, memoryLimit }: { threads?: number; memoryLimit?: number }): DeviceOptions {
+  return { ...(threads === undefined ? {} : { threads }), ...(memoryLimit === undefined ? {} : { memoryLimit }) };
+}
+
+/** The number format of the products. */
+export function choosePrecision(precision: Precision | 'auto', checkpoint: Checkpoint, device: Device): Precision {
+  if (precision !== 'auto') return precision;
+  const stored = [...checkpoint.tensors.values()].every(({ dtype }) => dtype === 'BF16');
+  return stored && device.info().bf16Products ? 'bfloat16' : 'float32';
+}
+
+/** Opens the decoder; a type that is not known is refused with what can be done about it. */
+function openModel(checkpoint: Checkpoint, stream: ReturnType<Device['stream']>, precision: Precision): DecoderModel {
+  try {
+    return DecoderModel.open(checkpoint, stream, precision);
+  } catch (error) {
+    if (!(error instanceof AlpsError) || error.code !== 'UNSUPPORTED_MODEL') throw error;
+    throw new AlpsError('UNSUPPORTED_MODEL', `${checkpoint.folder}: ${error.message}`, { cause: error });
+  }
+}
+
+/** Every width must fit the pattern before any work is done. */
+function checkWidths(model: DecoderModel, pattern: Pattern): void {
+  for (const role of ['q', 'o', 'gate', 'down'] as const) {
+    const [outputs, inputs] = model.linearShape(role);
+    keptWeights(pattern, outputs, inputs, `${role}_proj`);
+  }
+}
+
+function reportedOptions(
+  parsed: ParsedPruningOptions,
+  propagation: Propagation,
+  precision: Precision,
+): PruneReport['options'] {
+  const { pattern: _pattern, method: _method, ...rest } = parsed;
+  return { ...rest, propagation, precision };
+}
+
+function overallSparsity(layers: LayerReport[]): number {
+  const size = layers.reduce((sum, layer) => sum + layer.outputs * layer.inputs, 0);
+  return 1 - layers.reduce((sum, layer) => sum + layer.kept, 0) / size;
+}

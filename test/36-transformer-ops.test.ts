@@ -1,0 +1,314 @@
+import { Device } from '../src/device/device.js';
+import type { Stream } from '../src/device/stream.js';
+import { Scope, type Tensor } from '../src/device/tensor.js';
+import { fromBf16, instructionSets, nmse, normal, random, threadCounts, toBf16 } from './helpers/numbers.js';
+
+type FloatType = 'float32' | 'bfloat16';
+type Float = Tensor<'float32'> | Tensor<'bfloat16'>;
+const types: FloatType[] = ['float32', 'bfloat16'];
+
+/** Bounds on the NMSE: float32 results agree to 1e-6, bfloat16 ones to a rounding of 2⁻⁹. */
+const bounds = { float32: 1e-12, bfloat16: 4e-6 } as const;
+
+/** The values that a dtype keeps of `values`. */
+const kept = (dtype: FloatType, values: Float32Array<ArrayBuffer>) =>
+  dtype === 'float32' ? values : fromBf16(toBf16(values));
+
+function upload(stream: Stream, dtype: FloatType, shape: number[], values: Float32Array<ArrayBuffer>): Float {
+  return dtype === 'float32' ? stream.upload(dtype, shape, values) : stream.upload(dtype, shape, toBf16(values));
+}
+
+async function read(stream: Stream, tensor: Float): Promise<Float32Array> {
+  return tensor.dtype === 'float32'
+    ? stream.read(tensor as Tensor<'float32'>)
+    : fromBf16(await stream.read(tensor as Tensor<'bfloat16'>));
+}
+
+function referenceNorm(x: ArrayLike<number>, weight: ArrayLike<number>, eps: number, offset: number): Float64Array {
+  const out = new Float64Array(x.length);
+  const n = weight.length;
+  for (let at = 0; at < x.length; at += n) {
+    let squares = 0;
+    for (let i = 0; i < n; i++) squares += x[at + i]! ** 2;
+    const rms = Math.sqrt(squares / n + eps);
+    for (let i = 0; i < n; i++) out[at + i] = (x[at + i]! / rms) * (weight[i]! + offset);
+  }
+  return out;
+}
+
+/** Rotary positions as Hugging Face's LLaMA has them: dimension i turns with i + half. */
+function referenceRope(
+  x: ArrayLike<number>,
+  cosine: Float32Array,
+  sine: Float32Array,
+  options: RopeCase,
+): Float64Array {
+  const { heads, headDim, half, sequence } = options;
+  const out = Float64Array.from(x);
+  for (let at = 0; at < x.length; at += headDim) {
+    const position = Math.floor(at / (heads * headDim)) % sequence;
+    for (let i = 0; i < half; i++) {
+      const c = cosine[position * half + i]!;
+      const s = sine[position * half + i]!;
+      out[at + i] = x[at + i]! * c - x[at + half + i]! * s;
+      out[at + half + i] = x[at + half + i]! * c + x[at + i]! * s;
+    }
+  }
+  return out;
+}
+
+interface RopeCase {
+  heads: number;
+  headDim: number;
+  half: number;
+  sequence: number;
+  windows: number;
+}
+
+/** erf by its series below 3 and its continued fraction above. */
+function erf(x: number): number {
+  const z = Math.abs(x);
+  if (z < 3) {
+    let term = z;
+    let sum = z;
+    for (let n = 1; n < 100; n++) {
+      term *= (-z * z) / n;
+      sum += term / (2 * n + 1);
+    }
+    return (Math.sign(x) * 2 * sum) / Math.sqrt(Math.PI);
+  }
+  let fraction = z;
+  for (let n = 60; n > 0; n--) fraction = z + n / 2 / fraction;
+  return Math.sign(x) * (1 - Math.exp(-z * z) / (fraction * Math.sqrt(Math.PI)));
+}
+
+const activations = {
+  silu: (x: number) => x / (1 + Math.exp(-x)),
+  gelu: (x: number) => (x * (1 + erf(x / Math.SQRT2))) / 2,
+  gelu_tanh: (x: number) => (x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))) / 2,
+  relu: (x: number) => Math.max(x, 0),
+} as const;
+type Activation = keyof typeof activations;
+
+function referenceLoss(logits: ArrayLike<number>, targets: ArrayLike<number>, vocabulary: number): number[] {
+  return Array.from(targets, (target, row) => {
+    const at = row * vocabulary;
+    let top = Number.NEGATIVE_INFINITY;
+    for (let i = 0; i < vocabulary; i++) top = Math.max(top, logits[at + i]!);
+    let sum = 0;
+    for (let i = 0; i < vocabulary; i++) sum += Math.exp(logits[at + i]! - top);
+    return top + Math.log(sum) - logits[at + target]!;
+  });
+}
+
+describe.each(instructionSets())('forward ops on %s', (isa) => {
+  const device = Device.open('cpu', { isa });
+  let scope: Scope;
+  let stream: Stream;
+  beforeEach(() => {
+    scope = new Scope();
+    stream = scope.hold(device.stream());
+  });
+  afterEach(() => scope.dispose());
+
+  test.each(['float32', 'bfloat16', 'float16'] as const)('embedding of %s rows: exact', async (dtype) => {
+    const [vocabulary, hidden] = [50, 37];
+    const ids = Uint32Array.from([0, 49, 7, 7, 31]);
+    const plain = scope.hold(stream.upload('float32', [vocabulary, hidden], normal(1, vocabulary * hidden)));
+    const table = scope.hold(device.tensor(dtype, [vocabulary, hidden]));
+    const rounded = scope.hold(device.tensor('float32', [vocabulary, hidden]));
+    const out = scope.hold(device.tensor('float32', [ids.length, hidden]));
+    stream.copy(plain, table);
+    stream.copy(table, rounded);
+    stream.embedding(table, scope.hold(stream.upload('uint32', [ids.length], ids)), out);
+    const rows = await stream.read(rounded);
+    const expected = Array.from(ids, (id) => [...rows.subarray(id * hidden, (id + 1) * hidden)]).flat();
+    expect([...(await stream.read(out))]).toEqual(expected);
+  });
+
+  test.each(
+    types.flatMap((from) => types.flatMap((to) => [1, 8, 64, 100, 576, 2053].map((width) => ({ from, to, width })))),
+  )('rmsNorm of $from $width to $to: NMSE < 1e-12, bfloat16 4e-6', async ({ from, to, width }) => {
+    const norms = width === 64 ? 3 : 1; // qk-norm: several norms a row
+    const values = normal(2, 17 * norms * width);
+    const weight = normal(3, width);
+    const x = scope.hold(upload(stream, from, [17, norms * width], values));
+    const out = scope.hold(device.tensor(to, [17, norms * width]));
+    const scale = scope.hold(stream.upload('float32', [width], weight));
+    for (const [eps, offset] of [
+      [1e-5, 0],
+      [1e-6, 1],
+    ] as const) {
+      stream.rmsNorm(x, scale, eps, out as Float, offset);
+      const expected = referenceNorm(kept(from, values), weight, eps, offset);
+      expect(nmse(await read(stream, out as Float), expected)).toBeLessThan(bounds[to]);
+    }
+  });
+
+  test.each(types)('rmsNorm of %s in place, and of zeros: same as out of place, zeros', async (dtype) => {
+    const x = scope.hold(upload(stream, dtype, [5, 72], normal(4, 360)));
+    const weight = scope.hold(stream.upload('float32', [72], normal(5, 72)));
+    const out = scope.hold(device.tensor(dtype, [5, 72])) as Float;
+    const zeros = scope.hold(device.tensor(dtype, [2, 72])) as Float;
+    stream.rmsNorm(x, weight, 1e-5, out);
+    stream.rmsNorm(x, weight, 1e-5, x);
+    stream.rmsNorm(zeros, weight, 1e-5, zeros);
+    expect(await read(stream, x)).toEqual(await read(stream, out));
+    expect((await read(stream, zeros)).every((value) => value === 0)).toBe(true);
+  });
+
+  const ropes: RopeCase[] = [
+    { heads: 9, headDim: 64, half: 32, sequence: 17, windows: 2 },
+    { heads: 2, headDim: 8, half: 4, sequence: 1, windows: 3 },
+    { heads: 3, headDim: 80, half: 16, sequence: 129, windows: 1 }, // partial rotary
+    { heads: 1, headDim: 80, half: 40, sequence: 5, windows: 2 },
+    { heads: 4, headDim: 128, half: 64, sequence: 30, windows: 1 },
+  ];
+  test.each(types.flatMap((dtype) => ropes.map((options) => ({ dtype, ...options }))))(
+    'rope of $dtype, $heads × $headDim, half $half, $windows × $sequence: NMSE < 1e-12, bfloat16 4e-6',
+    async ({ dtype, ...options }) => {
+      const tokens = options.sequence * options.windows;
+      const width = options.heads * options.headDim;
+      const positions = options.sequence + 3;
+      const angles = Float32Array.from({ length: positions * options.half }, (_, i) => i * 0.37);
+      const cosine = angles.map(Math.cos);
+      const sine = angles.map(Math.sin);
+      const values = normal(6, tokens * width);
+      const x = scope.hold(upload(stream, dtype, [tokens, width], values));
+      const [c, s] = [cosine, sine].map((table) =>
+        scope.hold(stream.upload('float32', [positions, options.half], table)),
+      );
+      stream.rope(x, c!, s!, options.headDim, options.sequence);
+      const actual = await read(stream, x);
+      const expected = referenceRope(kept(dtype, values), cosine, sine, options);
+      expect(nmse(actual, expected)).toBeLessThan(bounds[dtype]);
+      for (let i = 2 * options.half; i < options.headDim; i++) expect(actual[i]).toBe(expected[i]);
+    },
+  );
+
+  test.each(types.flatMap((dtype) => (Object.keys(activations) as Activation[]).map((name) => ({ dtype, name }))))(
+    'gated $name of $dtype, also in place: NMSE < 1e-12, bfloat16 4e-6',
+    async ({ dtype, name }) => {
+      const gates = normal(7, 33 * 71).map((x, i) => (i % 3 === 0 ? x * 6 : x));
+      const ups = normal(8, gates.length);
+      const gate = scope.hold(upload(stream, dtype, [33, 71], gates));
+      const up = scope.hold(upload(stream, dtype, [33, 71], ups));
+      const out = scope.hold(device.tensor(dtype, [33, 71])) as Float;
+      stream.gatedActivation(gate, up, out, name);
+      stream.gatedActivation(gate, up, gate, name);
+      const [g, u] = [kept(dtype, gates), kept(dtype, ups)];
+      const actual = await read(stream, out);
+      const expected = Float64Array.from(g, (x, i) => activations[name](x) * u[i]!);
+      expect(nmse(actual, expected)).toBeLessThan(bounds[dtype]);
+      expect(await read(stream, gate)).toEqual(actual);
+    },
+  );
+
+  test.each(Object.keys(activations) as Activation[])('%s point by point, within 1e-6 of max(1, |x|)', async (name) => {
+    const points = Float32Array.from({ length: 40001 }, (_, i) => (i - 20000) / 1000);
+    points.set([1e4, -1e4, 0, 1e30, -1e30, -88, 88, -0.001]);
+    const gate = scope.hold(stream.upload('float32', [points.length], points));
+    const up = scope.hold(
+      stream.upload(
+        'float32',
+        [points.length],
+        points.map(() => 1),
+      ),
+    );
+    stream.gatedActivation(gate, up, gate, name);
+    const actual = await stream.read(gate);
+    let worst = 0;
+    points.forEach((x, i) => {
+      const expected = x < -100 ? 0 : activations[name](x);
+      const error = Math.abs(actual[i]! - expected) / Math.max(1, Math.abs(x));
+      worst = Math.max(worst, error);
+    });
+    expect(worst).toBeLessThan(1e-6);
+  });
+
+  test.each([
+    [1, 1],
+    [3, 17],
+    [5, 1000],
+    [9, 4099],
+    [1, 262144],
+  ])('crossEntropy of %i × %i: within 1e-6 of max(1, loss)', async (rows, vocabulary) => {
+    const next = random(9);
+    const logits = Float32Array.from({ length: rows * vocabulary }, (_, i) => (next() - 0.5) * (1 + (i % 20)));
+    const targets = Uint32Array.from({ length: rows }, () => Math.floor(next() * vocabulary));
+    const out = scope.hold(device.tensor('float64', [rows]));
+    stream.crossEntropy(
+      scope.hold(stream.upload('float32', [rows, vocabulary], logits)),
+      scope.hold(stream.upload('uint32', [rows], targets)),
+      out,
+    );
+    const actual = await stream.read(out);
+    referenceLoss(logits, targets, vocabulary).forEach((expected, i) => {
+      expect(Math.abs(actual[i]! - expected) / Math.max(1, expected)).toBeLessThan(1e-6);
+    });
+  });
+
+  test('crossEntropy of huge and of excluded logits: no overflow; a NaN shows', async () => {
+    const no = Number.NEGATIVE_INFINITY;
+    const rows = [
+      [1e4, -1e4, 0, 1e4],
+      [no, 3, no, no],
+      [-1e4, -1e4, -1e4, -1e4],
+      [0, Number.NaN, 0, 0],
+    ];
+    const logits = scope.hold(stream.upload('float32', [4, 4], Float32Array.from(rows.flat())));
+    const out = scope.hold(device.tensor('float64', [4]));
+    stream.crossEntropy(logits, scope.hold(stream.upload('uint32', [4], Uint32Array.from([1, 1, 0, 0]))), out);
+    const [first, second, third, last] = await stream.read(out);
+    expect(first).toBeCloseTo(2e4 + Math.log(2), 6);
+    expect(second).toBe(0);
+    expect(third).toBeCloseTo(Math.log(4), 6);
+    expect(last).toBeNaN();
+  });
+
+  test('an id past the table or the vocabulary fails and names it', async () => {
+    const ids = scope.hold(stream.upload('uint32', [2], Uint32Array.from([3, 4])));
+    const table = scope.hold(device.tensor('float32', [4, 8]));
+    stream.embedding(table, ids, scope.hold(device.tensor('float32', [2, 8])));
+    await expect(stream.sync()).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: 'Expected token ids below 4 but received 4',
+    });
+    const logits = scope.hold(device.tensor('float32', [2, 4]));
+    stream.crossEntropy(logits, ids, scope.hold(device.tensor('float64', [2])));
+    await expect(stream.sync()).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: 'Expected target ids below 4 but received 4',
+    });
+  });
+});
+
+test('every forward op gives equal bits whatever the threads, and twice', async () => {
+  const [tokens, width] = [300, 640];
+  const angles = normal(14, tokens * 32);
+  const runs: Buffer[] = [];
+  for (const threads of [...threadCounts, 1]) {
+    using scope = new Scope();
+    const device = Device.open('cpu', { threads });
+    const stream = scope.hold(device.stream());
+    const x = scope.hold(stream.upload('float32', [tokens, width], normal(11, tokens * width)));
+    const up = scope.hold(stream.upload('float32', [tokens, width], normal(12, tokens * width)));
+    const weight = scope.hold(stream.upload('float32', [width], normal(13, width)));
+    const cosine = scope.hold(stream.upload('float32', [tokens, 32], angles.map(Math.cos)));
+    const sine = scope.hold(stream.upload('float32', [tokens, 32], angles.map(Math.sin)));
+    const targets = scope.hold(
+      stream.upload(
+        'uint32',
+        [tokens],
+        Uint32Array.from({ length: tokens }, (_, i) => i),
+      ),
+    );
+    const loss = scope.hold(device.tensor('float64', [tokens]));
+    stream.rmsNorm(x, weight, 1e-5, x);
+    stream.rope(x, cosine, sine, 64, tokens);
+    stream.gatedActivation(x, up, x, 'silu');
+    stream.crossEntropy(x, targets, loss);
+    runs.push(Buffer.concat([await stream.read(x), await stream.read(loss)].map(({ buffer }) => Buffer.from(buffer))));
+  }
+  expect(runs.map((run) => run.equals(runs[0]!))).toEqual(runs.map(() => true));
+});
