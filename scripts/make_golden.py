@@ -101,6 +101,7 @@ def write_fixtures(folder: Path, model: Any, grams: dict[str, torch.Tensor]) -> 
         row, column = torch.triu_indices(*grams[key].shape)
         tensors = {"weight": weight.bfloat16(), "gram_upper": grams[key][row, column].float()}
         save_file(tensors, folder / f"{key}.safetensors", metadata={"format": "pt"})
+        (folder / f"{key}.safetensors").chmod(0o644)
 
 
 def read_fixture(path: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,11 +7,14 @@ type FloatType = 'float32' | 'bfloat16';
 type Float = Tensor<'float32'> | Tensor<'bfloat16'>;
 const types: FloatType[] = ['float32', 'bfloat16'];
 
-/** Bounds on the NMSE: float32 results agree to 1e-6, bfloat16 ones to a rounding of 2⁻⁹. */
-const bounds = { float32: 1e-12, bfloat16: 4e-6 } as const;
+/**
+ * Bounds on the NMSE. float32 results agree to 1e-6. bfloat16 ones are compared with the reference rounded to bfloat16: they differ
+ * only where float32 fell on the other side of a tie.
+ */
+const bounds = { float32: 1e-12, bfloat16: 1e-6 } as const;
 
 /** The values that a dtype keeps of `values`. */
-const kept = (dtype: FloatType, values: Float32Array<ArrayBuffer>) =>
+const kept = <T extends Float32Array | Float64Array>(dtype: FloatType, values: T) =>
   dtype === 'float32' ? values : fromBf16(toBf16(values));
 
 function upload(stream: Stream, dtype: FloatType, shape: number[], values: Float32Array<ArrayBuffer>): Float {
@@ -128,12 +131,12 @@ describe.each(instructionSets())('forward ops on %s', (isa) => {
 
   test.each(
     types.flatMap((from) => types.flatMap((to) => [1, 8, 64, 100, 576, 2053].map((width) => ({ from, to, width })))),
-  )('rmsNorm of $from $width to $to: NMSE < 1e-12, bfloat16 4e-6', async ({ from, to, width }) => {
+  )('rmsNorm of $from $width to $to: NMSE < 1e-12, bfloat16 1e-6', async ({ from, to, width }) => {
     const norms = width === 64 ? 3 : 1; // qk-norm: several norms a row
-    const values = normal(2, 17 * norms * width);
+    const values = normal(2, 7 * norms * width);
     const weight = normal(3, width);
-    const x = scope.hold(upload(stream, from, [17, norms * width], values));
-    const out = scope.hold(device.tensor(to, [17, norms * width]));
+    const x = scope.hold(upload(stream, from, [7, norms * width], values));
+    const out = scope.hold(device.tensor(to, [7, norms * width]));
     const scale = scope.hold(stream.upload('float32', [width], weight));
     for (const [eps, offset] of [
       [1e-5, 0],
@@ -141,7 +144,7 @@ describe.each(instructionSets())('forward ops on %s', (isa) => {
     ] as const) {
       stream.rmsNorm(x, scale, eps, out as Float, offset);
       const expected = referenceNorm(kept(from, values), weight, eps, offset);
-      expect(nmse(await read(stream, out as Float), expected)).toBeLessThan(bounds[to]);
+      expect(nmse(await read(stream, out as Float), kept(to, expected))).toBeLessThan(bounds[to]);
     }
   });
 
@@ -165,7 +168,7 @@ describe.each(instructionSets())('forward ops on %s', (isa) => {
     { heads: 4, headDim: 128, half: 64, sequence: 30, windows: 1 },
   ];
   test.each(types.flatMap((dtype) => ropes.map((options) => ({ dtype, ...options }))))(
-    'rope of $dtype, $heads × $headDim, half $half, $windows × $sequence: NMSE < 1e-12, bfloat16 4e-6',
+    'rope of $dtype, $heads × $headDim, half $half, $windows × $sequence: NMSE < 1e-12, bfloat16 1e-6',
     async ({ dtype, ...options }) => {
       const tokens = options.sequence * options.windows;
       const width = options.heads * options.headDim;
@@ -181,31 +184,31 @@ describe.each(instructionSets())('forward ops on %s', (isa) => {
       stream.rope(x, c!, s!, options.headDim, options.sequence);
       const actual = await read(stream, x);
       const expected = referenceRope(kept(dtype, values), cosine, sine, options);
-      expect(nmse(actual, expected)).toBeLessThan(bounds[dtype]);
+      expect(nmse(actual, kept(dtype, expected))).toBeLessThan(bounds[dtype]);
       for (let i = 2 * options.half; i < options.headDim; i++) expect(actual[i]).toBe(expected[i]);
     },
   );
 
   test.each(types.flatMap((dtype) => (Object.keys(activations) as Activation[]).map((name) => ({ dtype, name }))))(
-    'gated $name of $dtype, also in place: NMSE < 1e-12, bfloat16 4e-6',
+    'gated $name of $dtype, also in place: NMSE < 1e-12, bfloat16 1e-6',
     async ({ dtype, name }) => {
-      const gates = normal(7, 33 * 71).map((x, i) => (i % 3 === 0 ? x * 6 : x));
+      const gates = normal(7, 13 * 71).map((x, i) => (i % 3 === 0 ? x * 6 : x));
       const ups = normal(8, gates.length);
-      const gate = scope.hold(upload(stream, dtype, [33, 71], gates));
-      const up = scope.hold(upload(stream, dtype, [33, 71], ups));
-      const out = scope.hold(device.tensor(dtype, [33, 71])) as Float;
+      const gate = scope.hold(upload(stream, dtype, [13, 71], gates));
+      const up = scope.hold(upload(stream, dtype, [13, 71], ups));
+      const out = scope.hold(device.tensor(dtype, [13, 71])) as Float;
       stream.gatedActivation(gate, up, out, name);
       stream.gatedActivation(gate, up, gate, name);
       const [g, u] = [kept(dtype, gates), kept(dtype, ups)];
       const actual = await read(stream, out);
       const expected = Float64Array.from(g, (x, i) => activations[name](x) * u[i]!);
-      expect(nmse(actual, expected)).toBeLessThan(bounds[dtype]);
+      expect(nmse(actual, kept(dtype, expected))).toBeLessThan(bounds[dtype]);
       expect(await read(stream, gate)).toEqual(actual);
     },
   );
 
   test.each(Object.keys(activations) as Activation[])('%s point by point, within 1e-6 of max(1, |x|)', async (name) => {
-    const points = Float32Array.from({ length: 40001 }, (_, i) => (i - 20000) / 1000);
+    const points = Float32Array.from({ length: 10001 }, (_, i) => (i - 5000) / 250);
     points.set([1e4, -1e4, 0, 1e30, -1e30, -88, 88, -0.001]);
     const gate = scope.hold(stream.upload('float32', [points.length], points));
     const up = scope.hold(

@@ -1,11 +1,11 @@
-// Causal attention with grouped queries. A task is one window, one query head and one block of query rows; it goes over
-// blocks of keys with a running softmax, so its scratch is a few blocks whatever the sequence.
+// Causal attention by blocks (the online softmax of FlashAttention): a task takes a block of queries of one head past
+// its keys, a block at a time, and keeps one block of scores. Memory does not grow with the sequence.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "cpu/cpu_backend.h"
-#include "cpu/rows.h"
 #include "cpu/sgemm.h"
 
 namespace alps {
@@ -13,84 +13,135 @@ namespace alps {
 namespace {
 
 constexpr int64_t queryBlock = 128, keyBlock = 512;
-constexpr float none = -std::numeric_limits<float>::infinity();
+constexpr int64_t scoreStride = keyBlock + 16;  // not a power of two: rows would share the same few cache sets
 
-// One head's rows [begin, begin + rows) as float32 and their row length: in place, or converted.
-const float* headRows(const Kernels& kernels, const Tensor& x, int64_t begin, int64_t rows, int64_t column,
-                      int64_t headDim, std::vector<float>& buffer, int64_t& ld) {
-  int64_t n = x.dim(1);
-  if (x.dtype == DType::f32) {
-    ld = n;
-    return x.as() + begin * n + column;
+// Rows of one head, read in place with the token's row length as stride, or a float32 copy.
+struct Operand {
+  const void* data;
+  int64_t stride;
+};
+
+struct Scratch {
+  std::vector<float> scores = std::vector<float>(queryBlock * scoreStride);  // [queries, keys], then exp of them
+  std::vector<bf16_t> scores16;
+  std::vector<float> sums;  // [queries, headDim]: Σ exp(score − peak) v
+  std::vector<float> wideQ, wideK, wideV;
+  float peak[queryBlock], total[queryBlock];  // per query: largest score so far, Σ exp(score − peak)
+};
+
+class Attention {
+ public:
+  Attention(const Kernels& kernels, bool bf16Products, const Tensor& q, const Tensor& k, const Tensor& v,
+            int64_t headDim, double scale, int64_t window)
+      : kernels_(kernels),
+        q_(q),
+        k_(k),
+        v_(v),
+        bf16Products_(bf16Products),
+        headDim_(headDim),
+        scale_(static_cast<float>(scale)),
+        window_(window),
+        group_(q.columns() / k.columns()) {}
+
+  // Queries [begin, end) of the sequence that starts at token `base`.
+  void run(int64_t base, int64_t head, int64_t begin, int64_t end, const Tensor& out) const {
+    thread_local Scratch scratch;
+    int64_t rows = end - begin, kvHead = head / group_;
+    scratch.sums.resize(static_cast<size_t>(queryBlock * headDim_));
+    if (bf16Products_) scratch.scores16.resize(scratch.scores.size());
+    std::fill_n(scratch.peak, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(scratch.total, rows, 0.0f);
+    Operand queries = operand(q_, base + begin, head, rows, scratch.wideQ);
+    int64_t start = window_ > 0 ? std::max<int64_t>(0, begin - window_ + 1) : 0;
+    for (int64_t first = start; first < end; first += keyBlock) {
+      int64_t count = std::min(keyBlock, end - first);
+      Operand keys = operand(k_, base + first, kvHead, count, scratch.wideK);
+      Operand values = operand(v_, base + first, kvHead, count, scratch.wideV);
+      product(true, rows, count, headDim_, scale_, queries, keys, 0, scratch.scores.data(), scoreStride);
+      for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i, first, count, first == start);
+      Operand weights{scratch.scores.data(), scoreStride};
+      if (bf16Products_) weights.data = scratch.scores16.data();
+      product(false, rows, headDim_, count, 1, weights, values, first == start ? 0 : 1, scratch.sums.data(), headDim_);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      float* sums = scratch.sums.data() + i * headDim_;
+      int64_t at = (base + begin + i) * q_.columns() + head * headDim_;
+      size_t n = static_cast<size_t>(headDim_);
+      bool narrow = out.dtype == DType::bf16;
+      kernels_.scale(sums, 1 / scratch.total[i], nullptr, narrow ? sums : out.as() + at, n);
+      if (narrow) kernels_.bf16FromF32(sums, out.as<bf16_t>() + at, n);
+    }
   }
-  ld = headDim;
-  buffer.resize(static_cast<size_t>(rows * headDim));
-  for (int64_t i = 0; i < rows; i++)
-    kernels.f32FromBf16(x.as<bf16_t>() + (begin + i) * n + column, buffer.data() + i * headDim,
-                        static_cast<size_t>(headDim));
-  return buffer.data();
-}
+
+ private:
+  Operand operand(const Tensor& x, int64_t token, int64_t head, int64_t rows, std::vector<float>& wide) const {
+    int64_t stride = x.columns(), at = token * stride + head * headDim_;
+    if (x.dtype == DType::f32) return {x.as() + at, stride};
+    if (bf16Products_) return {x.as<bf16_t>() + at, stride};
+    wide.resize(static_cast<size_t>(rows * headDim_));
+    for (int64_t i = 0; i < rows; i++)
+      kernels_.f32FromBf16(x.as<bf16_t>() + at + i * stride, wide.data() + i * headDim_, static_cast<size_t>(headDim_));
+    return {wide.data(), headDim_};
+  }
+
+  void product(bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, Operand a, Operand b, float beta,
+               float* c, int64_t ldc) const {
+    if (bf16Products_)
+      bgemm(false, transposeB, m, n, k, alpha, static_cast<const bf16_t*>(a.data), a.stride,
+            static_cast<const bf16_t*>(b.data), b.stride, beta, c, ldc);
+    else
+      sgemm(false, transposeB, m, n, k, alpha, static_cast<const float*>(a.data), a.stride,
+            static_cast<const float*>(b.data), b.stride, beta, c, ldc);
+  }
+
+  // Row i of the scores, of query t against keys [first, first + count), becomes exp(score − peak), 0 for the keys that
+  // the query does not see. Where the peak has risen, what is summed so far is scaled down to it.
+  void softmaxRow(Scratch& scratch, int64_t i, int64_t t, int64_t first, int64_t count, bool isFirst) const {
+    int64_t low = window_ > 0 ? std::max<int64_t>(0, t - window_ + 1 - first) : 0;
+    int64_t high = std::min(count, t + 1 - first);
+    if (high <= low) low = high = 0;
+    float* row = scratch.scores.data() + i * scoreStride;
+    size_t seen = static_cast<size_t>(high - low);
+    if (seen > 0) {
+      float before = scratch.peak[i], peak = std::max(before, kernels_.transformer.maximum(row + low, seen));
+      float factor = before == peak ? 1.0f : std::exp(before - peak);
+      float* sums = scratch.sums.data() + i * headDim_;
+      if (factor != 1 && !isFirst) kernels_.scale(sums, factor, nullptr, sums, static_cast<size_t>(headDim_));
+      float sum = bf16Products_ ? kernels_.transformer.exponentials16(row + low, peak, row16(scratch, i) + low, seen)
+                                : kernels_.transformer.exponentials(row + low, peak, row + low, seen);
+      scratch.total[i] = scratch.total[i] * factor + sum;
+      scratch.peak[i] = peak;
+    }
+    if (bf16Products_) {
+      std::fill(row16(scratch, i), row16(scratch, i) + low, bf16_t{0});
+      std::fill(row16(scratch, i) + high, row16(scratch, i) + count, bf16_t{0});
+    } else {
+      std::fill(row, row + low, 0.0f);
+      std::fill(row + high, row + count, 0.0f);
+    }
+  }
+
+  static bf16_t* row16(Scratch& scratch, int64_t i) { return scratch.scores16.data() + i * scoreStride; }
+
+  const Kernels& kernels_;
+  const Tensor &q_, &k_, &v_;
+  bool bf16Products_;
+  int64_t headDim_;
+  float scale_;
+  int64_t window_, group_;
+};
 
 }  // namespace
 
 void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
                            int64_t window) {
-  int64_t heads = q.dim(1) / headDim, group = q.dim(1) / k.dim(1), windows = q.dim(0) / sequence;
+  int64_t heads = q.columns() / headDim, parts = q.rows() / sequence * heads;
   int64_t blocks = (sequence + queryBlock - 1) / queryBlock;
-  const auto& loops = kernels_.transformer;
-  pool_.run(windows * heads * blocks, [&](int64_t task) {
-    // Longest query blocks first: they see the most keys.
-    int64_t block = blocks - 1 - task / (windows * heads), head = task % heads,
-            start = task / heads % windows * sequence;
-    int64_t first = block * queryBlock, rows = std::min(queryBlock, sequence - first);
-    int64_t from = window > 0 ? std::max<int64_t>(0, first - window + 1) : 0, to = first + rows;
-    std::vector<float> qBuffer, kBuffer, vBuffer, scores(static_cast<size_t>(rows * keyBlock)),
-        sums(static_cast<size_t>(rows * headDim), 0.0f);
-    std::vector<float> largest(static_cast<size_t>(rows), none), total(static_cast<size_t>(rows), 0.0f);
-    int64_t ldq, ldk, ldv;
-    const float* queries = headRows(kernels_, q, start + first, rows, head * headDim, headDim, qBuffer, ldq);
-    for (int64_t key = from; key < to; key += keyBlock) {
-      int64_t keys = std::min(keyBlock, to - key), column = head / group * headDim;
-      const float* keyRows = headRows(kernels_, k, start + key, keys, column, headDim, kBuffer, ldk);
-      const float* valueRows = headRows(kernels_, v, start + key, keys, column, headDim, vBuffer, ldv);
-      sgemm(false, true, rows, keys, headDim, static_cast<float>(scale), queries, ldq, keyRows, ldk, 0, scores.data(),
-            keys);
-      for (int64_t i = 0; i < rows; i++) {
-        // Query first + i sees keys up to itself, and no further back than its window.
-        float* row = scores.data() + i * keys;
-        int64_t end = std::clamp<int64_t>(first + i + 1 - key, 0, keys);
-        int64_t begin = window > 0 ? std::clamp<int64_t>(first + i + 1 - window - key, 0, end) : 0;
-        std::fill(row, row + begin, 0.0f);
-        std::fill(row + end, row + keys, 0.0f);
-        if (begin == end) continue;
-        size_t seen = static_cast<size_t>(end - begin);
-        float before = largest[i], here = *std::max_element(row + begin, row + end);
-        float sum = loops.softmaxRow(row + begin, 1.0f, seen);
-        float now = std::max(before, here);
-        if (here < now) {
-          float factor = std::exp(here - now);
-          loops.multiply(row + begin, factor, seen);
-          sum *= factor;
-        }
-        if (before != none && before < now) {
-          float factor = std::exp(before - now);
-          loops.multiply(sums.data() + i * headDim, factor, static_cast<size_t>(headDim));
-          total[i] *= factor;
-        }
-        largest[i] = now;
-        total[i] += sum;
-      }
-      sgemm(false, false, rows, headDim, keys, 1, scores.data(), keys, valueRows, ldv, 1, sums.data(), headDim);
-    }
-    for (int64_t i = 0; i < rows; i++) {
-      int64_t at = (start + first + i) * q.dim(1) + head * headDim;
-      float* row = sums.data() + i * headDim;
-      loops.multiply(row, 1.0f / total[i], static_cast<size_t>(headDim));
-      if (out.dtype == DType::f32)
-        std::copy_n(row, headDim, out.as() + at);
-      else
-        storeRow(kernels_, out, at, headDim, row);
-    }
+  Attention attention(kernels_, q.dtype == DType::bf16 && bf16InHardware(), q, k, v, headDim, scale, window);
+  pool_.run(parts * blocks, [&](int64_t task) {
+    int64_t block = blocks - 1 - task / parts, part = task % parts;  // the longest first
+    int64_t begin = block * queryBlock;
+    attention.run(part / heads * sequence, part % heads, begin, std::min(sequence, begin + queryBlock), out);
   });
 }
 

@@ -1,4 +1,4 @@
-// Loops of the decoder's forward pass; see cpu/kernels.h. All in float32; their callers convert other formats.
+// Loops of the decoder's forward pass; see cpu/kernels.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,20 +7,30 @@
 
 namespace alps {
 
+enum Activation { silu, gelu, geluTanh, relu };
+
 struct TransformerKernels {
-  // out = x / rms(x) * (weight + offset) over n values; out may be x.
-  void (*rmsNorm)(const float* x, const float* weight, float eps, float offset, float* out, size_t n);
-  // Pairs (first[i], second[i]) rotated by the angles' cosine and sine.
-  void (*rotate)(float* first, float* second, const float* cosine, const float* sine, size_t half);
-  // out = x / (1 + exp(−x)) * up, and the other activations; out may be x.
-  void (*silu)(const float* x, const float* up, float* out, size_t n);
-  void (*relu)(const float* x, const float* up, float* out, size_t n);
-  void (*geluTanh)(const float* x, const float* up, float* out, size_t n);
-  // x = exp(scale * (x − max)) with max the largest of x; returns the sum. n ≥ 1. A row of −inf only gives zeros.
-  float (*softmaxRow)(float* x, float scale, size_t n);
-  void (*multiply)(float* x, float factor, size_t n);
-  // log Σ exp(x)
-  double (*logSumExp)(const float* x, size_t n);
+  // ---- softmax
+  // Largest value; NaN is passed over, −infinity when there is no other.
+  float (*maximum)(const float* x, size_t n);
+  // out = exp(x − shift) for x ≤ shift, and its sum. NaN stays NaN, below −87.7 it is 0. out may be x.
+  float (*exponentials)(const float* x, float shift, float* out, size_t n);
+  float (*exponentials16)(const float* x, float shift, bf16_t* out, size_t n);
+  double (*sumExponentials)(const float* x, float shift, size_t n);  // the sum alone, for long rows
+
+  // ---- one norm: out = x / sqrt(mean x² + eps) * (weight + offset). out may be x.
+  void (*norm)(const float* x, const float* weight, double eps, float offset, float* out, size_t n);
+  void (*normTo16)(const float* x, const float* weight, double eps, float offset, bf16_t* out, size_t n);
+  void (*normFrom16)(const bf16_t* x, const float* weight, double eps, float offset, float* out, size_t n);
+  void (*norm16)(const bf16_t* x, const float* weight, double eps, float offset, bf16_t* out, size_t n);
+
+  // ---- one token: each head's (x[i], x[i + half]) turned by the angle of cosine[i], sine[i]
+  void (*rope)(float* x, const float* cosine, const float* sine, size_t half, size_t headDim, size_t heads);
+  void (*rope16)(bf16_t* x, const float* cosine, const float* sine, size_t half, size_t headDim, size_t heads);
+
+  // ---- out = activation(gate) * up, indexed by Activation. out may be gate or up.
+  void (*gated[4])(const float* gate, const float* up, float* out, size_t n);
+  void (*gated16[4])(const bf16_t* gate, const bf16_t* up, bf16_t* out, size_t n);
 };
 
 }  // namespace alps

@@ -1,92 +1,99 @@
-// The decoder's ops that are bound by memory: embedding, norms, rotary positions, activations, cross-entropy.
+// The decoder's forward pass without its products and its attention: embedding, norms, rotary positions, activations,
+// loss.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "cpu/cpu_backend.h"
-#include "cpu/rows.h"
 
 namespace alps {
 
 namespace {
-// Rows a task: about 64 K values.
-int64_t rowGrain(int64_t columns) { return std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, columns)); }
+constexpr int64_t grain = 1 << 15;  // elements a task
+int64_t rowGrain(int64_t columns) { return std::max<int64_t>(1, grain / std::max<int64_t>(1, columns)); }
+
+// Looked at before the work starts: the complaint names the first one, whatever the threads.
+void requireIds(const Tensor& ids, int64_t count, const char* what) {
+  for (int64_t i = 0; i < ids.size(); i++) {
+    uint32_t id = ids.as<uint32_t>()[i];
+    if (id >= count) fail("INVALID_ARGUMENT", "Expected ", what, " below ", count, " but received ", id);
+  }
+}
 }  // namespace
 
 void CpuBackend::embedding(Tensor table, Tensor ids, Tensor out) {
-  int64_t vocabulary = table.dim(0), n = table.dim(1);
+  requireIds(ids, table.dim(0), "token ids");
+  int64_t n = table.dim(1);
   pool_.ranges(ids.size(), rowGrain(n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      uint32_t id = ids.as<uint32_t>()[i];
-      require(id < vocabulary, "Expected token ids below ", vocabulary, " but received ", id);
-      size_t width = static_cast<size_t>(n);
+      int64_t from = static_cast<int64_t>(ids.as<uint32_t>()[i]) * n;
       float* row = out.as() + i * n;
-      if (table.dtype == DType::f32) std::memcpy(row, table.as() + id * n, width * sizeof(float));
-      if (table.dtype == DType::bf16) kernels_.f32FromBf16(table.as<bf16_t>() + id * n, row, width);
-      if (table.dtype == DType::f16) kernels_.f32FromF16(table.as<f16_t>() + id * n, row, width);
+      size_t count = static_cast<size_t>(n);
+      if (table.dtype == DType::f32)
+        std::copy_n(table.as() + from, n, row);
+      else if (table.dtype == DType::bf16)
+        kernels_.f32FromBf16(table.as<bf16_t>() + from, row, count);
+      else
+        kernels_.f32FromF16(table.as<f16_t>() + from, row, count);
     }
   });
 }
 
 void CpuBackend::rmsNorm(Tensor x, Tensor weight, double eps, double offset, Tensor out) {
+  const TransformerKernels& kernels = kernels_.transformer;
   int64_t n = weight.size();
+  size_t count = static_cast<size_t>(n);
+  float add = static_cast<float>(offset);
+  bool from16 = x.dtype == DType::bf16, to16 = out.dtype == DType::bf16;
   pool_.ranges(x.size() / n, rowGrain(n), [&](int64_t begin, int64_t end) {
-    std::vector<float> source, target;
-    for (int64_t i = begin; i < end; i++) {
-      const float* row = readRow(kernels_, x, i * n, n, source);
-      float* result = targetRow(out, i * n, n, target);
-      kernels_.transformer.rmsNorm(row, weight.as(), static_cast<float>(eps), static_cast<float>(offset), result,
-                                   static_cast<size_t>(n));
-      storeRow(kernels_, out, i * n, n, result);
+    for (int64_t at = begin * n; at < end * n; at += n) {
+      if (from16 && to16)
+        kernels.norm16(x.as<bf16_t>() + at, weight.as(), eps, add, out.as<bf16_t>() + at, count);
+      else if (from16)
+        kernels.normFrom16(x.as<bf16_t>() + at, weight.as(), eps, add, out.as() + at, count);
+      else if (to16)
+        kernels.normTo16(x.as() + at, weight.as(), eps, add, out.as<bf16_t>() + at, count);
+      else
+        kernels.norm(x.as() + at, weight.as(), eps, add, out.as() + at, count);
     }
   });
 }
 
 void CpuBackend::rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) {
-  int64_t n = x.columns(), heads = n / headDim, half = cosine.dim(1);
+  int64_t n = x.columns(), half = cosine.dim(1);
+  size_t heads = static_cast<size_t>(n / headDim);
   pool_.ranges(x.rows(), rowGrain(n), [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer;
     for (int64_t t = begin; t < end; t++) {
-      float* row = const_cast<float*>(readRow(kernels_, x, t * n, n, buffer));
-      const float* c = cosine.as() + t % sequence * half;
-      const float* s = sine.as() + t % sequence * half;
-      for (int64_t h = 0; h < heads; h++)
-        kernels_.transformer.rotate(row + h * headDim, row + h * headDim + half, c, s, static_cast<size_t>(half));
-      storeRow(kernels_, x, t * n, n, row);
+      const float *c = cosine.as() + t % sequence * half, *s = sine.as() + t % sequence * half;
+      if (x.dtype == DType::f32)
+        kernels_.transformer.rope(x.as() + t * n, c, s, static_cast<size_t>(half), static_cast<size_t>(headDim), heads);
+      else
+        kernels_.transformer.rope16(x.as<bf16_t>() + t * n, c, s, static_cast<size_t>(half),
+                                    static_cast<size_t>(headDim), heads);
     }
   });
 }
 
 void CpuBackend::gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) {
-  auto exactGelu = [](const float* x, const float* u, float* y, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f)) * u[i];
-  };
-  void (*apply)(const float*, const float*, float*, size_t) = exactGelu;
-  if (activation == "silu") apply = kernels_.transformer.silu;
-  if (activation == "relu") apply = kernels_.transformer.relu;
-  if (activation == "gelu_tanh") apply = kernels_.transformer.geluTanh;
-  constexpr int64_t piece = 4096;
-  pool_.ranges(gate.size(), 1 << 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> a, b, c;
-    for (int64_t at = begin; at < end; at += piece) {
-      int64_t n = std::min(piece, end - at);
-      const float* x = readRow(kernels_, gate, at, n, a);
-      const float* u = readRow(kernels_, up, at, n, b);
-      float* y = targetRow(out, at, n, c);
-      apply(x, u, y, static_cast<size_t>(n));
-      storeRow(kernels_, out, at, n, y);
-    }
+  Activation kind = activation == "silu" ? silu : activation == "gelu" ? gelu : activation == "relu" ? relu : geluTanh;
+  pool_.ranges(gate.size(), grain, [&](int64_t begin, int64_t end) {
+    size_t count = static_cast<size_t>(end - begin);
+    if (gate.dtype == DType::f32)
+      kernels_.transformer.gated[kind](gate.as() + begin, up.as() + begin, out.as() + begin, count);
+    else
+      kernels_.transformer.gated16[kind](gate.as<bf16_t>() + begin, up.as<bf16_t>() + begin, out.as<bf16_t>() + begin,
+                                         count);
   });
 }
 
 void CpuBackend::crossEntropy(Tensor logits, Tensor targets, Tensor out) {
-  int64_t vocabulary = logits.dim(1);
-  pool_.ranges(logits.dim(0), rowGrain(vocabulary), [&](int64_t begin, int64_t end) {
+  int64_t n = logits.dim(1);
+  requireIds(targets, n, "target ids");
+  pool_.ranges(logits.dim(0), rowGrain(n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      uint32_t target = targets.as<uint32_t>()[i];
-      require(target < vocabulary, "Expected token ids below ", vocabulary, " but received ", target);
-      const float* row = logits.as() + i * vocabulary;
-      out.as<double>()[i] = kernels_.transformer.logSumExp(row, static_cast<size_t>(vocabulary)) - row[target];
+      const float* row = logits.as() + i * n;
+      float top = kernels_.transformer.maximum(row, static_cast<size_t>(n));
+      double sum = kernels_.transformer.sumExponentials(row, top, static_cast<size_t>(n));
+      out.as<double>()[i] = (static_cast<double>(top) - row[targets.as<uint32_t>()[i]]) + std::log(sum);
     }
   });
 }

@@ -1,15 +1,19 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { createGunzip } from 'node:zlib';
-import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
-import { compressors } from 'hyparquet-compressors';
 import { AlpsError, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
+import { readParquet } from './parquet.js';
+import { decodeUtf8 } from './utf8.js';
 
-/** Where text comes from: a file, several files, or strings (each a document). */
-export type TextSource = string | readonly string[] | { documents: Iterable<string> | AsyncIterable<string> };
+/** Where text comes from: a file, several files, or strings, each a document. */
+export type TextSource =
+  | string
+  | readonly string[]
+  | AsyncIterable<string>
+  | { documents: Iterable<string> | AsyncIterable<string> };
 
 export interface TextOptions {
-  /** The text field of .jsonl and .parquet files. Default `text`. */
+  /** The text field of JSON lines and parquet files. Default `text`. */
   field?: string;
   signal?: AbortSignal;
 }
@@ -24,26 +28,23 @@ export interface TextPart {
 export const documentJoin = '\n\n';
 
 const longestLine = 64 << 20;
-const accepted = '.txt, .jsonl, .txt.gz, .jsonl.gz, .parquet';
+const accepted = '.txt, .md, .jsonl, .ndjson, each also .gz, .json.gz (JSON lines), .parquet';
+const chunkSize = 256 * 1024;
 
 /**
- * Text in pieces of bounded size, however large the files and their lines are.
- * @throws AlpsError `INVALID_TEXT` naming the file and line, `FILE_SYSTEM`
+ * Text in pieces of bounded size, however large the files and their lines are; a reader that stops early closes the files.
+ * Line ends stay as they are, a byte order mark is left out, empty documents and nulls are skipped.
+ *
+ * @throws AlpsError `INVALID_TEXT` (no text at all, not UTF-8, a bad line with its number, damaged gzip or parquet, unknown
+ * kind of file), `INVALID_ARGUMENT`, `FILE_SYSTEM`, `ABORTED`
  */
 export async function* readText(source: TextSource, options: TextOptions = {}): AsyncGenerator<TextPart> {
-  if (typeof source === 'object' && source !== null && 'documents' in source) {
-    for await (const text of source.documents) {
-      throwIfAborted(options.signal);
-      if (typeof text !== 'string') throw invalidArgument('documents', 'strings', text);
-      yield { text, end: true };
-    }
-    return;
+  let isEmpty = true;
+  for await (const part of partsOf(source, options)) {
+    if (part.text !== '') isEmpty = false;
+    yield part;
   }
-  const paths = typeof source === 'string' ? [source] : source;
-  if (!Array.isArray(paths) || paths.length === 0 || !paths.every((path) => typeof path === 'string')) {
-    throw invalidArgument('text', 'a path, paths, or {documents}', source);
-  }
-  for (const path of paths) yield* readFileText(path, options);
+  if (isEmpty) throw new AlpsError('INVALID_TEXT', `${nameOf(source)} has no text`);
 }
 
 /** The documents' text joined by a blank line, in pieces. */
@@ -51,8 +52,8 @@ export async function* joinedText(source: TextSource, options: TextOptions = {})
   let between = false;
   let inside = false;
   for await (const { text, end } of readText(source, options)) {
-    if (text !== '' && !inside && between) yield documentJoin;
     if (text !== '') {
+      if (!inside && between) yield documentJoin;
       yield text;
       inside = true;
     }
@@ -63,126 +64,134 @@ export async function* joinedText(source: TextSource, options: TextOptions = {})
   }
 }
 
-async function* readFileText(path: string, options: TextOptions): AsyncGenerator<TextPart> {
+function nameOf(source: TextSource): string {
+  if (typeof source === 'string') return source;
+  return Array.isArray(source) ? source.join(', ') : 'documents';
+}
+
+async function* partsOf(source: TextSource, { field = 'text', signal }: TextOptions): AsyncGenerator<TextPart> {
+  if (typeof field !== 'string' || field === '') throw invalidArgument('field', 'a name', field);
+  const documents = documentsOf(source);
+  if (documents) {
+    for await (const text of documents) {
+      throwIfAborted(signal);
+      if (typeof text !== 'string') throw invalidArgument('documents', 'strings', text);
+      if (text !== '') yield { text, end: true };
+    }
+    return;
+  }
+  const paths = typeof source === 'string' ? [source] : source;
+  if (!Array.isArray(paths) || paths.length === 0 || !paths.every((path) => typeof path === 'string' && path !== '')) {
+    throw invalidArgument('text', 'a path, paths, {documents} or an async iterable of strings', source);
+  }
+  for (const path of paths) kindOf(path);
+  for (const path of paths) yield* readFileText(path, { field, signal });
+}
+
+function documentsOf(source: TextSource): Iterable<string> | AsyncIterable<string> | undefined {
+  if (typeof source !== 'object' || source === null || Array.isArray(source)) return undefined;
+  const documents = 'documents' in source ? source.documents : (source as AsyncIterable<string>);
+  const iterable = documents as Partial<AsyncIterable<string> & Iterable<string>> | null | undefined;
+  const isIterable =
+    typeof documents !== 'string' &&
+    (typeof iterable?.[Symbol.asyncIterator] === 'function' || typeof iterable?.[Symbol.iterator] === 'function');
+  if (!isIterable) throw invalidArgument('text', 'a path, paths, {documents} or an async iterable of strings', source);
+  return documents;
+}
+
+function kindOf(path: string): 'txt' | 'lines' | 'parquet' {
+  const match = /\.(?:(?:(txt|text|md)|jsonl|ndjson)(?:\.gz)?|json\.gz|(parquet))$/i.exec(path);
+  if (!match) throw new AlpsError('INVALID_TEXT', `${path} has no known text format: expected ${accepted}`);
+  return match[1] ? 'txt' : match[2] ? 'parquet' : 'lines';
+}
+
+async function* readFileText(path: string, options: { field: string; signal?: AbortSignal }): AsyncGenerator<TextPart> {
   try {
     const info = await stat(path);
     if (!info.isFile()) throw new AlpsError('INVALID_TEXT', `${path} is not a regular file`);
   } catch (cause) {
     throw fileSystemError('read the text file', path, cause);
   }
-  const name = path.toLowerCase().replace(/\.gz$/, '');
-  if (name.endsWith('.parquet')) yield* readParquet(path, options);
-  else if (name.endsWith('.jsonl') || name.endsWith('.ndjson')) yield* readJsonLines(path, options);
-  else if (name.endsWith('.txt') || name.endsWith('.text') || name.endsWith('.md')) {
-    for await (const text of decoded(path, options.signal)) yield { text, end: false };
+  const kind = kindOf(path);
+  if (kind === 'parquet') yield* readParquet(path, options.field, options.signal);
+  else if (kind === 'lines') yield* readJsonLines(path, options);
+  else {
+    for await (const text of decodeUtf8(readBytes(path, options.signal), path)) yield { text, end: false };
     yield { text: '', end: true };
-  } else throw new AlpsError('INVALID_TEXT', `${path} has no known text format: expected ${accepted}`);
+  }
 }
 
-/** The file's characters, unzipped where it ends with .gz. Invalid UTF-8 is refused, a byte order mark dropped, CRLF kept. */
-async function* decoded(path: string, signal?: AbortSignal): AsyncGenerator<string> {
-  const file = createReadStream(path, { highWaterMark: 1 << 18 });
-  const bytes = path.toLowerCase().endsWith('.gz') ? file.pipe(createGunzip()) : file;
+/** The file's bytes, unzipped where its name ends with .gz. */
+async function* readBytes(path: string, signal?: AbortSignal): AsyncGenerator<Uint8Array> {
+  const file = createReadStream(path, { highWaterMark: chunkSize });
+  const bytes = path.toLowerCase().endsWith('.gz') ? file.pipe(createGunzip({ chunkSize })) : file;
   if (bytes !== file) file.on('error', (error) => bytes.destroy(error));
-  const decoder = new TextDecoder('utf-8', { fatal: true });
-  let position = 0;
   try {
-    for await (const chunk of bytes as AsyncIterable<Buffer>) {
+    for await (const chunk of bytes as AsyncIterable<Uint8Array>) {
       throwIfAborted(signal);
-      const text = decode(decoder, chunk, true, path, position);
-      position += chunk.length;
-      if (text !== '') yield text;
+      yield chunk;
     }
-    const rest = decode(decoder, undefined, false, path, position);
-    if (rest !== '') yield rest;
   } catch (cause) {
-    if (cause instanceof AlpsError) throw cause;
-    const code = (cause as { code?: string }).code ?? '';
-    if (code.startsWith('Z_'))
+    if ((cause as { code?: string }).code?.startsWith('Z_')) {
       throw new AlpsError('INVALID_TEXT', `${path} is not a whole gzip file: ${(cause as Error).message}`, { cause });
+    }
     throw fileSystemError('read', path, cause);
   } finally {
+    bytes.destroy();
     file.destroy();
-    if (bytes !== file) bytes.destroy();
   }
 }
 
-function decode(
-  decoder: InstanceType<typeof TextDecoder>,
-  chunk: Buffer | undefined,
-  stream: boolean,
+async function* readJsonLines(
   path: string,
-  position: number,
-): string {
-  try {
-    return chunk ? decoder.decode(chunk, { stream }) : decoder.decode();
-  } catch (cause) {
-    throw new AlpsError('INVALID_TEXT', `${path} is not UTF-8 after byte ${position}`, { cause });
-  }
-}
-
-async function* readJsonLines(path: string, { field = 'text', signal }: TextOptions): AsyncGenerator<TextPart> {
-  let rest = '';
-  let line = 0;
-  const document = (text: string): TextPart | undefined => {
-    line++;
-    if (text.trim() === '') return undefined;
-    let value: unknown;
-    try {
-      value = JSON.parse(text);
-    } catch (cause) {
-      throw new AlpsError('INVALID_TEXT', `${path}, line ${line} is not JSON: ${(cause as Error).message}`, { cause });
-    }
-    const content = (value as Record<string, unknown> | null)?.[field];
-    if (typeof content !== 'string')
-      throw new AlpsError('INVALID_TEXT', `${path}, line ${line} has no string field "${field}"`);
-    return { text: content, end: true };
+  options: { field: string; signal?: AbortSignal },
+): AsyncGenerator<TextPart> {
+  let line = 1;
+  let parts: string[] = [];
+  let length = 0;
+  const add = (part: string): void => {
+    length += part.length;
+    if (length > longestLine) throw badLine(path, line, `more than ${longestLine} characters`);
+    parts.push(part);
   };
-  for await (const chunk of decoded(path, signal)) {
-    const lines = (rest + chunk).split('\n');
-    rest = lines.pop()!;
-    for (const text of lines) {
-      const part = document(text);
-      if (part) yield part;
+  const take = (): string | undefined => {
+    const text = documentOf(parts.join(''), path, line, options.field);
+    parts = [];
+    length = 0;
+    line++;
+    return text;
+  };
+  for await (const text of decodeUtf8(readBytes(path, options.signal), path)) {
+    let start = 0;
+    for (let end = text.indexOf('\n'); end >= 0; end = text.indexOf('\n', start)) {
+      add(text.slice(start, end));
+      start = end + 1;
+      const document = take();
+      if (document) yield { text: document, end: true };
     }
-    if (rest.length > longestLine)
-      throw new AlpsError('INVALID_TEXT', `${path}, line ${line + 1} has more than ${longestLine} characters`);
+    add(text.slice(start));
   }
-  const part = document(rest);
-  if (part) yield part;
+  const last = take();
+  if (last) yield { text: last, end: true };
 }
 
-async function* readParquet(path: string, { field = 'text', signal }: TextOptions): AsyncGenerator<TextPart> {
+function documentOf(text: string, path: string, line: number, field: string): string | undefined {
+  if (text.trim() === '') return undefined;
+  let value: unknown;
   try {
-    const file = await asyncBufferFromFile(path);
-    const metadata = await parquetMetadataAsync(file);
-    const columns = metadata.schema.slice(1).map(({ name }) => name);
-    if (!columns.includes(field)) {
-      throw new AlpsError('INVALID_TEXT', `${path} has no column "${field}"; it has ${columns.join(', ')}`);
-    }
-    let start = 0;
-    for (const group of metadata.row_groups) {
-      throwIfAborted(signal);
-      const end = start + Number(group.num_rows);
-      const rows = await parquetReadObjects({
-        file,
-        metadata,
-        columns: [field],
-        rowStart: start,
-        rowEnd: end,
-        compressors,
-      });
-      for (const row of rows) {
-        const text = row[field];
-        if (text === null || text === undefined) continue;
-        if (typeof text !== 'string')
-          throw new AlpsError('INVALID_TEXT', `${path}: column "${field}" does not hold text`);
-        yield { text, end: true };
-      }
-      start = end;
-    }
-  } catch (cause) {
-    if (cause instanceof AlpsError) throw cause;
-    throw new AlpsError('INVALID_TEXT', `${path} cannot be read as parquet: ${(cause as Error).message}`, { cause });
+    value = JSON.parse(text);
+  } catch (error) {
+    throw badLine(path, line, `not JSON (one object a line is expected): ${(error as Error).message}`, error);
   }
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw badLine(path, line, 'not a JSON object');
+  const document: unknown = Object.hasOwn(value, field) ? (value as Record<string, unknown>)[field] : undefined;
+  if (document === null) return undefined;
+  if (typeof document === 'string') return document;
+  const fields = Object.keys(value).slice(0, 20).join(', ');
+  throw badLine(path, line, `there is no string in the field "${field}" (fields: ${fields})`);
+}
+
+function badLine(path: string, line: number, what: string, cause?: unknown): AlpsError {
+  return new AlpsError('INVALID_TEXT', `${path}, line ${line}: ${what}`, { cause });
 }

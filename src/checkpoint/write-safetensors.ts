@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { types } from 'node:util';
 import { AlpsError, describe, fileSystemError } from '../errors.js';
 import { writeFully } from './file-io.js';
 import { encodeHeader, parseHeader, type TensorInfo } from './header.js';
@@ -45,10 +46,10 @@ export async function writeSafetensors(
 /** The header, held to the same rules as one that is read. */
 function checkedHeader(path: string, tensors: readonly NewTensor[], metadata: Record<string, string>): Uint8Array {
   for (const { name, bytes } of tensors) {
-    if (!(bytes instanceof Uint8Array) && !ArrayBuffer.isView(bytes)) {
+    if (!types.isUint8Array(bytes)) {
       throw new AlpsError(
         'INVALID_ARGUMENT',
-        `Expected bytes for tensor ${describe(name)} but received ${describe(bytes)}`,
+        `Expected a Uint8Array for tensor ${describe(name)} but received ${describe(bytes)}`,
       );
     }
   }

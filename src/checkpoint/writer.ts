@@ -1,227 +1,225 @@
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
-import {
-  copyFile,
-  type FileHandle,
-  mkdir,
-  open,
-  readdir,
-  realpath,
-  rename,
-  rm,
-  stat,
-  writeFile,
-} from 'node:fs/promises';
-import { basename, dirname, join, relative, resolve } from 'node:path';
-import { AlpsError, describe, fileSystemError, throwIfAborted } from '../errors.js';
+import { copyFile, type FileHandle, mkdir, open, rm, writeFile } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { types } from 'node:util';
+import { AlpsError, describe, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
+import { pieceBytes, writeFully } from './file-io.js';
 import type { Checkpoint } from './folder.js';
 import { encodeHeader } from './header.js';
-import { writeFully } from './safetensors.js';
+import { indexFile } from './model-files.js';
+import { checkOutput, flushPath, publish } from './output-folder.js';
 
 export interface WriterOptions {
   source: Checkpoint;
-  /** The folder to make. */
+  /** The folder to make. Its parent must exist. */
   out: string;
   /** Whether an existing folder may be replaced. Default false. */
   overwrite?: boolean;
   signal?: AbortSignal;
 }
 
-const copyBytes = 16 << 20;
+/** A shard that is being written: its full size is set, so tensors may come in any order. */
+interface OpenShard {
+  path: string;
+  handle: FileHandle;
+  /** Tensor name → first byte in the file. */
+  positions: Map<string, number>;
+}
 
 /**
- * Writes a checkpoint with its source's layout: the same shards, order, dtypes and metadata. Everything goes into a hidden folder beside
- * the final one, is flushed to the disk, and appears under the final name by one rename. Tensors that were not written are copied byte for
- * byte, as are config.json, the tokenizer and other files of the source.
+ * Writes a checkpoint with its source's layout: the same shards, order, dtypes and metadata. Everything goes into a hidden folder
+ * `.<name>.partial-<random>` beside the final one, is flushed to the disk, and appears under the final name by one rename. Tensors that
+ * were not written are copied byte for byte, as are config.json, the tokenizer and other files of the source.
+ *
+ * A failure of any call removes the hidden folder; only a killed process leaves it.
  */
 export class CheckpointWriter {
+  /** The final folder: absolute, without symbolic links. */
   readonly out: string;
   readonly #options: WriterOptions;
   readonly #partial: string;
-  readonly #shards: { path: string; handle: FileHandle; positions: Map<string, number> }[] = [];
+  readonly #shards: OpenShard[] = [];
   readonly #written = new Set<string>();
+  readonly #pending = new Set<Promise<void>>();
+  #state: 'open' | 'finished' | 'aborted' = 'open';
 
   private constructor(options: WriterOptions, out: string) {
     this.#options = options;
     this.out = out;
-    this.#partial = join(dirname(out), `.alps-${randomBytes(6).toString('hex')}.partial`);
+    // Cut short, since the temporary name must not pass 255 bytes where the final one does not.
+    const name = basename(out).slice(0, 40);
+    this.#partial = join(dirname(out), `.${name}.partial-${randomBytes(6).toString('hex')}`);
   }
 
   /**
+   * Makes the hidden folder with all shards at their full size.
    * @throws AlpsError `INVALID_ARGUMENT` when the output is the source, contains it or lies inside it, or exists already;
-   * `FILE_SYSTEM` when it cannot be made
+   * `FILE_SYSTEM` when it cannot be made; `ABORTED`
    */
   static async create(options: WriterOptions): Promise<CheckpointWriter> {
     throwIfAborted(options.signal);
-    const out = await checkOutput(options);
+    const out = await checkOutput(options.source.folder, options.out, options.overwrite ?? false);
     const writer = new CheckpointWriter(options, out);
     try {
       await mkdir(writer.#partial);
-      await writer.#openShards();
+      for (const index of options.source.shards.keys()) await writer.#openShard(index);
       return writer;
     } catch (error) {
       await writer.abort();
-      throw fileSystemError('create', writer.#partial, error);
+      throw fileSystemError('create a folder for the output', options.out, error);
     }
   }
 
-  async #openShards(): Promise<void> {
+  async #openShard(index: number): Promise<void> {
     const { source, signal } = this.#options;
-    for (const [i, shard] of source.shards.entries()) {
-      const tensors = [...shard.tensors.values()];
-      const header = encodeHeader(tensors, shard.metadata ?? { format: 'pt' });
-      const path = join(this.#partial, source.shardNames[i]!);
-      const handle = await open(path, 'wx');
-      const positions = new Map<string, number>();
-      this.#shards.push({ path, handle, positions });
-      let position = header.length;
-      for (const { name, byteLength } of tensors) {
-        positions.set(name, position);
-        position += byteLength;
-      }
-      await handle.truncate(position);
-      await writeFully(handle, path, header, 0, signal);
+    const shard = source.shards[index]!;
+    const tensors = [...shard.tensors.values()];
+    const header = encodeHeader(tensors, shard.metadata ?? { format: 'pt' });
+    const path = join(this.#partial, source.shardNames[index]!);
+    const handle = await open(path, 'wx');
+    const positions = new Map<string, number>();
+    this.#shards.push({ path, handle, positions });
+    let position = header.length;
+    for (const { name, byteLength } of tensors) {
+      positions.set(name, position);
+      position += byteLength;
     }
+    await handle.truncate(position);
+    await writeFully(handle, path, header, 0, signal);
   }
 
-  /** Replaces a tensor's bytes. */
+  /**
+   * Replaces a tensor's bytes. Tensors may come in any order, each once; `bytes` must not be changed before the promise settles.
+   * @throws AlpsError `INVALID_ARGUMENT` for an unknown tensor, another length, or a second write of one tensor; `FILE_SYSTEM` (disk full
+   * and so on) and `ABORTED`, after which the hidden folder is gone; `DISPOSED` after that
+   */
   async write(name: string, bytes: Uint8Array): Promise<void> {
-    const tensor = this.#options.source.tensors.get(name);
+    this.#checkOpen();
     const shard = this.#shards.find(({ positions }) => positions.has(name));
-    if (!tensor || !shard) throw new AlpsError('INTERNAL', `The checkpoint has no tensor ${describe(name)}`);
-    if (bytes.length !== tensor.byteLength) {
-      throw new AlpsError('INTERNAL', `Tensor ${describe(name)} has ${tensor.byteLength} bytes, not ${bytes.length}`);
+    const tensor = this.#options.source.tensors.get(name);
+    if (!tensor || !shard) {
+      throw new AlpsError('INVALID_ARGUMENT', `${this.#options.source.folder} has no tensor ${describe(name)}`);
     }
-    await writeFully(shard.handle, shard.path, bytes, shard.positions.get(name)!, this.#options.signal);
+    if (!types.isUint8Array(bytes) || bytes.length !== tensor.byteLength) {
+      throw invalidArgument('bytes', `a Uint8Array of ${tensor.byteLength} bytes for tensor ${describe(name)}`, bytes);
+    }
+    if (this.#written.has(name)) {
+      throw new AlpsError('INVALID_ARGUMENT', `Tensor ${describe(name)} was written already`);
+    }
     this.#written.add(name);
-  }
-
-  /** Copies all that is left, adds `extras` (file name → text), and puts the folder under its final name. */
-  async finish(extras: Record<string, string> = {}): Promise<void> {
+    const writing = writeFully(shard.handle, shard.path, bytes, shard.positions.get(name)!, this.#options.signal);
+    this.#pending.add(writing);
     try {
-      await this.#copyTensors();
-      for (const { path, handle } of this.#shards) {
-        await flush(handle, path);
-        await handle.close();
-      }
-      this.#shards.length = 0;
-      await this.#copyFiles(extras);
-      throwIfAborted(this.#options.signal);
-      await this.#publish();
+      await writing;
     } catch (error) {
       await this.abort();
+      throw error;
+    } finally {
+      this.#pending.delete(writing);
+    }
+  }
+
+  /**
+   * Copies all that is left, adds `extras` (file name → text), and puts the folder under its final name.
+   * @throws AlpsError as {@link write}; `INVALID_ARGUMENT` also when the final name was taken meanwhile; `INVALID_CHECKPOINT` when the
+   * source was changed meanwhile
+   */
+  async finish(extras: Record<string, string> = {}): Promise<void> {
+    this.#checkOpen();
+    try {
+      this.#checkExtras(extras);
+      await Promise.all(this.#pending);
+      await this.#copyTensors();
+      for (const { path, handle } of this.#shards.splice(0)) {
+        try {
+          await handle.sync();
+        } catch (cause) {
+          throw fileSystemError('flush', path, cause);
+        } finally {
+          await handle.close();
+        }
+      }
+      await this.#copyFiles(extras);
+      throwIfAborted(this.#options.signal);
+      this.#checkOpen();
+      this.#state = 'finished'; // from here on an abort must not remove files under the rename
+      await publish(this.#partial, this.out, this.#options.overwrite ?? false);
+    } catch (error) {
+      this.#state = 'aborted';
+      await this.#remove();
       throw fileSystemError('write', this.out, error);
     }
   }
 
-  /** Removes what was written so far. */
+  /** Removes what was written so far. Does nothing after `finish` or a failure, so it may stand in a `finally`. Never rejects. */
   async abort(): Promise<void> {
-    await Promise.all(this.#shards.map(({ handle }) => handle.close().catch(() => undefined)));
-    this.#shards.length = 0;
-    await rm(this.#partial, { recursive: true, force: true });
+    if (this.#state === 'finished') return;
+    this.#state = 'aborted';
+    await this.#remove();
+  }
+
+  async #remove(): Promise<void> {
+    await Promise.allSettled(this.#shards.splice(0).map(({ handle }) => handle.close()));
+    // An error here would hide the one that led here.
+    await rm(this.#partial, { recursive: true, force: true }).catch(() => undefined);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.abort();
+  }
+
+  #checkOpen(): void {
+    if (this.#state !== 'open') throw new AlpsError('DISPOSED', `The output ${this.out} was ${this.#state} before`);
   }
 
   async #copyTensors(): Promise<void> {
     const { source, signal } = this.#options;
     for (const [i, shard] of source.shards.entries()) {
+      this.#checkOpen();
       const { path, handle, positions } = this.#shards[i]!;
       for (const { name, byteLength } of shard.tensors.values()) {
         if (this.#written.has(name)) continue;
-        for (let done = 0; done < byteLength; done += copyBytes) {
-          const piece = new Uint8Array(Math.min(copyBytes, byteLength - done));
-          await shard.readInto(name, piece, done, { signal });
-          await writeFully(handle, path, piece, positions.get(name)! + done, signal);
+        for (let offset = 0; offset < byteLength; offset += pieceBytes) {
+          const piece = new Uint8Array(Math.min(pieceBytes, byteLength - offset));
+          await shard.readInto(name, piece, { offset, signal });
+          await writeFully(handle, path, piece, positions.get(name)! + offset, signal);
         }
       }
     }
   }
 
   async #copyFiles(extras: Record<string, string>): Promise<void> {
-    const { source } = this.#options;
-    for (const entry of await readdir(source.folder, { withFileTypes: true })) {
-      const { name } = entry;
-      const weights = /\.(safetensors|bin|pt|pth|ckpt|pkl|gguf|onnx|h5|msgpack)$/.test(name);
-      if (name.startsWith('.') || weights || Object.hasOwn(extras, name)) continue;
+    const { source, signal } = this.#options;
+    const names = source.indexed ? [...source.files, indexFile] : source.files;
+    for (const name of names) {
+      if (Object.hasOwn(extras, name)) continue;
+      throwIfAborted(signal);
       const from = join(source.folder, name);
-      if (!(await stat(from).catch(() => undefined))?.isFile()) continue;
-      await copyFile(from, join(this.#partial, name), constants.COPYFILE_EXCL);
-      await flushFile(join(this.#partial, name));
+      const to = join(this.#partial, name);
+      await copyFile(from, to, constants.COPYFILE_EXCL).catch((cause) => {
+        throw fileSystemError(`copy ${from} to`, to, cause);
+      });
+      await flushPath(to);
     }
     for (const [name, text] of Object.entries(extras)) {
-      await writeFile(join(this.#partial, name), text, { flag: 'wx' });
-      await flushFile(join(this.#partial, name));
+      const to = join(this.#partial, name);
+      await writeFile(to, text, { flag: 'wx' }).catch((cause) => {
+        throw fileSystemError('write', to, cause);
+      });
+      await flushPath(to);
     }
-    await flushFile(this.#partial);
+    await flushPath(this.#partial);
   }
 
-  async #publish(): Promise<void> {
-    const old = `${this.#partial}.old`;
-    const replaced = await rename(this.out, old).then(
-      () => true,
-      (error: { code?: string }) => {
-        if (error.code === 'ENOENT') return false;
-        throw error;
-      },
-    );
-    try {
-      await rename(this.#partial, this.out);
-    } catch (error) {
-      if (replaced) await rename(old, this.out);
-      throw error;
-    }
-    await flushFile(dirname(this.out));
-    if (replaced) await rm(old, { recursive: true, force: true });
-  }
-}
-
-async function flush(handle: FileHandle, path: string): Promise<void> {
-  try {
-    await handle.sync();
-  } catch (cause) {
-    throw fileSystemError('flush', path, cause);
-  }
-}
-
-async function flushFile(path: string): Promise<void> {
-  const handle = await open(path, 'r');
-  try {
-    await flush(handle, path);
-  } finally {
-    await handle.close();
-  }
-}
-
-/** Refuses an output that would harm its source or something else that exists; returns its absolute path. */
-async function checkOutput({ source, out, overwrite = false }: WriterOptions): Promise<string> {
-  const parent = dirname(resolve(out));
-  let target: string;
-  try {
-    target = join(await realpath(parent), basename(resolve(out)));
-  } catch (cause) {
-    throw fileSystemError('find the parent folder of the output', out, cause);
-  }
-  const existing = await realpath(target).catch(() => undefined);
-  const from = await realpath(source.folder);
-  for (const path of [target, ...(existing ? [existing] : [])]) {
-    const way = relative(from, path);
-    const back = relative(path, from);
-    const inside = (p: string) => p === '' || (!p.startsWith('..') && !p.startsWith('/'));
-    if (inside(way) || inside(back)) {
-      throw new AlpsError(
-        'INVALID_ARGUMENT',
-        `The output ${out} must not be the model folder ${source.folder}, hold it or lie inside it`,
-      );
+  /** Extras add to a model or replace an earlier report; they never stand for its weights or its configuration. */
+  #checkExtras(extras: Record<string, string>): void {
+    const { shardNames } = this.#options.source;
+    for (const name of Object.keys(extras)) {
+      const taken = shardNames.includes(name) || name === indexFile || name === 'config.json';
+      if (taken || !/^[^/\\\0]+$/.test(name) || name === '.' || name === '..') {
+        throw invalidArgument('the name of an extra file', 'a new plain file name', name);
+      }
     }
   }
-  if (existing) {
-    const info = await stat(existing);
-    if (!info.isDirectory()) throw new AlpsError('INVALID_ARGUMENT', `The output ${out} exists and is not a folder`);
-    if ((await readdir(existing)).length > 0 && !overwrite) {
-      throw new AlpsError(
-        'INVALID_ARGUMENT',
-        `The output ${out} exists and is not empty; choose another name or allow overwriting`,
-      );
-    }
-  }
-  return target;
 }

@@ -1,0 +1,128 @@
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { AlpsError, describe } from '../errors.js';
+import { openError } from './file-io.js';
+import { isObject, parseJsonStrictly } from './json.js';
+
+export const singleFile = 'model.safetensors';
+export const indexFile = 'model.safetensors.index.json';
+
+const maxConfigBytes = 16 << 20;
+const maxIndexBytes = 256 << 20;
+const pickleName = /\.(bin|pt|pth|ckpt|pkl|pickle)$/;
+const otherWeights = /\.(safetensors|gguf|onnx|h5|msgpack|tflite|ot)$|\.index\.json$/;
+
+/** The names in a model folder. */
+export async function listFolder(folder: string): Promise<Set<string>> {
+  try {
+    return new Set(await readdir(folder));
+  } catch (cause) {
+    const code = (cause as { code?: string }).code;
+    if (code === 'ENOENT') {
+      throw new AlpsError(
+        'FILE_SYSTEM',
+        `The model folder ${folder} does not exist: expected a local folder, download the model first`,
+        { cause },
+      );
+    }
+    if (code === 'ENOTDIR') {
+      throw new AlpsError('INVALID_CHECKPOINT', `Expected a model folder but ${folder} is a file`, { cause });
+    }
+    throw openError(folder, cause);
+  }
+}
+
+/**
+ * Names of the files that belong to a model beside its weights: config.json, tokenizer and so on, sorted. Hidden files, subfolders,
+ * indexes, and weights of any format are not among them.
+ */
+export async function otherFiles(folder: string, names: ReadonlySet<string>): Promise<string[]> {
+  const files: string[] = [];
+  for (const name of [...names].sort()) {
+    if (name.startsWith('.') || pickleName.test(name) || otherWeights.test(name)) continue;
+    const info = await stat(join(folder, name)).catch(() => undefined); // a dangling link is no file
+    if (info?.isFile()) files.push(name);
+  }
+  return files;
+}
+
+export function readConfig(folder: string, names: ReadonlySet<string>): Promise<Record<string, unknown>> {
+  return readJson(folder, 'config.json', names, maxConfigBytes);
+}
+
+/** The `weight_map` of the index: tensor name → shard's file name. */
+export async function readIndex(folder: string, names: ReadonlySet<string>): Promise<Map<string, string>> {
+  if (!names.has(indexFile)) throw refusal(folder, names);
+  const path = join(folder, indexFile);
+  const { weight_map: map } = await readJson(folder, indexFile, names, maxIndexBytes);
+  if (!isObject(map)) throw new AlpsError('INVALID_CHECKPOINT', `${path} has no weight_map`);
+  const entries = Object.entries(map);
+  if (entries.length === 0) throw new AlpsError('INVALID_CHECKPOINT', `${path} has an empty weight_map`);
+  for (const [tensor, shard] of entries) {
+    if (!isShardName(shard)) {
+      throw new AlpsError(
+        'INVALID_CHECKPOINT',
+        `${path} puts tensor ${describe(tensor)} into ${describe(shard)}: expected the name of a .safetensors file in the same folder`,
+      );
+    }
+  }
+  return new Map(entries as [string, string][]);
+}
+
+/** Whether the name stays in its folder: no path, drive, URL or parent can be written without these characters. */
+function isShardName(value: unknown): value is string {
+  return typeof value === 'string' && /^[^/\\\0:]+\.safetensors$/.test(value) && Buffer.byteLength(value) <= 255;
+}
+
+async function readJson(
+  folder: string,
+  name: string,
+  names: ReadonlySet<string>,
+  maxBytes: number,
+): Promise<Record<string, unknown>> {
+  const path = join(folder, name);
+  if (!names.has(name)) {
+    throw new AlpsError('INVALID_CHECKPOINT', `${folder} has no ${name}: expected a Hugging Face model folder`);
+  }
+  let bytes: Uint8Array;
+  try {
+    const info = await stat(path);
+    if (!info.isFile()) throw new AlpsError('INVALID_CHECKPOINT', `${path} is not a regular file`);
+    if (info.size > maxBytes) {
+      throw new AlpsError('INVALID_CHECKPOINT', `${path} has ${info.size} bytes, more than the limit of ${maxBytes}`);
+    }
+    bytes = await readFile(path);
+  } catch (cause) {
+    throw cause instanceof AlpsError ? cause : openError(path, cause);
+  }
+  let text: string;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw new AlpsError('INVALID_CHECKPOINT', `${path} is not UTF-8`, { cause });
+  }
+  const value = parseJsonStrictly(text, path);
+  if (!isObject(value)) throw new AlpsError('INVALID_CHECKPOINT', `${path} is not a JSON object`);
+  return value;
+}
+
+/** Why a folder without safetensors is not read. */
+function refusal(folder: string, names: ReadonlySet<string>): AlpsError {
+  const all = [...names].sort();
+  const pickle = all.find((name) => pickleName.test(name));
+  if (pickle) {
+    return new AlpsError(
+      'UNSUPPORTED_MODEL',
+      `${join(folder, pickle)} is a pickle file: reading one can run code, so only safetensors are read. Convert it with transformers: ` +
+        'model.save_pretrained(folder, safe_serialization=True)',
+    );
+  }
+  const gguf = all.find((name) => name.endsWith('.gguf'));
+  if (gguf) {
+    return new AlpsError(
+      'UNSUPPORTED_MODEL',
+      `${join(folder, gguf)} is a GGUF file, which is not read: its weights are usually quantised; prune the original safetensors`,
+    );
+  }
+  return new AlpsError('INVALID_CHECKPOINT', `${folder} has neither ${singleFile} nor ${indexFile}`);
+}

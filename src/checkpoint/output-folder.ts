@@ -1,0 +1,104 @@
+import { lstat, open, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
+import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
+import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
+
+const isCode = (error: unknown, ...codes: string[]) => codes.includes((error as { code?: string }).code ?? '');
+
+/**
+ * Refuses an output that would harm its source or something else that exists, or that could not get its name in the end.
+ * @returns the absolute path without symbolic links
+ */
+export async function checkOutput(source: string, out: string, overwrite: boolean): Promise<string> {
+  if (typeof out !== 'string' || out === '' || out.includes('\0')) {
+    throw invalidArgument('out', 'the path of a folder', out);
+  }
+  const target = resolve(out);
+  const parent = await realpath(dirname(target)).catch((cause) => {
+    const action = isCode(cause, 'ENOENT') ? 'find the parent folder (make it first) of' : 'use the parent folder of';
+    throw fileSystemError(action, out, cause);
+  });
+  const existing = await realpath(target).catch((cause) => {
+    if (isCode(cause, 'ENOENT')) return undefined;
+    throw fileSystemError('use the name', out, cause);
+  });
+  if (!existing && (await lstat(target).catch(() => undefined))) {
+    throw new AlpsError('INVALID_ARGUMENT', `The output ${out} is a symbolic link to something that does not exist`);
+  }
+  const path = existing ?? join(parent, basename(target));
+  const from = await realpath(source);
+  if (isInside(from, path) || isInside(path, from)) {
+    throw new AlpsError(
+      'INVALID_ARGUMENT',
+      `The output ${out} must not be the model folder ${source}, hold it or lie inside it`,
+    );
+  }
+  if (existing) await checkExisting(existing, out, overwrite);
+  return path;
+}
+
+/** Whether `path` is `folder` or lies in it. */
+function isInside(folder: string, path: string): boolean {
+  const way = relative(folder, path);
+  return way !== '..' && !way.startsWith(`..${sep}`) && !isAbsolute(way);
+}
+
+async function checkExisting(path: string, out: string, overwrite: boolean): Promise<void> {
+  const info = await stat(path);
+  if (!info.isDirectory()) throw new AlpsError('INVALID_ARGUMENT', `The output ${out} exists and is not a folder`);
+  if (!overwrite && (await readdir(path)).length > 0) throw notEmpty(out);
+  if (info.dev !== (await stat(dirname(path))).dev) {
+    throw new AlpsError(
+      'INVALID_ARGUMENT',
+      `The output ${out} is the root of a file system, which cannot be replaced; name a folder inside it`,
+    );
+  }
+}
+
+function notEmpty(out: string): AlpsError {
+  return new AlpsError(
+    'INVALID_ARGUMENT',
+    `The output ${out} exists and is not empty; choose another name or allow overwriting`,
+  );
+}
+
+/**
+ * Gives the finished folder its final name by one rename, which replaces nothing but an empty folder. With `overwrite` a folder that is in
+ * the way is renamed aside before and removed after.
+ */
+export async function publish(partial: string, out: string, overwrite: boolean): Promise<void> {
+  const aside = `${partial}.old`;
+  let replaced = false;
+  try {
+    await rename(partial, out);
+  } catch (error) {
+    if (!isCode(error, 'ENOTEMPTY', 'EEXIST')) throw error;
+    if (!overwrite) throw notEmpty(out);
+    await rename(out, aside);
+    replaced = true;
+    try {
+      await rename(partial, out);
+    } catch (cause) {
+      await rename(aside, out);
+      throw cause;
+    }
+  }
+  await flushPath(dirname(out));
+  if (!replaced) return;
+  await rm(aside, { recursive: true, force: true }).catch((cause) => {
+    throw fileSystemError(`finish: ${out} is complete, but what it replaced could not be removed from`, aside, cause);
+  });
+}
+
+/** Waits until a file or folder is on the disk. */
+export async function flushPath(path: string): Promise<void> {
+  try {
+    const handle = await open(path, 'r');
+    try {
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+  } catch (cause) {
+    throw fileSystemError('flush', path, cause);
+  }
+}
