@@ -29,16 +29,31 @@ try {
     for (const method of ['magnitude', 'alps']) {
       const out = join(scratch, `${method}-${sparsity}`);
       process.stderr.write(`demo: ${method}, ${sparsity * 100} %\n`);
-      const report = await prune({ model, out, sparsity, method, calibration: { text: calibration, windows: 128, length } });
+      const report = await prune({
+        model,
+        out,
+        sparsity,
+        method,
+        calibration: { text: calibration, windows: 128, length },
+      });
       const { perplexity } = await evaluate(out);
       const seconds = (report.milliseconds.total / 1000).toFixed(1);
-      rows.push([method, `${(report.sparsity * 100).toFixed(1)} %`, report.meanError.toFixed(4), perplexity.toFixed(2), `${seconds} s`]);
+      rows.push([
+        method,
+        `${(report.sparsity * 100).toFixed(1)} %`,
+        report.meanError.toFixed(4),
+        perplexity.toFixed(2),
+        `${seconds} s`,
+      ]);
     }
   }
   const header = ['method', 'sparsity', 'mean layer error', 'perplexity', 'time'];
   const widths = header.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i].length)));
-  const line = (cells) => cells.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('  ');
-  process.stdout.write(`${[line(header), widths.map((w) => '-'.repeat(w)).join('  '), ...rows.map(line)].join('\n')}\n\n`);
+  const line = (cells) =>
+    cells.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('  ');
+  process.stdout.write(
+    `${[line(header), widths.map((w) => '-'.repeat(w)).join('  '), ...rows.map(line)].join('\n')}\n\n`,
+  );
   process.stdout.write(
     `Held-out speeches: ${dense.windows} windows of ${dense.length} tokens, ${dense.scoredTokens} tokens scored. ` +
       `All of it took ${((performance.now() - began) / 1000).toFixed(0)} s.\n`,

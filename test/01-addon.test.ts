@@ -4,7 +4,9 @@ import { addon } from '../src/device/addon.js';
 const source = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), 'utf8');
 
 describe('the addon and its types', () => {
-  const native = [...source('native/binding/addon.cc').matchAll(/^\s+(?:add\("(\w+)"|OP\((\w+)\))/gm)].map((m) => m[1] ?? m[2]!);
+  const native = [...source('native/binding/addon.cc').matchAll(/^\s+(?:add\("(\w+)"|OP\((\w+)\))/gm)].map(
+    (m) => m[1] ?? m[2]!,
+  );
   const declared = source('src/device/addon.ts')
     .split('export interface Addon {')[1]!
     .split('\n}')[0]!

@@ -12,7 +12,10 @@ interface Golden {
 }
 interface GoldenPattern {
   pattern: number | { keep: number; of: number };
-  methods: Record<'alps' | 'sparsegpt' | 'wanda' | 'magnitude', { error: number; errorWithRidge: number; nonZeros: number }>;
+  methods: Record<
+    'alps' | 'sparsegpt' | 'wanda' | 'magnitude',
+    { error: number; errorWithRidge: number; nonZeros: number }
+  >;
 }
 const golden = JSON.parse(readFileSync(`${folder}golden.json`, 'utf8')) as Golden;
 const cases = Object.entries(golden.layers).flatMap(([name, { file, patterns }]) =>
@@ -23,7 +26,10 @@ async function readLayer(file: string) {
   const tensors = await SafetensorsFile.open(folder + file);
   const bytes = await tensors.read('weight');
   const info = tensors.tensors.get('weight')!;
-  const weight = info.dtype === 'BF16' ? fromBf16(new Uint16Array(bytes.buffer as ArrayBuffer)) : new Float32Array(bytes.buffer as ArrayBuffer);
+  const weight =
+    info.dtype === 'BF16'
+      ? fromBf16(new Uint16Array(bytes.buffer as ArrayBuffer))
+      : new Float32Array(bytes.buffer as ArrayBuffer);
   const upper = new Float32Array((await tensors.read('gram_upper')).buffer as ArrayBuffer);
   await tensors.close();
   const [m, n] = info.shape as [number, number];
@@ -41,7 +47,8 @@ const schedules: [string, Partial<PruneLayerOptions>][] = [
 describe.each(schedules)('against the published code: %s', (_title, options) => {
   test.each(cases)('$name at $title: error at most 1.002 times its own', async ({ file, expected }) => {
     const layer = await readLayer(file);
-    const pattern = typeof expected.pattern === 'number' ? { sparsity: expected.pattern } : { pattern: expected.pattern };
+    const pattern =
+      typeof expected.pattern === 'number' ? { sparsity: expected.pattern } : { pattern: expected.pattern };
     const result = await pruneLayer({ ...layer, ...pattern, ...options });
     const { alps } = expected.methods;
     expect(result.kept).toBe(alps.nonZeros);

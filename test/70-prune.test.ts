@@ -1,0 +1,173 @@
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Checkpoint } from '../src/checkpoint/folder.js';
+import { writeSafetensors } from '../src/checkpoint/safetensors.js';
+import { evaluatePerplexity } from '../src/evaluate.js';
+import { inspectModel } from '../src/inspect.js';
+import { type PruneEvent, type PruneOptions, prune } from '../src/prune.js';
+
+const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+const text = join(model, 'calibration.txt.gz');
+const calibration = { text, windows: 16, length: 128 };
+const heldOut = join(model, 'held-out.txt.gz');
+
+let scratch: string;
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'alps-prune-'));
+});
+afterAll(() => rm(scratch, { recursive: true, force: true }));
+
+const run = (name: string, options: Partial<PruneOptions>) =>
+  prune({ model, out: join(scratch, name), calibration, ...options });
+const perplexityOf = async (folder: string) =>
+  (await evaluatePerplexity({ model: folder, text: heldOut, length: 128, windows: 24 })).perplexity;
+
+describe('prune', () => {
+  test('ALPS at 60 %: exact sparsity, better than magnitude pruning, dense parts untouched', async () => {
+    const events: PruneEvent[] = [];
+    const report = await run('alps', { sparsity: 0.6, onEvent: (event) => events.push(event) });
+    await run('magnitude', { sparsity: 0.6, method: 'magnitude' });
+    expect(report.sparsity).toBeCloseTo(0.6, 4);
+    expect(report.layers).toHaveLength(report.layers.length);
+    expect(new Set(events.map(({ type }) => type))).toEqual(
+      new Set(['start', 'calibration', 'layer', 'block', 'done']),
+    );
+
+    const [dense, alps, magnitude] = [
+      await perplexityOf(model),
+      await perplexityOf(join(scratch, 'alps')),
+      await perplexityOf(join(scratch, 'magnitude')),
+    ];
+    expect(alps).toBeGreaterThan(dense);
+    expect(alps).toBeLessThan(magnitude);
+
+    const inspection = await inspectModel(join(scratch, 'alps'));
+    const pruned = new Map(report.layers.map((layer) => [`${layer.name}.weight`, layer]));
+    for (const tensor of inspection.tensors) {
+      const layer = pruned.get(tensor.name);
+      if (layer) expect(tensor.sparsity).toBeCloseTo(layer.sparsity, 3);
+    }
+    const [before, after] = [await Checkpoint.open(model), await Checkpoint.open(join(scratch, 'alps'))];
+    for (const [name, info] of before.tensors) {
+      expect(after.tensors.get(name)).toMatchObject({ dtype: info.dtype, shape: info.shape });
+      if (!pruned.has(name)) expect(Buffer.compare(await before.read(name), await after.read(name))).toBe(0);
+    }
+    await before.close();
+    await after.close();
+    const files = await readdir(join(scratch, 'alps'));
+    expect(files).toEqual(
+      expect.arrayContaining(['config.json', 'model.safetensors', 'tokenizer.json', 'pruning.json']),
+    );
+    const written = JSON.parse(await readFile(join(scratch, 'alps', 'pruning.json'), 'utf8'));
+    expect(written).toMatchObject({ method: 'alps', description: '60 % sparsity', layers: report.layers });
+  });
+
+  test('2:4: every group keeps 2 of 4', async () => {
+    const report = await run('nm', { pattern: { keep: 2, of: 4 } });
+    expect(report.description).toBe('keeps 2 of 4');
+    const inspection = await inspectModel(join(scratch, 'nm'), { pattern: { keep: 2, of: 4 } });
+    const checked = inspection.tensors.filter((tensor) => tensor.pattern !== undefined);
+    expect(checked.length).toBe(report.layers.length);
+    expect(checked.every((tensor) => tensor.pattern)).toBe(true);
+    expect(inspection.blockSparsity).toBeCloseTo(0.5, 4);
+  });
+
+  test('both propagations and both schedules run; the same call gives the same bytes for any number of threads', async () => {
+    await run('block', { sparsity: 0.5, propagation: 'block', schedule: 'alps', metric: 'diagonal', threads: 1 });
+    await run('block2', { sparsity: 0.5, propagation: 'block', schedule: 'alps', metric: 'diagonal', threads: 2 });
+    const [one, two] = await Promise.all(
+      ['block', 'block2'].map((name) => readFile(join(scratch, name, 'model.safetensors'))),
+    );
+    expect(Buffer.compare(one!, two!)).toBe(0);
+    expect(await perplexityOf(join(scratch, 'block'))).toBeLessThan(2 * (await perplexityOf(model)));
+  });
+
+  test('an abort stops it and leaves nothing', async () => {
+    const controller = new AbortController();
+    const running = run('aborted', {
+      sparsity: 0.5,
+      signal: controller.signal,
+      onEvent: (event) => event.type === 'layer' && controller.abort(),
+    });
+    await expect(running).rejects.toMatchObject({ code: 'ABORTED' });
+    const left = await readdir(scratch);
+    expect(left.filter((name) => name.includes('aborted') || name.includes('partial'))).toEqual([]);
+  });
+
+  test.each<[string, Partial<PruneOptions>, string, string]>([
+    ['no pattern', {}, 'INVALID_ARGUMENT', 'Expected exactly one of sparsity and pattern'],
+    [
+      'no calibration',
+      { sparsity: 0.5, calibration: undefined },
+      'INVALID_ARGUMENT',
+      'Expected text or token ids for calibration',
+    ],
+    ['a missing model', { sparsity: 0.5, model: '/no/such/model' }, 'FILE_SYSTEM', '/no/such/model'],
+    ['the output is the model', { sparsity: 0.5, out: model }, 'INVALID_ARGUMENT', 'output'],
+    [
+      'a width that 7 does not divide',
+      { pattern: { keep: 3, of: 7 } },
+      'INVALID_ARGUMENT',
+      'Expected a width that 7 divides',
+    ],
+    [
+      'an unknown propagation',
+      { sparsity: 0.5, propagation: 'all' as never },
+      'INVALID_ARGUMENT',
+      '"sequential" or "block" for propagation',
+    ],
+    [
+      'a window beyond the model',
+      { sparsity: 0.5, calibration: { text, length: 1 << 20 } },
+      'INVALID_ARGUMENT',
+      'positions',
+    ],
+    [
+      'token ids beyond the vocabulary',
+      { sparsity: 0.5, calibration: { tokenIds: [[1, 2, 1e6]] } },
+      'INVALID_TEXT',
+      'token id 1000000',
+    ],
+    ['too little memory', { sparsity: 0.5, memoryLimit: 1 << 20 }, 'OUT_OF_MEMORY', 'limit of 1048576 bytes'],
+  ])('%s is refused', async (name, options, code, message) => {
+    const running = run(name.replaceAll(' ', '-'), options);
+    await expect(running).rejects.toMatchObject({ code, message: expect.stringContaining(message) });
+    expect((await readdir(scratch)).filter((entry) => entry.includes('partial'))).toEqual([]);
+  });
+
+  test('NaN in a weight names its tensor', async () => {
+    const broken = join(scratch, 'nan-model');
+    await cp(model, broken, { recursive: true });
+    const source = await Checkpoint.open(model);
+    const tensors = await Promise.all(
+      [...source.tensors.values()].map(async ({ name, dtype, shape }) => ({
+        name,
+        dtype,
+        shape,
+        bytes: await source.read(name),
+      })),
+    );
+    await source.close();
+    const victim = tensors.find(({ name }) => name.endsWith('layers.1.self_attn.o_proj.weight'))!;
+    new Uint16Array(victim.bytes.buffer)[5] = 0x7fc0;
+    await rm(join(broken, 'model.safetensors'));
+    await writeSafetensors(join(broken, 'model.safetensors'), tensors);
+    await expect(run('nan', { model: broken, sparsity: 0.5 })).rejects.toMatchObject({
+      code: 'NOT_FINITE',
+      message: expect.stringContaining('model.layers.1.self_attn.o_proj'),
+    });
+  });
+
+  test('an unknown model type is refused with the known ones', async () => {
+    const other = join(scratch, 'other-model');
+    await cp(model, other, { recursive: true });
+    const config = JSON.parse(await readFile(join(other, 'config.json'), 'utf8'));
+    await writeFile(join(other, 'config.json'), JSON.stringify({ ...config, model_type: 'mamba' }));
+    await expect(run('other', { model: other, sparsity: 0.5 })).rejects.toMatchObject({
+      code: 'UNSUPPORTED_MODEL',
+      message: expect.stringContaining('the model_type "mamba" is not supported; known are llama, mistral'),
+    });
+  });
+});

@@ -1,0 +1,158 @@
+import { spawn } from 'node:child_process';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Progress } from '../src/cli/progress.js';
+
+// The compiled command, as users run it; `npm test` compiles it first.
+const main = fileURLToPath(new URL('../lib/cli/main.js', import.meta.url));
+const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+const text = join(model, 'calibration.txt.gz');
+
+let scratch: string;
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'alps-cli-'));
+});
+afterAll(() => rm(scratch, { recursive: true, force: true }));
+
+function start(...args: string[]) {
+  const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const output = { stdout: '', stderr: '' };
+  child.stdout.setEncoding('utf8').on('data', (data) => (output.stdout += data));
+  child.stderr.setEncoding('utf8').on('data', (data) => (output.stderr += data));
+  const ended = new Promise<{ code: number | null; stdout: string; stderr: string }>((resolve) =>
+    child.on('close', (code) => resolve({ code, ...output })),
+  );
+  return { child, ended, output };
+}
+const alps = (...args: string[]) => start(...args).ended;
+
+describe('alps', () => {
+  test.each([[['--help']], [['prune', '--help']], [['eval', '-h']], [['inspect', '--help']], [['devices', '--help']]])(
+    '%j teaches by examples',
+    async (args) => {
+      const { code, stdout } = await alps(...args);
+      expect(code).toBe(0);
+      expect(stdout).toMatch(/Examples?:\n {2}alps /);
+    },
+  );
+
+  test.each([
+    [['frobnicate'], 'Expected a command'],
+    [['prune'], 'Expected MODEL but received none'],
+    [['prune', model, '--sparsity', '0.5', '--calibration', text], 'Expected --out DIR'],
+    [['prune', model, '--out', 'x', '--sparsity', 'half', '--calibration', text], 'Expected a number for --sparsity'],
+    [['prune', model, '--out', 'x', '--pattern', '2of4', '--calibration', text], 'Expected N:M'],
+    [['prune', model, '--out', 'x', '--nonsense'], 'nonsense'],
+    [
+      ['prune', model, '--out', 'x', '--sparsity', '50', '--calibration', text],
+      'Expected a number from 0 to 1 for sparsity',
+    ],
+    [['eval', model], 'Expected --text FILE'],
+  ])('%j is wrong usage: exit code 2, one line', async (args, message) => {
+    const { code, stdout, stderr } = await alps(...args);
+    expect(code).toBe(2);
+    expect(stdout).toBe('');
+    expect(stderr).toContain(message);
+    expect(stderr.trim().split('\n')).toHaveLength(1);
+  });
+
+  test('a missing model is a failure: exit code 1', async () => {
+    const { code, stderr } = await alps('inspect', '/no/such/model');
+    expect(code).toBe(1);
+    expect(stderr).toContain('/no/such/model');
+  });
+
+  test('prune, inspect and eval work together; prune prints one JSON line an event', async () => {
+    const out = join(scratch, 'pruned');
+    const pruned = await alps(
+      'prune',
+      model,
+      '--out',
+      out,
+      '--pattern',
+      '2:4',
+      '--calibration',
+      text,
+      '--windows',
+      '8',
+      '--length',
+      '64',
+    );
+    expect(pruned).toMatchObject({ code: 0, stderr: '' });
+    const events = pruned.stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    expect(events[0].type).toBe('start');
+    expect(events.at(-1)).toMatchObject({ type: 'done', out });
+
+    const inspected = await alps('inspect', out, '--pattern', '2:4');
+    expect(inspected.code).toBe(0);
+    expect(inspected.stdout).toContain('Every matrix of the blocks follows the pattern');
+    expect((await alps('inspect', model, '--pattern', '2:4')).code).toBe(1);
+
+    const evaluated = await alps(
+      'eval',
+      out,
+      '--text',
+      join(model, 'held-out.txt.gz'),
+      '--length',
+      '64',
+      '--windows',
+      '5',
+      '--json',
+    );
+    expect(JSON.parse(evaluated.stdout)).toMatchObject({ windows: 5, length: 64, scoredTokens: 315 });
+  });
+
+  test('devices shows the processor', async () => {
+    const { code, stdout } = await alps('devices');
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/cpu\s+usable\s+(avx512|avx2|scalar)/);
+  });
+
+  test('Ctrl-C ends it with 130 and leaves no output', async () => {
+    const out = join(scratch, 'interrupted');
+    const { child, ended, output } = start(
+      'prune',
+      model,
+      '--out',
+      out,
+      '--sparsity',
+      '0.5',
+      '--calibration',
+      text,
+      '--windows',
+      '64',
+      '--length',
+      '256',
+    );
+    await new Promise<void>((resolve) => {
+      child.stdout.on('data', () => output.stdout.includes('"layer"') && resolve());
+    });
+    child.kill('SIGINT');
+    const { code, stderr } = await ended;
+    expect(code).toBe(130);
+    expect(stderr).toContain('interrupted');
+    expect((await readdir(scratch)).filter((name) => name === 'interrupted' || name.includes('partial'))).toEqual([]);
+  });
+});
+
+describe('the progress line', () => {
+  const draw = (env: NodeJS.ProcessEnv, isTTY = true) => {
+    let drawn = '';
+    const progress = new Progress({ isTTY, columns: 80, write: (piece) => (drawn += piece) }, { env });
+    progress.update(1, 'block 3');
+    progress.clear();
+    return drawn;
+  };
+
+  test('is coloured, or plain with NO_COLOR, or absent without a terminal', () => {
+    expect(draw({})).toContain('\x1b[36m');
+    expect(draw({ NO_COLOR: '1' })).not.toContain('\x1b[36m');
+    expect(draw({ NO_COLOR: '1' })).toContain('100 %  block 3');
+    expect(draw({}, false)).toBe('');
+  });
+});
