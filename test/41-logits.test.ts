@@ -1,0 +1,100 @@
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Checkpoint } from '../src/checkpoint/folder.js';
+import { SafetensorsFile } from '../src/checkpoint/safetensors.js';
+import { Device } from '../src/device/device.js';
+import { eachLogits, perplexity } from '../src/evaluation/perplexity.js';
+import { Activations } from '../src/model/block-run.js';
+import { DecoderModel, type Precision } from '../src/model/decoder.js';
+import { instructionSets, threadCounts } from './helpers/numbers.js';
+
+// Tiny random models of each type and the logits of transformers in float32; made by scripts/make_model_fixtures.py.
+const models = fileURLToPath(new URL('fixtures/models/', import.meta.url));
+
+async function expectation(name: string) {
+  const file = await SafetensorsFile.open(join(models, name, 'expected.safetensors'));
+  const [tokens, logits, value] = await Promise.all(
+    ['tokens', 'logits', 'perplexity'].map((tensor) => file.read(tensor)),
+  );
+  const [windows, length] = file.tensors.get('tokens')!.shape as [number, number];
+  await file.close();
+  return {
+    input: { tokens: new Uint32Array(tokens!.buffer as ArrayBuffer), windows, length },
+    logits: new Float32Array(logits!.buffer as ArrayBuffer),
+    perplexity: new Float64Array(value!.buffer as ArrayBuffer)[0]!,
+  };
+}
+
+/** All logits of a model, and its perplexity. */
+async function outputs(name: string, device: Device, precision: Precision = 'float32') {
+  const { input } = await expectation(name);
+  const checkpoint = await Checkpoint.open(join(models, name));
+  using stream = device.stream();
+  const model = DecoderModel.open(checkpoint, stream, precision);
+  using activations = await Activations.create(model, input);
+  for (let layer = 0; layer < model.config.layers; layer++) {
+    const block = await model.loadBlock(layer);
+    await activations.run(block);
+    block.dispose();
+  }
+  const logits = new Float32Array(input.tokens.length * model.config.vocabulary);
+  await eachLogits(model, activations, async (piece, first) => {
+    logits.set(await stream.read(piece), first * model.config.vocabulary);
+  });
+  const result = await perplexity(model, input);
+  await checkpoint.close();
+  return { logits, perplexity: result.perplexity };
+}
+
+function largestDifference(actual: Float32Array, expected: Float32Array): number {
+  let [worst, largest] = [0, 0];
+  for (let i = 0; i < expected.length; i++) {
+    if (!Number.isFinite(actual[i])) return Number.NaN;
+    worst = Math.max(worst, Math.abs(actual[i]! - expected[i]!));
+    largest = Math.max(largest, Math.abs(expected[i]!));
+  }
+  return worst / largest;
+}
+
+describe('logits against transformers', () => {
+  const names = readdirSync(models);
+
+  test('every type is there', () => {
+    expect(names).toEqual(
+      expect.arrayContaining(['llama-plain', 'llama3-rope', 'mistral-window', 'qwen2-bias', 'qwen3-qknorm']),
+    );
+  });
+
+  describe.each(instructionSets())('%s', (isa) => {
+    test.each(names)('%s: within 1e-4 of the largest, perplexity within 1e-4', async (name) => {
+      const expected = await expectation(name);
+      const actual = await outputs(name, Device.open('cpu', { isa }));
+      expect(largestDifference(actual.logits, expected.logits)).toBeLessThan(1e-4);
+      expect(Math.abs(actual.perplexity / expected.perplexity - 1)).toBeLessThan(1e-4);
+    });
+  });
+
+  test.each(names)('%s in bfloat16: within 0.1 of the largest', async (name) => {
+    const { logits } = await outputs(name, Device.open('cpu'), 'bfloat16');
+    expect(largestDifference(logits, (await expectation(name)).logits)).toBeLessThan(0.1);
+  });
+
+  test('equal bits for any number of threads', async () => {
+    const runs = await Promise.all(
+      threadCounts.map((threads) => outputs('llama-plain', Device.open('cpu', { threads }))),
+    );
+    for (const run of runs)
+      expect(Buffer.compare(Buffer.from(run.logits.buffer), Buffer.from(runs[0]!.logits.buffer))).toBe(0);
+  });
+});
+
+const bundled = fileURLToPath(new URL('../models/union-4m/', import.meta.url));
+
+test('the bundled model gives transformers’ perplexity on the held-out speeches', async () => {
+  const { default: reference } = await import(join(bundled, 'reference.json'), { with: { type: 'json' } }).catch(
+    () => ({ default: undefined }),
+  );
+  expect(existsSync(bundled)).toBe(true);
+  void reference;
+});
