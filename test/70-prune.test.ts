@@ -119,10 +119,10 @@ describe('prune', () => {
       '"sequential" or "block" for propagation',
     ],
     [
-      'a window beyond the model',
-      { sparsity: 0.5, calibration: { text, length: 1 << 20 } },
+      'no length',
+      { sparsity: 0.5, calibration: { text, length: 0 } },
       'INVALID_ARGUMENT',
-      'positions',
+      'Expected an integer of at least 2 for length',
     ],
     [
       'token ids beyond the vocabulary',

@@ -187,7 +187,8 @@ def block_inputs(model: Any, windows: torch.Tensor) -> tuple[torch.Tensor, dict[
         with contextlib.suppress(Caught):
             model(window[None])
     blocks[0] = blocks[0].inner
-    arguments.update(past_key_values=None, use_cache=False)
+    for name in ("past_key_values", "cache"):
+        arguments.pop(name, None)
     return inputs, arguments
 
 
@@ -304,9 +305,10 @@ def main() -> None:
     evaluation = torch.tensor(tokens["evaluation"][: options.evaluation_windows])
 
     clock = Clock()
+    peak = {"imports": peak_memory()}
     with clock.phase("load"):
         model = load_model(options.model)
-    peak = {"load": peak_memory()}
+    peak["load"] = peak_memory()
     block_count = min(options.blocks or len(model.model.layers), len(model.model.layers))
     totals = prune_model(model, calibration, lambda linear: solver_class(peer, linear), options.pattern, block_count, clock)
     if options.save:

@@ -1,7 +1,8 @@
-// Matrix products and Gram matrices through oneDNN, on tiles whose bounds depend on the shapes only.
+// Matrix products through oneDNN, on tiles whose bounds depend on the shapes only.
 #include <algorithm>
 #include <vector>
 
+#include "core/stream.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/sgemm.h"
 
@@ -44,13 +45,16 @@ int64_t widen(const Kernels& kernels, const Operand& operand, int64_t row, int64
   return storedColumns;
 }
 
-constexpr int64_t longestSum =
-    8192;  // inner dimension of one call: bounds the time between two looks at the cancellation
+// Inner dimension of one call: what it reads stays in cache, and cancellation is looked at between.
+constexpr int64_t longestSum = 2048;
+
+constexpr int64_t enoughTiles = 16;
 
 // c [m, n] at row i, column j of the product, over all of k.
 void productTile(const Kernels& kernels, bool bf16Hardware, const Operand& a, const Operand& b, int64_t i, int64_t j,
                  int64_t m, int64_t n, int64_t k, float alpha, float beta, float* c, int64_t ldc) {
-  for (int64_t l = 0; l < k || l == 0; l += longestSum) {
+  for (int64_t l = 0; l < k; l += longestSum) {
+    throwIfCancelled();
     int64_t depth = std::min(longestSum, k - l);
     float keep = l == 0 ? beta : 1.0f;
     if (a.tensor.dtype == DType::f32) {
@@ -79,7 +83,11 @@ bool CpuBackend::bf16InHardware() const { return machineHasBf16Products() && std
 void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) {
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1);
   if (m == 0 || n == 0) return;
-  Tiles rows(m, 256), columns(n, 768);
+  // Large tiles pack less, many tiles serve many threads: halved until there are enough.
+  int64_t tileRows = 256, tileColumns = 768;
+  auto tiles = [&] { return Tiles(m, tileRows).count * Tiles(n, tileColumns).count; };
+  while (tiles() < enoughTiles && tileColumns > 192) (tileColumns > tileRows * 2 ? tileColumns : tileRows) /= 2;
+  Tiles rows(m, tileRows), columns(n, tileColumns);
   Operand left{a, transposeA}, right{b, transposeB};
   float scale = static_cast<float>(alpha), keep = static_cast<float>(beta);
   pool_.run(rows.count * columns.count, [&](int64_t task) {
@@ -98,42 +106,6 @@ void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool tran
       for (int64_t r = 0; r < height; r++)
         kernels_.bf16FromF32(c + r * width, out.as<bf16_t>() + (row + r) * n + column, static_cast<size_t>(width));
   });
-}
-
-void CpuBackend::gramAccumulate(Tensor x, Tensor gram) {
-  int64_t tokens = x.dim(0), n = x.dim(1);
-  if (tokens == 0 || n == 0) return;
-  Tiles blocks(n, n <= 1024 ? 192 : 384);
-  std::vector<std::pair<int64_t, int64_t>> upper;
-  for (int64_t i = 0; i < blocks.count; i++)
-    for (int64_t j = i; j < blocks.count; j++) upper.emplace_back(i, j);
-  Operand left{x, true}, right{x, false};
-  pool_.run(static_cast<int64_t>(upper.size()), [&](int64_t task) {
-    auto [i, j] = upper[static_cast<size_t>(task)];
-    productTile(kernels_, bf16InHardware(), left, right, blocks.begin(i), blocks.begin(j), blocks.length(i),
-                blocks.length(j), tokens, 1.0f, 1.0f, gram.as() + blocks.begin(i) * n + blocks.begin(j), n);
-  });
-}
-
-void CpuBackend::symmetrize(Tensor a) {
-  int64_t n = a.dim(0);
-  Tiles blocks(n, 64);  // two tiles of 16 KB: both directions stay in cache
-  pool_.run(blocks.count, [&](int64_t i) {
-    for (int64_t j = i; j < blocks.count; j++)
-      for (int64_t r = blocks.begin(i); r < blocks.begin(i) + blocks.length(i); r++)
-        for (int64_t c = std::max(r + 1, blocks.begin(j)); c < blocks.begin(j) + blocks.length(j); c++)
-          a.as()[c * n + r] = a.as()[r * n + c];
-  });
-}
-
-void CpuBackend::addDiagonal(Tensor a, double value) {
-  int64_t n = a.dim(0);
-  for (int64_t i = 0; i < n; i++) a.as()[i * n + i] += static_cast<float>(value);
-}
-
-void CpuBackend::diagonal(Tensor a, Tensor out) {
-  int64_t n = a.dim(0);
-  for (int64_t i = 0; i < n; i++) out.as()[i] = a.as()[i * n + i];
 }
 
 }  // namespace alps

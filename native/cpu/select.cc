@@ -1,5 +1,3 @@
-// Top-k projection and mask changes.
-//
 // The k-th largest magnitude is found by its bits (kernels_pruning.h), without a sort:
 //  1. a sample of whole cache lines gives a window of magnitudes that almost surely holds the threshold;
 //  2. one pass over the scores counts those above the window and collects those inside, a few percent;
@@ -12,10 +10,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
+#include <iterator>
 #include <memory>
-
-#include "cpu/cpu_backend.h"
+#include <vector>
 
 namespace alps {
 
@@ -74,9 +71,10 @@ class Selector {
   Found search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
   void divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties);
   int64_t positionOf(const Tile& tile, uint32_t bits, uint64_t rank) const;
-  // task(firstSpan, lastSpan, job) over all spans; on the calling thread when they are few.
+  // task(span) for all of them, in jobsOf(spans) jobs: one, on the calling thread, when they are short.
+  static int64_t jobsOf(const std::vector<Span>& spans);
   template <typename Task>
-  int64_t forSpans(const std::vector<Span>& spans, const Task& task);
+  void forSpans(const std::vector<Span>& spans, const Task& task);
 
   ThreadPool& pool_;
   const PruningKernels& kernels_;
@@ -147,28 +145,30 @@ void Selector::makeAndCollect() {
   });
 }
 
-template <typename Task>
-int64_t Selector::forSpans(const std::vector<Span>& spans, const Task& task) {
+int64_t Selector::jobsOf(const std::vector<Span>& spans) {
   size_t total = 0;
   for (const Span& span : spans) total += span.size;
-  int64_t count = static_cast<int64_t>(spans.size());
-  int64_t jobs = std::clamp<int64_t>(static_cast<int64_t>(total >> 15), 1, std::clamp<int64_t>(count, 1, 64));
+  return std::clamp<int64_t>(static_cast<int64_t>(total >> 15), 1, std::clamp<int64_t>(std::ssize(spans), 1, 64));
+}
+
+template <typename Task>
+void Selector::forSpans(const std::vector<Span>& spans, const Task& task) {
+  int64_t jobs = jobsOf(spans), count = std::ssize(spans);
   pool_.run(jobs, [&](int64_t job) {
-    task(static_cast<size_t>(count * job / jobs), static_cast<size_t>(count * (job + 1) / jobs), job);
+    for (int64_t i = count * job / jobs; i < count * (job + 1) / jobs; i++) task(static_cast<size_t>(i), job);
   });
-  return jobs;
 }
 
 // The rank-th largest of the magnitudes in [low, high], rank from 1; there are that many.
 Found Selector::search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
-  std::vector<uint32_t> counts;
+  int64_t jobs = jobsOf(spans);
+  std::vector<uint32_t> counts;  // [jobs, bins]
   while (low < high) {
     uint32_t width = high - low;
     int shift = std::max(0, static_cast<int>(std::bit_width(width)) - binBits);
-    counts.assign(static_cast<size_t>(64 * bins), 0);
-    int64_t jobs = forSpans(spans, [&](size_t first, size_t last, int64_t job) {
-      for (size_t i = first; i < last; i++)
-        kernels_.histogram(spans[i].data, spans[i].size, low, width, shift, counts.data() + job * bins);
+    counts.assign(static_cast<size_t>(jobs * bins), 0);
+    forSpans(spans, [&](size_t i, int64_t job) {
+      kernels_.histogram(spans[i].data, spans[i].size, low, width, shift, counts.data() + job * bins);
     });
     int64_t bin = bins - 1;
     for (;; bin--) {
@@ -223,9 +223,8 @@ void Selector::findThreshold(Segment& segment) {
 
 // The first `ties` scores equal to the threshold are kept: whole tiles of them, then a part of one.
 void Selector::divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties) {
-  forSpans(spans, [&](size_t first, size_t last, int64_t) {
-    for (size_t i = first; i < last; i++)
-      tiles_[segment.firstTile + i].equal = kernels_.countEqual(spans[i].data, spans[i].size, segment.threshold);
+  forSpans(spans, [&](size_t i, int64_t) {
+    tiles_[segment.firstTile + i].equal = kernels_.countEqual(spans[i].data, spans[i].size, segment.threshold);
   });
   for (size_t t = segment.firstTile; t < segment.lastTile; t++) {
     Tile& tile = tiles_[t];
@@ -266,38 +265,6 @@ void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* sco
   selector.makeAndCollect();
   for (Segment& segment : selector.segments()) selector.findThreshold(segment);
   selector.use();
-}
-
-void CpuBackend::project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) {
-  const PruningKernels& kernels = kernels_.pruning;
-  const float* from = scores.as();
-  uint8_t* to = mask.as<uint8_t>();
-  if (pattern.group > 0) {
-    forGroups(pool_, scores.size(), pattern.group, [&](int64_t at, int64_t n) {
-      kernels.groupMask(from + at, to + at, static_cast<size_t>(n), pattern.kept, pattern.group);
-    });
-    return;
-  }
-  SelectionLoops loops;
-  loops.sample = [&](int64_t begin, int64_t n, float* out) { std::copy_n(from + begin, n, out); };
-  loops.use = [&](int64_t begin, int64_t n, int32_t above) {
-    kernels.maskAbove(from + begin, to + begin, above, static_cast<size_t>(n));
-  };
-  selectTop(pool_, kernels, from, scores.columns(), rowEnds, keep, loops);
-}
-
-void CpuBackend::maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) {
-  int64_t begin = 0;
-  for (size_t s = 0; s < rowEnds.size(); s++) {
-    int64_t end = static_cast<int64_t>(rowEnds[s]) * mask.columns();
-    std::atomic<uint64_t> total{0};
-    pool_.ranges(end - begin, tileSize * 4, [&](int64_t first, int64_t last) {
-      total += kernels_.pruning.countChanges(mask.as<uint8_t>() + begin + first, previous.as<uint8_t>() + begin + first,
-                                             static_cast<size_t>(last - first));
-    });
-    counts.as<uint32_t>()[s] = static_cast<uint32_t>(total.load());
-    begin = end;
-  }
 }
 
 }  // namespace alps

@@ -1,6 +1,7 @@
 // Exact top-k of |scores| per segment, in two passes over the scores whatever their number. Shared by the projection
 // and by the ADMM pass, which compute and use the scores while they are in cache.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 

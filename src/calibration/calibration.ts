@@ -44,12 +44,11 @@ export async function loadCalibration(
   if (ids) return checkedLength(windowsOfIds(ids, config.vocabulary, String(text)), config);
   const length = windowLength(options.length, config);
   const { maxTokens = 16 * windows * length } = options;
-  return sampleWindows(await encoded(folder, config, text!, { field: options.field, signal }), {
-    windows,
-    length,
-    seed,
-    maxTokens,
-  });
+  if (!Number.isSafeInteger(maxTokens) || maxTokens < length) {
+    throw invalidArgument('maxTokens', `an integer of at least ${length}, one window,`, maxTokens);
+  }
+  const stream = await encoded(folder, config, text!, { field: options.field, signal });
+  return withCapNote(await sampleWindows(stream, { windows, length, seed, maxTokens }), options.length, config);
 }
 
 /** The windows that a perplexity is measured on. */
@@ -67,7 +66,8 @@ export async function loadEvaluationWindows(
   if (ids) return checkedLength(windowsOfIds(ids.slice(0, windows), config.vocabulary, String(text)), config);
   const length = windowLength(options.length, config);
   const stream = await encoded(folder, config, text, { field: options.field, signal });
-  return consecutiveWindows(stream, { length, windows, maxTokens: mostEvaluationTokens });
+  const all = await consecutiveWindows(stream, { length, windows, maxTokens: mostEvaluationTokens });
+  return withCapNote(all, options.length, config);
 }
 
 async function encoded(folder: string, config: DecoderConfig, text: TextSource, options: TextOptions) {
@@ -75,18 +75,30 @@ async function encoded(folder: string, config: DecoderConfig, text: TextSource, 
   return tokenizer.encodeStream(joinedText(text, options), { signal: options.signal });
 }
 
-/** 2048 unless asked otherwise; never more positions than the model has. */
+/** 2048 unless asked otherwise, and never more positions than the model has. */
 function windowLength(asked: number | undefined, config: DecoderConfig): number {
-  if (asked === undefined) return Math.min(2048, config.maxPositions);
-  if (!Number.isSafeInteger(asked) || asked < 2) throw invalidArgument('length', 'an integer of at least 2', asked);
-  if (asked > config.maxPositions) {
-    throw invalidArgument('length', `at most the model's ${config.maxPositions} positions`, asked);
+  if (asked !== undefined && (!Number.isSafeInteger(asked) || asked < 2)) {
+    throw invalidArgument('length', 'an integer of at least 2', asked);
   }
-  return asked;
+  return Math.min(asked ?? 2048, config.maxPositions);
 }
 
+/** Says so where a length that was asked for did not fit the model. */
+function withCapNote(windows: TokenWindows, asked: number | undefined, config: DecoderConfig): TokenWindows {
+  if (asked === undefined || asked <= config.maxPositions) return windows;
+  const note = `windows are capped at the model's ${config.maxPositions} positions, not ${asked}`;
+  return { ...windows, note: windows.note ? `${note}; ${windows.note}` : note };
+}
+
+/** Windows of given ids cannot be cut without changing what they are. */
 function checkedLength(windows: TokenWindows, config: DecoderConfig): TokenWindows {
-  windowLength(windows.length, config);
+  if (windows.length > config.maxPositions) {
+    throw invalidArgument(
+      'tokenIds',
+      `windows of at most the model's ${config.maxPositions} positions`,
+      windows.length,
+    );
+  }
   return windows;
 }
 

@@ -20,6 +20,8 @@ export interface Cuts {
   chars: string;
   /** The tokenizer puts a space before every text, so the space after the cut is left out of the next piece. */
   dropSpace: boolean;
+  /** Then no cut where one of these follows the space: an added token may start there, and no space is put before those. */
+  kept: string;
 }
 
 /** Finds the safe cuts of a tokenizer; every candidate must also pass a trial with `encode`. */
@@ -27,9 +29,8 @@ export function findCuts(files: TokenizerFiles, encode: (text: string) => number
   const normalizers = flatten(files.tokenizer.normalizer as Json | null, 'normalizers');
   const splits = flatten(files.tokenizer.pre_tokenizer as Json | null, 'pretokenizers');
   const prepends = normalizers.some(({ type }) => type === 'Prepend');
-  const metaspace = splits.find(({ type }) => type === 'Metaspace');
-  const dropSpace = prepends || (metaspace !== undefined && metaspace.prepend_scheme !== 'never');
-  const none = { chars: '', dropSpace: false };
+  const metaspace = splits.some(({ type }) => type === 'Metaspace');
+  const none = { chars: '', dropSpace: prepends, kept: '' };
 
   const prefixed = splits.some(({ type, add_prefix_space }) => type === 'ByteLevel' && add_prefix_space === true);
   if (!splits.some(({ type, use_regex }) => type === 'Split' || (type === 'ByteLevel' && use_regex !== false)))
@@ -43,21 +44,21 @@ export function findCuts(files: TokenizerFiles, encode: (text: string) => number
     (token) => ({ ...token, content: String(token.content) }) as Json & { content: string },
   );
   if (added.some(({ content, rstrip }) => rstrip && /[\p{L}\p{N}]$/u.test(content))) return none;
-  if (dropSpace && added.some(({ content }) => /^[\p{L}\p{N}]/u.test(content))) return none;
 
-  const spaceOnly = dropSpace || prefixed || metaspace !== undefined || prepends;
+  const spaceOnly = prepends || prefixed || metaspace;
   const chars = [...(spaceOnly ? ' ' : CANDIDATES)].filter(
     (char) =>
       !added.some(({ content }) => content.match(/[\p{L}\p{N}][^\p{L}\p{N}]/gu)?.some((pair) => pair.endsWith(char))) &&
-      trial(char, dropSpace, encode),
+      trial(char, prepends, encode),
   );
-  return { chars: chars.join(''), dropSpace };
+  const kept = prepends ? added.map(({ content }) => content.charAt(0).replace('\u2581', ' \u2581')).join('') : '';
+  return { chars: chars.join(''), dropSpace: prepends, kept };
 }
 
 function trial(char: string, dropSpace: boolean, encode: (text: string) => number[]): boolean {
   const before = ['word', " Don't", '1a', ' 12', '\n\u5B57', 'x \u00E9'];
   const after = dropSpace
-    ? ['word', '12', "a's", '\u5B57']
+    ? ['word', '12', "a's", '\u5B57', ' word', '   1', '\nx']
     : ['word', ' word', `${char}Word`, '1', "'s", '\n\nx', '\u5B57', ''];
   return before.every((left) =>
     after.every((right) => {
@@ -84,7 +85,7 @@ export function nextCut(text: string, start: number, isLast: boolean, cuts: Cuts
   return unit >= 0xdc00 && unit < 0xe000 ? limit - 1 : limit;
 }
 
-function isCut(text: string, at: number, { chars, dropSpace }: Cuts): boolean {
+function isCut(text: string, at: number, { chars, dropSpace, kept }: Cuts): boolean {
   if (!chars.includes(text.charAt(at)) || !/[\p{L}\p{N}]$/u.test(text.slice(Math.max(0, at - 2), at))) return false;
-  return !dropSpace || /^[\p{L}\p{N}]/u.test(text.slice(at + 1, at + 3));
+  return !dropSpace || (at + 1 < text.length && !kept.includes(text.charAt(at + 1)));
 }

@@ -120,9 +120,12 @@ class BytePairTokenizer implements Tokenizer {
 
   #encodePiece(piece: string, isFirst: boolean): Uint32Array {
     const text = this.#cuts.dropSpace && !isFirst && piece.startsWith(' ') ? piece.slice(1) : piece;
-    const { ids, tokens } = this.#library.encode(text.replace(/\p{Surrogate}/gu, '\uFFFD'), {
-      add_special_tokens: false,
-    });
+    const { ids, tokens }: { ids: number[]; tokens: string[] } = this.#library.encode(
+      text.replace(/\p{Surrogate}/gu, '\uFFFD'),
+      {
+        add_special_tokens: false,
+      },
+    );
     for (let i = 0; i < ids.length; i++) this.#checkId(ids[i], tokens[i]);
     return Uint32Array.from(ids);
   }

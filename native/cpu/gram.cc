@@ -1,0 +1,108 @@
+// Gram matrices and the small ops on square matrices.
+#include <algorithm>
+#include <vector>
+
+#include "core/stream.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/sgemm.h"
+
+namespace alps {
+
+namespace {
+
+constexpr int64_t tokenChunk =
+    2048;                      // tokens a call: its two slabs stay in cache, and cancellation is looked at between
+constexpr int64_t strip = 64;  // rows a call in a block on the diagonal: only what it covers below is wasted
+
+// Blocks small enough to give many threads work, large enough for the products' speed.
+int64_t blockFor(int64_t n) { return std::clamp<int64_t>((n / 5 + strip - 1) / strip * strip, 2 * strip, 6 * strip); }
+
+}  // namespace
+
+void CpuBackend::gramAccumulate(Tensor x, Tensor gram) {
+  int64_t tokens = x.dim(0), n = x.dim(1), block = blockFor(n), count = (n + block - 1) / block;
+  bool hardware = bf16InHardware(), widens = x.dtype == DType::bf16 && !hardware;
+  if (tokens == 0 || n == 0) return;
+  // gram[i, j] += x[t .. t + depth, i]ᵀ x[t .. t + depth, j]
+  auto product = [&](int64_t t, int64_t depth, int64_t i, int64_t rows, int64_t j, int64_t columns) {
+    float* out = gram.as() + i * n + j;
+    if (x.dtype == DType::f32)
+      sgemm(true, false, rows, columns, depth, 1, x.as() + t * n + i, /* lda = */ n, x.as() + t * n + j, /* ldb = */ n,
+            1, out, /* ldc = */ n);
+    else
+      bgemm(true, false, rows, columns, depth, 1, x.as<bf16_t>() + t * n + i, /* lda = */ n, x.as<bf16_t>() + t * n + j,
+            /* ldb = */ n, 1, out, /* ldc = */ n);
+  };
+  // The same for bf16 without hardware: each slab [depth, columns] is converted once and serves all strips.
+  auto widened = [&](int64_t t, int64_t depth, int64_t column, int64_t columns, std::vector<float>& slab) {
+    slab.resize(static_cast<size_t>(depth * columns));
+    for (int64_t r = 0; r < depth; r++)
+      kernels_.f32FromBf16(x.as<bf16_t>() + (t + r) * n + column, slab.data() + r * columns,
+                           static_cast<size_t>(columns));
+  };
+  // Blocks off the diagonal first, they take longest.
+  std::vector<std::pair<int64_t, int64_t>> blocks;
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t j = i + 1; j < count; j++) blocks.emplace_back(i * block, j * block);
+  for (int64_t i = 0; i < count; i++) blocks.emplace_back(i * block, i * block);
+  pool_.run(static_cast<int64_t>(blocks.size()), [&](int64_t task) {
+    auto [i, j] = blocks[static_cast<size_t>(task)];
+    int64_t rows = std::min(block, n - i), columns = std::min(block, n - j), step = i == j ? strip : rows;
+    thread_local std::vector<float> left, right;
+    for (int64_t t = 0; t < tokens; t += tokenChunk) {
+      throwIfCancelled();
+      int64_t depth = std::min(tokenChunk, tokens - t);
+      if (widens) {
+        widened(t, depth, j, columns, right);
+        if (i != j) widened(t, depth, i, rows, left);
+      }
+      for (int64_t r = 0; r < rows; r += step) {
+        int64_t height = std::min(step, rows - r), skip = i == j ? r : 0;  // columns below the diagonal
+        if (widens)
+          sgemm(true, false, height, columns - skip, depth, 1, (i == j ? right : left).data() + r, /* lda = */ rows,
+                right.data() + skip, /* ldb = */ columns, 1, gram.as() + (i + r) * n + j + skip, /* ldc = */ n);
+        else
+          product(t, depth, i + r, height, j + skip, columns - skip);
+      }
+    }
+  });
+}
+
+// Copies one triangle of a [n, n] onto the other. Both sides are touched row by row, in blocks that are turned in
+// cache.
+void mirrorTriangle(ThreadPool& pool, float* a, int64_t n, bool fromLower) {
+  constexpr int64_t block = 64;
+  int64_t count = (n + block - 1) / block;
+  pool.run(count, [&](int64_t task) {
+    float turned[block][block + 1];
+    int64_t i = (count - 1 - task) * block, rows = std::min(block, n - i);  // block row i, longest first
+    for (int64_t j = 0; j <= i; j += block) {
+      int64_t columns = std::min(block, n - j);
+      if (fromLower) {
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t c = 0; c < columns; c++) turned[c][r] = a[(i + r) * n + j + c];
+        for (int64_t c = 0; c < columns; c++)
+          for (int64_t r = i == j ? c + 1 : 0; r < rows; r++) a[(j + c) * n + i + r] = turned[c][r];
+      } else {
+        for (int64_t c = 0; c < columns; c++)
+          for (int64_t r = 0; r < rows; r++) turned[r][c] = a[(j + c) * n + i + r];
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t c = 0; c < (i == j ? r : columns); c++) a[(i + r) * n + j + c] = turned[r][c];
+      }
+    }
+  });
+}
+
+void CpuBackend::symmetrize(Tensor a) { mirrorTriangle(pool_, a.as(), a.dim(0), false); }
+
+void CpuBackend::addDiagonal(Tensor a, double value) {
+  int64_t n = a.dim(0);
+  for (int64_t i = 0; i < n; i++) a.as()[i * n + i] += static_cast<float>(value);
+}
+
+void CpuBackend::diagonal(Tensor a, Tensor out) {
+  int64_t n = a.dim(0);
+  for (int64_t i = 0; i < n; i++) out.as()[i] = a.as()[i * n + i];
+}
+
+}  // namespace alps

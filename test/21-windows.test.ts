@@ -1,0 +1,249 @@
+import { createHash } from 'node:crypto';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
+import { type CalibrationOptions, loadCalibration, loadEvaluationWindows } from '../src/calibration/calibration.js';
+import { consecutiveWindows, randomNumbers, sampleWindows, windowsOfIds } from '../src/calibration/windows.js';
+import type { DecoderConfig } from '../src/model/config.js';
+import { loadTokenizer } from '../src/model/tokenizer.js';
+import { tinyTokenizer, writeTokenizer } from './helpers/tokenizers.js';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'alps-windows-'));
+  await writeTokenizer(folder, tinyTokenizer('gpt2'));
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+/** What these functions look at of a model. */
+const config = { vocabulary: 300, maxPositions: 131_072 } as DecoderConfig;
+const calibration = (options: CalibrationOptions, signal?: AbortSignal) =>
+  loadCalibration(folder, config, options, { signal });
+const refused = (code: string, message: RegExp) => ({ code, message: expect.stringMatching(message) });
+const documents = (...texts: string[]) => ({ documents: texts });
+const speech = Array.from({ length: 4000 }, (_, i) => `Sentence ${i} of the long speech.`).join(' ');
+
+/** Ids 0, 1, 2, ... in pieces of a size; `state.given` counts what was asked for. */
+async function* counting(total: number, size: number, state = { given: 0 }): AsyncGenerator<Uint32Array> {
+  for (; state.given < total; ) {
+    const length = Math.min(size, total - state.given);
+    state.given += length;
+    yield Uint32Array.from({ length }, (_, i) => state.given - length + i);
+  }
+}
+
+describe('choice of windows', () => {
+  const options = { windows: 5, length: 10, seed: 0, maxTokens: 1e9 };
+
+  test('whole, consecutive windows, in order, none twice; the same for the same seed and any piece size', async () => {
+    const first = await sampleWindows(counting(1000, 7), options);
+    expect(first).toMatchObject({ windows: 5, length: 10 });
+    expect(first.note).toBeUndefined();
+    const starts = Array.from({ length: 5 }, (_, i) => first.tokens[i * 10]!);
+    expect(starts).toEqual([...new Set(starts)].sort((a, b) => a - b));
+    for (const [i, start] of starts.entries()) {
+      expect(start % 10).toBe(0);
+      expect([...first.tokens.subarray(i * 10, i * 10 + 10)]).toEqual(Array.from({ length: 10 }, (_, j) => start + j));
+    }
+    for (const size of [1, 10, 333, 1000]) expect(await sampleWindows(counting(1000, size), options)).toEqual(first);
+    const other = await sampleWindows(counting(1000, 7), { ...options, seed: 1 });
+    expect(other.hash).not.toBe(first.hash);
+    expect(first.hash).toBe(createHash('sha256').update(new Uint8Array(first.tokens.buffer)).digest('hex'));
+  });
+
+  test('every window is about equally likely', async () => {
+    const hits = new Array<number>(20).fill(0);
+    for (let seed = 0; seed < 2000; seed++) {
+      const { tokens } = await sampleWindows(counting(200, 50), { ...options, seed });
+      for (let i = 0; i < 5; i++) hits[tokens[i * 10]! / 10]!++;
+    }
+    for (const count of hits) expect(Math.abs(count - 500)).toBeLessThan(100);
+  });
+
+  test('reads no further than maxTokens, however long the text is', async () => {
+    const state = { given: 0 };
+    await sampleWindows(counting(Number.POSITIVE_INFINITY, 64, state), { ...options, maxTokens: 1000 });
+    expect(state.given).toBeLessThanOrEqual(1000 + 64);
+  });
+
+  test('random numbers are those of mulberry32', () => {
+    const random = randomNumbers(1);
+    expect([random(), random()]).toEqual([0.6270739405881613, 0.002735721180215478]);
+  });
+});
+
+describe('calibration', () => {
+  test('the same text and seed give the same tokens, whatever the files look like', async () => {
+    const plain = join(folder, 'a.txt');
+    const zipped = join(folder, 'a.jsonl.gz');
+    await writeFile(plain, speech);
+    await writeFile(zipped, gzipSync(JSON.stringify({ text: speech })));
+    const options = { windows: 8, length: 128, seed: 7 };
+    const first = await calibration({ text: plain, ...options });
+    expect(first).toMatchObject({ windows: 8, length: 128 });
+    expect((await calibration({ text: [zipped], ...options })).hash).toBe(first.hash);
+    expect((await calibration({ text: documents(speech), ...options })).hash).toBe(first.hash);
+    expect((await calibration({ text: plain, ...options, seed: 8 })).hash).not.toBe(first.hash);
+  });
+
+  test('documents are joined by a blank line and tokenised as one text', async () => {
+    const tokenizer = await loadTokenizer(folder);
+    const { tokens } = await calibration({
+      text: documents('the one and', 'the other of them'),
+      windows: 1,
+      length: 16,
+    });
+    expect([...tokens]).toEqual([...tokenizer.encode('the one and\n\nthe other of them').subarray(0, 16)]);
+  });
+
+  test('no document as long as a window: still windows, no search', async () => {
+    const short = Array.from({ length: 3000 }, (_, i) => `Short ${i}.`);
+    expect(await calibration({ text: documents(...short), windows: 4, length: 512 })).toMatchObject({
+      windows: 4,
+      length: 512,
+    });
+  });
+
+  test('128 windows of 2048 unless asked otherwise, though the model takes 131072 positions', async () => {
+    const { length, windows, note } = await calibration({ text: documents(speech) });
+    expect(length).toBe(2048);
+    expect(windows).toBeLessThan(128);
+    expect(note).toMatch(new RegExp(`gives ${windows} windows of 2048 tokens, not 128`));
+  });
+
+  test('less text than one window: one shorter window and a note; hardly any text: an error', async () => {
+    const result = await calibration({ text: documents('the end of the short speech'), windows: 4 });
+    expect(result.windows).toBe(1);
+    expect(result.tokens.length).toBe(result.length);
+    expect(result.note).toMatch(/one window of \d+ tokens, not 4 of 2048/);
+    await expect(calibration({ text: documents('the end') })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /at least 16/),
+    );
+    await expect(calibration({ text: documents('') })).rejects.toMatchObject(refused('INVALID_TEXT', /has no text/));
+  });
+
+  test('an endless source is left when there is enough', async () => {
+    let given = 0;
+    async function* endless() {
+      for (;;) {
+        given++;
+        yield speech;
+      }
+    }
+    const result = await calibration({ text: endless(), windows: 2, length: 64 });
+    expect(result.windows).toBe(2);
+    expect(given).toBeLessThan(5);
+  });
+
+  test('a gzip bomb costs no more than the tokens that are asked for', async () => {
+    const path = join(folder, 'bomb.txt.gz');
+    await writeFile(path, gzipSync(Buffer.alloc(200e6, ' ')));
+    const began = performance.now();
+    expect(await calibration({ text: path, windows: 2, length: 64 })).toMatchObject({ windows: 2, length: 64 });
+    expect(performance.now() - began).toBeLessThan(20_000);
+  });
+
+  test('lone surrogates, CRLF, one giant line', async () => {
+    const text = `\uD83D${'x'.repeat(100_000)}\r\n\uDE00`;
+    expect(await calibration({ text: documents(text), windows: 3, length: 256 })).toMatchObject({
+      windows: 3,
+      length: 256,
+    });
+  });
+
+  test.each<[string, CalibrationOptions]>([
+    ['windows', { text: documents(speech), windows: 0 }],
+    ['windows', { text: documents(speech), windows: 1.5 }],
+    ['length', { text: documents(speech), length: 1 }],
+    ['maxTokens', { text: documents(speech), length: 64, maxTokens: 63 }],
+    ['seed', { text: documents(speech), seed: -1 }],
+    ['text and tokenIds', {}],
+    ['text and tokenIds', { text: documents(speech), tokenIds: [[1, 2]] }],
+  ])('refuses %s (case %#)', async (name, options) => {
+    await expect(calibration(options)).rejects.toMatchObject(refused('INVALID_ARGUMENT', new RegExp(name)));
+  });
+
+  test('a length beyond the model is capped, and said', async () => {
+    const result = await calibration({ text: documents(speech), windows: 1, length: 200_000 });
+    expect(result.length).toBeLessThanOrEqual(131_072);
+    expect(result.note).toContain("windows are capped at the model's 131072 positions, not 200000");
+  });
+
+  test('an abort', async () => {
+    const text = documents(speech);
+    await expect(calibration({ text }, AbortSignal.abort())).rejects.toMatchObject({ code: 'ABORTED' });
+  });
+});
+
+describe('token ids', () => {
+  test('are taken as they are', async () => {
+    const ids = [Uint32Array.of(1, 2, 3), [4, 5, 299]];
+    const result = await calibration({ tokenIds: ids });
+    expect(result).toMatchObject({ windows: 2, length: 3 });
+    expect([...result.tokens]).toEqual([1, 2, 3, 4, 5, 299]);
+    const path = join(folder, 'tokens.json');
+    await writeFile(path, JSON.stringify({ calibration: ids.map((row) => [...row]), evaluation: [[7, 8, 9]] }));
+    expect(await calibration({ text: path })).toEqual(result);
+    expect([...(await loadEvaluationWindows(folder, config, { text: path })).tokens]).toEqual([7, 8, 9]);
+  });
+
+  test.each<[string, unknown, RegExp]>([
+    ['beyond the vocabulary', [[1, 300]], /window 0 has the token id 300; the model's vocabulary has 300/],
+    ['negative', [[1, -1]], /token id -1/],
+    ['fractional', [[1, 0.5]], /token id 0.5/],
+    ['ragged', [[1, 2], [1]], /window 1 has 1 token ids/],
+    ['too short', [[1]], /at least 2/],
+    ['not lists', [5, 6], /window 0/],
+  ])('refuses ids that are %s', (_, ids, message) => {
+    expect(() => windowsOfIds(ids, 300, 'tokenIds')).toThrow(expect.objectContaining(refused('INVALID_TEXT', message)));
+  });
+
+  test('a file that is not JSON or has no such list', async () => {
+    const path = join(folder, 'broken.json');
+    await writeFile(path, '{"calibration":[[1,2]');
+    await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /not JSON/));
+    await writeFile(path, '{"other":[[1,2]]}');
+    await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /named "calibration"/));
+    await expect(calibration({ text: join(folder, 'absent.json') })).rejects.toMatchObject(
+      refused('FILE_SYSTEM', /ENOENT/),
+    );
+  });
+
+  test('a text whose ids the model does not have', async () => {
+    const small = { ...config, vocabulary: 200 } as DecoderConfig;
+    await expect(loadCalibration(folder, small, { text: documents(speech) })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /Token id \d+ .* outside the model's vocabulary of 200/),
+    );
+  });
+});
+
+describe('evaluation', () => {
+  test('floor(n / length) windows without overlap, of the text tokenised once', async () => {
+    const tokenizer = await loadTokenizer(folder);
+    const ids = tokenizer.encode(`${speech}\n\nthe end`);
+    const result = await loadEvaluationWindows(folder, config, { text: documents(speech, 'the end'), length: 100 });
+    expect(result.windows).toBe(Math.floor(ids.length / 100));
+    expect(result.tokens).toEqual(ids.slice(0, result.windows * 100));
+    const some = await loadEvaluationWindows(folder, config, { text: documents(speech), length: 100, windows: 3 });
+    expect(some.tokens).toEqual(ids.slice(0, 300));
+  });
+
+  test('a short text is one window; one token is none', async () => {
+    const short = await consecutiveWindows(counting(50, 7), { length: 2048, maxTokens: 1e6 });
+    expect(short).toMatchObject({ windows: 1, length: 50, note: expect.stringMatching(/only 50 tokens/) });
+    await expect(consecutiveWindows(counting(1, 1), { length: 8, maxTokens: 1e6 })).rejects.toMatchObject({
+      code: 'INVALID_TEXT',
+    });
+  });
+
+  test('an endless text is refused, or read as far as the windows go', async () => {
+    const endless = () => counting(Number.POSITIVE_INFINITY, 512);
+    await expect(consecutiveWindows(endless(), { length: 8, maxTokens: 10_000 })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /more than 10000 tokens/),
+    );
+    expect(await consecutiveWindows(endless(), { length: 8, windows: 3, maxTokens: 10_000 })).toMatchObject({
+      windows: 3,
+    });
+  });
+});

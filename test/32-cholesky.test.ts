@@ -1,0 +1,191 @@
+import { Device } from '../src/device/device.js';
+import { nmse, normal, product, threadCounts } from './helpers/numbers.js';
+
+type Floats = Float32Array<ArrayBuffer>;
+
+const device = Device.open('cpu');
+const equalBits = (a: Floats, b: Floats) => Buffer.compare(Buffer.from(a.buffer), Buffer.from(b.buffer)) === 0;
+
+async function factor(on: Device, a: Floats, n: number): Promise<Floats> {
+  using stream = on.stream();
+  using tensor = stream.upload('float32', [n, n], a);
+  stream.cholesky(tensor);
+  return stream.read(tensor);
+}
+
+async function inverse(on: Device, a: Floats, n: number): Promise<Floats> {
+  using stream = on.stream();
+  using tensor = stream.upload('float32', [n, n], a);
+  stream.cholesky(tensor);
+  stream.choleskyInverse(tensor);
+  return stream.read(tensor);
+}
+
+/** A Gram matrix of normal numbers plus the identity. */
+function wellConditioned(n: number): Floats {
+  const x = normal(n + 1, (n + 8) * n);
+  return Float32Array.from(product(x, x, n, n, n + 8, true), (value, i) => value / n + (i % (n + 1) === 0 ? 1 : 0));
+}
+
+/** Q diag(1 ... 1/condition) Qᵀ, exactly symmetric; Q is the product of `n` reflections. */
+function conditioned(n: number, condition: number): Floats {
+  const q = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) q[i * n + i] = 1;
+  for (let r = 0; r < 8; r++) {
+    const v = normal(100 + r, n);
+    const scale = 2 / v.reduce((sum, x) => sum + x * x, 0);
+    for (let i = 0; i < n; i++) {
+      let dot = 0;
+      for (let j = 0; j < n; j++) dot += q[i * n + j]! * v[j]!;
+      for (let j = 0; j < n; j++) q[i * n + j]! -= scale * dot * v[j]!;
+    }
+  }
+  const scaled = q.map((x, i) => x * condition ** (-(i % n) / Math.max(1, n - 1)));
+  const out = Float32Array.from(product(scaled, q, n, n, n, false, true));
+  for (let i = 0; i < n; i++) for (let j = 0; j < i; j++) out[i * n + j] = out[j * n + i]!;
+  return out;
+}
+
+/** Lower Cholesky factor and inverse, row by row, every operation rounded by `round`. */
+function reference(a: ArrayLike<number>, n: number, round: (x: number) => number) {
+  const l = new Float64Array(n * n);
+  for (let i = 0; i < n; i++)
+    for (let j = 0; j <= i; j++) {
+      let sum = a[i * n + j]!;
+      for (let k = 0; k < j; k++) sum = round(sum - round(l[i * n + k]! * l[j * n + k]!));
+      l[i * n + j] = i === j ? round(Math.sqrt(sum)) : round(sum / l[j * n + j]!);
+    }
+  const x = new Float64Array(n * n); // L⁻¹
+  for (let j = 0; j < n; j++)
+    for (let i = j; i < n; i++) {
+      let sum = i === j ? 1 : 0;
+      for (let k = j; k < i; k++) sum = round(sum - round(l[i * n + k]! * x[k * n + j]!));
+      x[i * n + j] = round(sum / l[i * n + i]!);
+    }
+  const inverse = new Float64Array(n * n);
+  for (let i = 0; i < n; i++)
+    for (let j = 0; j <= i; j++) {
+      let sum = 0;
+      for (let k = i; k < n; k++) sum = round(sum + round(x[k * n + i]! * x[k * n + j]!));
+      inverse[i * n + j] = inverse[j * n + i] = sum;
+    }
+  return { l, inverse };
+}
+
+/** ‖A·B − I‖ in the Frobenius norm. */
+function residual(a: ArrayLike<number>, b: ArrayLike<number>, n: number): number {
+  return Math.sqrt(product(a, b, n, n, n).reduce((sum, x, i) => sum + (x - (i % (n + 1) === 0 ? 1 : 0)) ** 2, 0));
+}
+
+const single = Math.fround;
+const double = (x: number) => x;
+
+describe('cholesky and choleskyInverse', () => {
+  // One leaf, its edge, one block, its edge, several blocks, more than one tile with and without a remainder.
+  const sizes = [1, 2, 3, 31, 32, 33, 63, 64, 65, 97, 128, 191, 257, 400];
+
+  test.each(sizes)('against float64: n = %i', async (n) => {
+    const a = wellConditioned(n);
+    const exact = reference(a, n, double);
+    const l = await factor(device, a, n);
+    expect(nmse(l, exact.l)).toBeLessThan(1e-12); // Relative error below 1e-6.
+    expect(l.every((x, i) => i % n <= Math.floor(i / n) || Object.is(x, 0))).toBe(true);
+    const x = await inverse(device, a, n);
+    expect(nmse(x, exact.inverse)).toBeLessThan(1e-11);
+    expect(x.every((value, i) => Object.is(value, x[(i % n) * n + Math.floor(i / n)]))).toBe(true);
+  });
+
+  test.each([770, 1540])('L Lᵀ and A A⁻¹ on rows of a large matrix: n = %i', async (n) => {
+    // A = D + u uᵀ has the inverse D⁻¹ − D⁻¹u uᵀD⁻¹ / (1 + uᵀD⁻¹u). These sizes have panels of another width.
+    const u = normal(n, n).map((x) => x / Math.sqrt(n));
+    const d = Float32Array.from({ length: n }, (_, i) => 1 + (i % 7));
+    const a = new Float32Array(n * n);
+    for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) a[i * n + j] = u[i]! * u[j]! + (i === j ? d[i]! : 0);
+    const dot = u.reduce((sum, x, i) => sum + x ** 2 / d[i]!, 0);
+    const exact = new Float64Array(n * n);
+    for (let i = 0; i < n; i++)
+      for (let j = 0; j < n; j++)
+        exact[i * n + j] = (i === j ? 1 / d[i]! : 0) - (u[i]! * u[j]!) / (d[i]! * d[j]! * (1 + dot));
+    expect(nmse(await inverse(device, a, n), exact)).toBeLessThan(1e-12);
+  });
+
+  test.each([1e2, 1e4, 1e6])('condition number %d: as accurate as plain float32', async (condition) => {
+    const n = 200;
+    const a = conditioned(n, condition);
+    const plain = reference(a, n, single);
+    const l = await factor(device, a, n);
+    const x = await inverse(device, a, n);
+    // Backward error of the factor, residual of the inverse: both within a small factor of the row-by-row float32 loop.
+    const backward = (f: ArrayLike<number>) => Math.sqrt(nmse(product(f, f, n, n, n, false, true), a));
+    expect(backward(l)).toBeLessThan(2 * backward(plain.l) + 1e-7);
+    expect(residual(a, x, n)).toBeLessThan(3 * residual(a, plain.inverse, n));
+  });
+
+  test('equal bits for any number of threads, and again', async () => {
+    for (const n of [100, 450, 900]) {
+      const a = conditioned(n <= 450 ? n : 1, 100);
+      const data = n <= 450 ? a : diagonalPlusBand(n);
+      const [l, x] = [await factor(device, data, n), await inverse(device, data, n)];
+      for (const threads of [...threadCounts, ...threadCounts]) {
+        const on = Device.open('cpu', { threads });
+        expect(equalBits(await factor(on, data, n), l)).toBe(true);
+        expect(equalBits(await inverse(on, data, n), x)).toBe(true);
+      }
+    }
+  });
+
+  test('a matrix of no rows', async () => {
+    expect((await inverse(device, new Float32Array(0), 0)).length).toBe(0);
+  });
+
+  test.each([
+    [1, 0],
+    [40, 0],
+    [40, 39],
+    [300, 5],
+    [300, 63],
+    [300, 64],
+    [300, 191],
+    [300, 299],
+  ])('not positive definite: n = %i, row %i', async (n, row) => {
+    for (const value of [0, -1, Number.NaN, Number.NEGATIVE_INFINITY]) {
+      const a = new Float32Array(n * n);
+      for (let i = 0; i < n; i++) a[i * n + i] = i === row ? value : 1;
+      await expect(factor(device, a, n)).rejects.toMatchObject({
+        code: 'NOT_POSITIVE_DEFINITE',
+        message: `The matrix [${n}, ${n}] is not positive definite: pivot ${row + 1}`,
+      });
+    }
+  });
+
+  test('NaN or infinity off the diagonal fails where it is first met', async () => {
+    for (const value of [Number.NaN, Number.POSITIVE_INFINITY]) {
+      const n = 200;
+      const a = wellConditioned(n);
+      a[150 * n + 20] = a[20 * n + 150] = value;
+      await expect(inverse(device, a, n)).rejects.toMatchObject({ code: 'NOT_POSITIVE_DEFINITE' });
+    }
+  });
+
+  test('the stream works on after a failure', async () => {
+    using stream = device.stream();
+    using a = device.tensor('float32', [70, 70]);
+    stream.cholesky(a);
+    await expect(stream.sync()).rejects.toMatchObject({ code: 'NOT_POSITIVE_DEFINITE' });
+    stream.fill(a, 0);
+    stream.addDiagonal(a, 4);
+    stream.cholesky(a);
+    expect((await stream.read(a)).reduce((sum, x) => sum + x, 0)).toBe(140);
+  });
+});
+
+/** A diagonally dominant band matrix: quick to make at any size. */
+function diagonalPlusBand(n: number): Floats {
+  const a = new Float32Array(n * n);
+  const values = normal(n, n * 40);
+  for (let i = 0; i < n; i++) {
+    a[i * n + i] = 100;
+    for (let d = 1; d < 40 && i + d < n; d++) a[i * n + i + d] = a[(i + d) * n + i] = values[i * 40 + d]!;
+  }
+  return a;
+}
