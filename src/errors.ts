@@ -1,3 +1,5 @@
+import { getSystemErrorMap } from 'node:util';
+
 /**
  * What went wrong, as a stable string.
  *
@@ -79,7 +81,9 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
 /** Wraps an error of the operating system with the path it is about. */
 export function fileSystemError(action: string, path: string, cause: unknown): AlpsError {
   if (cause instanceof AlpsError) return cause;
-  const code = (cause as { code?: unknown } | null)?.code;
-  const detail = typeof code === 'string' ? code : cause instanceof Error ? cause.message : String(cause);
+  const { code, errno } = (cause ?? {}) as { code?: unknown; errno?: unknown };
+  const words = typeof errno === 'number' ? getSystemErrorMap().get(errno)?.[1] : undefined;
+  const plain = cause instanceof Error ? cause.message : String(cause);
+  const detail = typeof code !== 'string' ? plain : words ? `${words} (${code})` : code;
   return new AlpsError('FILE_SYSTEM', `Could not ${action} ${path}: ${detail}`, { cause });
 }

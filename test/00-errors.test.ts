@@ -1,3 +1,4 @@
+import { constants } from 'node:os';
 import { AlpsError, fileSystemError, invalidArgument, describe as show, throwIfAborted } from '../src/errors.js';
 
 describe('errors', () => {
@@ -14,9 +15,9 @@ describe('errors', () => {
   });
 
   test('a system error keeps its cause and names the path', () => {
-    const cause = Object.assign(new Error('no space'), { code: 'ENOSPC' });
+    const cause = Object.assign(new Error('no space'), { code: 'ENOSPC', errno: -constants.errno.ENOSPC });
     const error = fileSystemError('write', '/x', cause);
-    expect(error.message).toBe('Could not write /x: ENOSPC');
+    expect(error.message).toBe('Could not write /x: no space left on device (ENOSPC)');
     expect(error.cause).toBe(cause);
   });
 

@@ -187,7 +187,7 @@ describe('complaints', () => {
 
   test('files that are not there, not files, not known', async () => {
     await expect(documents(join(folder, 'absent.txt'))).rejects.toMatchObject(
-      refused('FILE_SYSTEM', /absent.txt: ENOENT/),
+      refused('FILE_SYSTEM', /absent.txt: no such file or directory/),
     );
     const fifo = join(folder, 'fifo.txt');
     execFileSync('mkfifo', [fifo]);

@@ -206,7 +206,7 @@ describe('token ids', () => {
     await writeFile(path, '{"other":[[1,2]]}');
     await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /named "calibration"/));
     await expect(calibration({ text: join(folder, 'absent.json') })).rejects.toMatchObject(
-      refused('FILE_SYSTEM', /ENOENT/),
+      refused('FILE_SYSTEM', /no such file or directory/),
     );
   });
 

@@ -1,0 +1,148 @@
+import { Device } from '../src/device/device.js';
+import { Scope } from '../src/device/tensor.js';
+import { instructionSets, nmse, normal, product, random, threadCounts } from './helpers/numbers.js';
+
+type Floats = Float32Array<ArrayBuffer>;
+
+interface Problem {
+  rows: number;
+  columns: number;
+  gram: Floats;
+  target: Floats;
+  mask: Uint8Array<ArrayBuffer>;
+}
+
+function problem(rows: number, columns: number, share = 0.4): Problem {
+  const samples = 2 * columns + 3;
+  const x = normal(columns, samples * columns);
+  const gram = Float32Array.from(product(x, x, columns, columns, samples, true), (v) => v / samples);
+  const next = random(rows + columns);
+  const mask = Uint8Array.from({ length: rows * columns }, () => (next() < share ? 1 : 0));
+  return { rows, columns, gram, target: normal(rows, rows * columns), mask };
+}
+
+/** `steps` CG steps on min |…| with H = gram, right side target·H, support mask, all rows at once; from x = 0. */
+async function solve(device: Device, { rows, columns, gram, target, mask }: Problem, steps: number, tolerance = 0) {
+  using stream = device.stream();
+  using scope = new Scope();
+  const shape = [rows, columns];
+  const h = scope.hold(stream.upload('float32', [columns, columns], gram));
+  const t = scope.hold(stream.upload('float32', shape, target));
+  const support = scope.hold(stream.upload('uint8', shape, mask));
+  const x = scope.hold(device.tensor('float32', shape));
+  const residual = scope.hold(device.tensor('float32', shape));
+  const direction = scope.hold(device.tensor('float32', shape));
+  const q = scope.hold(device.tensor('float32', shape));
+  const rr = scope.hold(device.tensor('float64', [rows]));
+  const rr0 = scope.hold(device.tensor('float64', [rows]));
+  const active = scope.hold(device.tensor('uint32', [1]));
+  stream.gemm(t, h, residual);
+  stream.cgStart(residual, support, direction, rr, rr0);
+  const trace: { active: number; rr: Float64Array; x: Floats }[] = [];
+  for (let step = 0; step < steps; step++) {
+    stream.gemm(direction, h, q);
+    stream.cgStep(q, support, x, residual, direction, rr, rr0, tolerance, active);
+    trace.push({ active: (await stream.read(active))[0]!, rr: await stream.read(rr), x: await stream.read(x) });
+  }
+  return {
+    trace,
+    x: await stream.read(x),
+    residual: await stream.read(residual),
+    direction: await stream.read(direction),
+    rr0: await stream.read(rr0),
+  };
+}
+
+/** The same in float64, row by row, as the textbook has it. */
+function reference({ rows, columns, gram, target, mask }: Problem, steps: number): Float64Array {
+  const out = new Float64Array(rows * columns);
+  for (let i = 0; i < rows; i++) {
+    const kept = mask.subarray(i * columns, (i + 1) * columns);
+    const masked = (v: Float64Array) => v.map((value, j) => (kept[j] ? value : 0));
+    const dot = (a: Float64Array, b: Float64Array) => a.reduce((sum, value, j) => sum + value * b[j]!, 0);
+    const times = (v: Float64Array) => product(v, gram, 1, columns, columns);
+    let r = masked(times(Float64Array.from(target.subarray(i * columns, (i + 1) * columns))));
+    let p = r;
+    let x = new Float64Array(columns);
+    let rr = dot(r, r);
+    const end = 1e-28 * rr;
+    for (let step = 0; step < steps && rr > end; step++) {
+      const q = masked(times(p));
+      const alpha = rr / dot(p, q);
+      x = x.map((value, j) => value + alpha * p[j]!);
+      r = r.map((value, j) => value - alpha * q[j]!);
+      const next = dot(r, r);
+      p = r.map((value, j) => value + (next / rr) * p[j]!);
+      rr = next;
+    }
+    out.set(x, i * columns);
+  }
+  return out;
+}
+
+/** ½ tr (x − t) H (x − t)ᵀ in float64 */
+function objective({ rows, columns, gram, target }: Problem, x: ArrayLike<number>): number {
+  const d = Float64Array.from(target, (value, i) => x[i]! - value);
+  const dh = product(d, gram, rows, columns, columns);
+  return d.reduce((sum, value, i) => sum + value * dh[i]!, 0) / 2;
+}
+
+for (const isa of instructionSets()) {
+  const device = Device.open('cpu', { isa });
+  describe(`batched conjugate gradient on ${isa}`, () => {
+    test.each([
+      [1, 1],
+      [1, 40],
+      [40, 1],
+      [17, 61],
+      [5, 128],
+      [67, 33],
+    ])('[%i, %i]: ten steps as in float64', async (rows, columns) => {
+      const p = problem(rows, columns);
+      const { x, residual, direction } = await solve(device, p, 10);
+      // Ten steps on up to 128 unknowns, before float32 residuals have drifted.
+      expect(nmse(x, reference(p, 10))).toBeLessThan(1e-8);
+      for (const tensor of [x, residual, direction])
+        expect(tensor.every((value, i) => p.mask[i] === 1 || value === 0)).toBe(true);
+    });
+
+    test('the objective never rises, and the end is the minimum', async () => {
+      const p = problem(9, 48);
+      const { trace } = await solve(device, p, 60);
+      let before = objective(p, new Float64Array(p.target.length));
+      const first = before;
+      for (const { x } of trace) {
+        const now = objective(p, x);
+        expect(now).toBeLessThanOrEqual(before + 1e-6 * first);
+        before = now;
+      }
+      const exact = objective(p, reference(p, 200));
+      expect(before / exact).toBeLessThan(1 + 1e-6);
+    });
+
+    test('rows stop on their own: at their tolerance, without unknowns, with a right side of zero', async () => {
+      const p = problem(6, 50);
+      p.mask.fill(0, 0, 50); // row 0: nothing kept
+      p.target.fill(0, 50, 100); // row 1: starts at its end
+      p.mask.fill(0, 100, 150);
+      p.mask[120] = 1; // row 2: one unknown, one step
+      const { trace, rr0 } = await solve(device, p, 40, 1e-3);
+      expect(trace[0]!.active).toBe(4);
+      expect(trace[1]!.active).toBe(3);
+      expect(trace.at(-1)!.active).toBe(0);
+      trace.at(-1)!.rr.forEach((value, i) => {
+        expect(value).toBeLessThanOrEqual(1e-6 * rr0[i]!);
+      });
+      const [last, end] = [trace.findIndex(({ active }) => active === 0), trace.at(-1)!];
+      expect(end.x).toEqual(trace[last]!.x);
+      expect(end.x.every(Number.isFinite)).toBe(true);
+      expect(end.x.subarray(0, 100).every((value) => value === 0)).toBe(true);
+    });
+  });
+}
+
+test('equal bits for any number of threads', async () => {
+  const p = problem(131, 307);
+  const results = await Promise.all(threadCounts.map((threads) => solve(Device.open('cpu', { threads }), p, 6)));
+  for (const result of results) expect(result).toEqual(results[0]);
+});
