@@ -10,9 +10,9 @@ export { type EvaluateOptions, type Evaluation, evaluatePerplexity } from './eva
 export { inspectModel, type ModelInspection, type TensorInspection } from './inspect.js';
 export { version } from './package-version.js';
 export { type PruneEvent, type PruneOptions, type PruneReport, prune } from './prune.js';
-export type { TracePoint } from './pruning/alps.js';
-export type { Method, Metric, Precision, PruningOptions } from './pruning/options.js';
+export type { DsnotOptions, Method, Metric, Precision, PruningOptions, Refit } from './pruning/options.js';
 export type { Pattern } from './pruning/pattern.js';
 export { type PruneLayerOptions, type PruneLayerResult, pruneLayer } from './pruning/prune-layer.js';
 export type { ScheduleName } from './pruning/rho-schedule.js';
+export type { TracePoint } from './pruning/solution.js';
 export type { BlockReport, LayerReport, Propagation } from './traversal.js';

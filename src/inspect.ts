@@ -1,7 +1,8 @@
 import { setImmediate } from 'node:timers/promises';
 import { dtypeBits } from './checkpoint/dtype.js';
 import { Checkpoint, quantizationOf } from './checkpoint/folder.js';
-import { throwIfAborted } from './errors.js';
+import { AlpsError, throwIfAborted } from './errors.js';
+import { linearsOf, readArchitecture, tensorOf } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
 
 export interface TensorInspection {
@@ -39,6 +40,7 @@ export async function inspectModel(
   const checkpoint = await Checkpoint.open(folder, { signal: options.signal });
   try {
     const tensors: TensorInspection[] = [];
+    const known = prunedTensors(checkpoint);
     let [parameters, bytes, zeros, counted] = [0, 0, 0, 0];
     for (const { name, dtype, shape, byteLength } of checkpoint.tensors.values()) {
       throwIfAborted(options.signal);
@@ -51,11 +53,12 @@ export async function inspectModel(
         shape,
         sparsity: kept === undefined || size === 0 ? null : 1 - kept / size,
       };
-      const isBlockMatrix = shape.length === 2 && /\.\d+\./.test(name);
+      const isBlockMatrix = known ? known.has(name) : shape.length === 2 && /\.\d+\./.test(name);
       if (isBlockMatrix && nonZero && kept !== undefined) {
         zeros += size - kept;
         counted += size;
-        if (options.pattern) tensor.pattern = await followsPattern(nonZero, shape[1]!, options.pattern);
+        if (options.pattern)
+          tensor.pattern = await followsPattern(nonZero, shape, known?.get(name) === true, options.pattern);
       }
       tensors.push(tensor);
       parameters += size;
@@ -114,15 +117,37 @@ async function nonZeroFlags(
 
 async function followsPattern(
   nonZero: Uint8Array,
-  width: number,
+  shape: readonly number[],
+  transposed: boolean,
   { keep, of }: { keep: number; of: number },
 ): Promise<boolean> {
+  // Where a matrix is stored [inputs, outputs], the inputs of a group lie a row apart.
+  const width = shape.at(transposed ? 0 : -1)!;
+  const step = transposed ? shape[1]! : 1;
   if (width % of !== 0) return false;
-  for (let start = 0; start < nonZero.length; start += of) {
-    let kept = 0;
-    for (let i = start; i < start + of; i++) kept += nonZero[i]!;
-    if (kept > keep) return false;
-    if (start % piece < of) await setImmediate();
+  let seen = 0;
+  for (let start = 0; start < nonZero.length; start += transposed ? step * of : of) {
+    for (let lane = start; lane < start + step; lane++) {
+      let kept = 0;
+      for (let i = 0; i < of; i++) kept += nonZero[lane + i * step]!;
+      if (kept > keep) return false;
+    }
+    seen += step * of;
+    if (seen > piece) {
+      seen = 0;
+      await setImmediate();
+    }
   }
   return true;
+}
+
+/** The tensors that pruning takes, and whether they are stored [inputs, outputs]; undefined for types that are not known. */
+function prunedTensors(checkpoint: Checkpoint): Map<string, boolean> | undefined {
+  try {
+    const specs = linearsOf(readArchitecture(checkpoint));
+    return new Map(specs.map((spec) => [tensorOf(spec), spec.transposed === true]));
+  } catch (error) {
+    if (error instanceof AlpsError) return undefined;
+    throw error;
+  }
 }

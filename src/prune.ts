@@ -4,12 +4,15 @@ import { type CalibrationOptions, loadCalibration } from './calibration/calibrat
 import { Checkpoint } from './checkpoint/folder.js';
 import { CheckpointWriter } from './checkpoint/writer.js';
 import { Device, type DeviceName, type DeviceOptions } from './device/device.js';
+import type { Stream } from './device/stream.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
-import { DecoderModel, type Precision } from './model/decoder.js';
+import { DecoderModel, linearShape, type Precision, titleOf } from './model/decoder.js';
+import { knownModelTypes } from './model/families/index.js';
 import { version } from './package-version.js';
 import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
+import { cannotRun, checkByNames, matricesByName, pruneByNames } from './unknown-model.js';
 
 export interface PruneOptions extends PruningOptions {
   /** Folder of the model: config.json, tokenizer.json, safetensors. */
@@ -93,8 +96,8 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
     using stream = device.stream({ signal });
-    const model = openModel(checkpoint, stream, precision);
-    checkWidths(model, parsed.pattern);
+    const model = openModel(checkpoint, stream, precision, options);
+    checkWidths(checkpoint, model, parsed.pattern);
     await mkdir(dirname(resolve(options.out)), { recursive: true });
     writer = await CheckpointWriter.create({
       source: checkpoint,
@@ -108,31 +111,36 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       out: options.out,
       method: parsed.method,
       pattern: describePattern(parsed.pattern),
-      blocks: model.config.layers,
-      layers: model.linearNames().length,
+      blocks: model?.config.layers ?? 0,
+      layers: (model?.linears() ?? matricesByName(checkpoint)).length,
       device: device.info().details,
       precision,
     });
-    const tokens = options.calibration
-      ? await loadCalibration(options.model, model.config, options.calibration, { signal })
-      : undefined;
+    const tokens =
+      model && options.calibration
+        ? await loadCalibration(options.model, model.config, options.calibration, { signal })
+        : undefined;
     const calibrated = performance.now();
     if (tokens) {
       const { windows, length, hash, note } = tokens;
       onEvent?.({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
     }
     const layers: LayerReport[] = [];
-    await pruneBlocks(model, parsed, {
-      windows: tokens,
-      propagation: options.propagation ?? 'sequential',
-      writer,
-      signal,
-      onLayer: (layer) => {
-        layers.push(layer);
-        onEvent?.({ type: 'layer', ...layer });
-      },
-      onBlock: (block) => onEvent?.({ type: 'block', blocks: model.config.layers, ...block }),
-    });
+    const onLayer = (layer: LayerReport) => {
+      layers.push(layer);
+      onEvent?.({ type: 'layer', ...layer });
+    };
+    if (!model) await pruneByNames(checkpoint, stream, parsed, { writer, signal, onLayer });
+    else {
+      await pruneBlocks(model, parsed, {
+        windows: tokens,
+        propagation: options.propagation ?? 'sequential',
+        writer,
+        signal,
+        onLayer,
+        onBlock: (block) => onEvent?.({ type: 'block', blocks: model.config.layers, ...block }),
+      });
+    }
     const pruned = performance.now();
     const report: PruneReport = {
       version,
@@ -153,7 +161,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       device: device.info().details,
       layers,
       sparsity: overallSparsity(layers),
-      meanError: tokens ? layers.reduce((sum, layer) => sum + (layer.error ?? 0), 0) / layers.length : null,
+      meanError: tokens ? meanErrorOf(layers) : null,
       milliseconds: { total: 0, calibration: calibrated - began, blocks: pruned - calibrated, write: 0 },
     };
     await writer.finish({ 'pruning.json': `${JSON.stringify(report, null, 2)}\n` });
@@ -185,7 +193,7 @@ function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
     throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
   }
   const parsed = parsePruningOptions(options);
-  if (options.calibration === undefined && parsed.method !== 'magnitude') {
+  if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
   }
   return parsed;
@@ -203,22 +211,41 @@ export function choosePrecision(precision: Precision | 'auto', checkpoint: Check
   return stored && device.info().bf16Products ? 'bfloat16' : 'float32';
 }
 
-/** Opens the decoder; a type that is not known is refused with what can be done about it. */
-function openModel(checkpoint: Checkpoint, stream: ReturnType<Device['stream']>, precision: Precision): DecoderModel {
+/**
+ * Opens the decoder, or gives undefined where the type is not known and magnitude pruning can do without. Anything else with a
+ * type that is not known is refused with what can be done about it.
+ */
+function openModel(
+  checkpoint: Checkpoint,
+  stream: Stream,
+  precision: Precision,
+  { method, calibration }: PruneOptions,
+): DecoderModel | undefined {
   try {
     return DecoderModel.open(checkpoint, stream, precision);
   } catch (error) {
     if (!(error instanceof AlpsError) || error.code !== 'UNSUPPORTED_MODEL') throw error;
-    throw new AlpsError('UNSUPPORTED_MODEL', `${checkpoint.folder}: ${error.message}`, { cause: error });
+    if (knownModelTypes.includes(checkpoint.config.model_type as string)) {
+      throw new AlpsError('UNSUPPORTED_MODEL', `${checkpoint.folder}: ${error.message}`, { cause: error });
+    }
+    if ((method !== 'magnitude' && method !== 'mp') || calibration) throw cannotRun(checkpoint.folder, error);
+    checkByNames(checkpoint, error);
+    return undefined;
   }
 }
 
 /** Every width must fit the pattern before any work is done. */
-function checkWidths(model: DecoderModel, pattern: Pattern): void {
-  for (const role of ['q', 'o', 'gate', 'down'] as const) {
-    const [outputs, inputs] = model.linearShape(role);
-    keptWeights(pattern, outputs, inputs, `${role}_proj`);
-  }
+function checkWidths(checkpoint: Checkpoint, model: DecoderModel | undefined, pattern: Pattern): void {
+  const matrices = model
+    ? model.linears().map((spec) => ({ name: titleOf(spec), shape: linearShape(model.config, spec) }))
+    : matricesByName(checkpoint);
+  for (const { name, shape } of matrices) keptWeights(pattern, shape[0]!, shape[1]!, name);
+}
+
+/** Of the layers that saw inputs. */
+function meanErrorOf(layers: LayerReport[]): number {
+  const errors = layers.flatMap(({ error }) => (error === null ? [] : [error]));
+  return errors.reduce((sum, error) => sum + error, 0) / Math.max(errors.length, 1);
 }
 
 function reportedOptions(

@@ -1,12 +1,11 @@
-import { floatDtypes, type SafetensorsDtype } from './checkpoint/dtype.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
-import { Scope, type Tensor } from './device/tensor.js';
-import { AlpsError, throwIfAborted } from './errors.js';
-import { Activations, stages, type Windows } from './model/block-run.js';
-import type { Block, DecoderModel, F32, Linear } from './model/decoder.js';
-import { nativePattern, segmentsOf } from './pruning/layer-problem.js';
+import { Scope } from './device/tensor.js';
+import { throwIfAborted } from './errors.js';
+import { type GroupInputs, pruneGroup } from './group-pruning.js';
+import { type Block, type Linear, stageCount } from './model/block.js';
+import { Activations, type Windows } from './model/block-run.js';
+import type { DecoderModel } from './model/decoder.js';
 import type { ParsedPruningOptions } from './pruning/options.js';
-import { type GroupResult, type LayerResult, layerErrors, solveGroup } from './pruning/solve-group.js';
 
 /** Whose outputs a layer's inputs come from: the pruned layers before it, or the still dense block. */
 export type Propagation = 'sequential' | 'block';
@@ -14,13 +13,16 @@ export type Propagation = 'sequential' | 'block';
 /** One pruned layer. */
 export interface LayerReport {
   block: number;
-  /** Tensor name, without ".weight". */
+  /** Tensor name, without ".weight"; with `[expert]` where one tensor holds all experts. */
   name: string;
   outputs: number;
   inputs: number;
   kept: number;
   sparsity: number;
-  /** Relative error of the layer's outputs on the calibration inputs, with the weights as they are stored; null without calibration. */
+  /**
+   * Relative error of the layer's outputs on the calibration inputs, with the weights as they are stored; null without
+   * calibration inputs.
+   */
   error: number | null;
   iterations: number;
   refineIterations: number;
@@ -28,6 +30,8 @@ export interface LayerReport {
   dampingSteps: number;
   /** Whether ADMM was ended by its iteration cap. */
   capped: boolean;
+  /** Set where another method stood in: an expert that no calibration token reached is pruned by magnitude. */
+  fallback?: 'magnitude';
   /** Of the group of layers that share this layer's input. */
   milliseconds: number;
 }
@@ -87,8 +91,7 @@ class BlockPruning {
       return loaded;
     });
     try {
-      if (!activations)
-        for (let stage = 0; stage < stages.length; stage++) await this.#pruneStage(block, stage, undefined);
+      if (!activations) await this.#withoutInputs(block);
       else if (this.#options.propagation === 'sequential') await this.#sequential(block, activations);
       else await this.#fromDenseBlock(block, activations);
     } finally {
@@ -97,11 +100,19 @@ class BlockPruning {
     this.#options.onBlock({ block: this.#layer, milliseconds: performance.now() - began, phases: this.#phases });
   }
 
+  async #withoutInputs(block: Block): Promise<void> {
+    for (const [stage, groups] of block.stages.entries())
+      for (const linears of groups) await this.#pruneGroup(stage, linears, undefined);
+  }
+
   /** Each layer is applied once, after it was pruned. */
   async #sequential(block: Block, activations: Activations): Promise<void> {
-    for (let stage = 0; stage < stages.length; stage++) {
-      using gram = await this.#gram(block, activations, stage);
-      await this.#pruneStage(block, stage, gram);
+    for (const [stage, groups] of block.stages.entries()) {
+      await this.#timed('forward', () => activations.begin(block, stage));
+      for (const [group, linears] of groups.entries()) {
+        using inputs = await this.#inputs(block, activations, stage, group);
+        await this.#pruneGroup(stage, linears, inputs);
+      }
       await this.#advance(block, activations, stage);
     }
   }
@@ -109,19 +120,23 @@ class BlockPruning {
   /** All Gram matrices come from the dense block; then it is pruned and run again. */
   async #fromDenseBlock(block: Block, activations: Activations): Promise<void> {
     using scope = new Scope();
-    const grams: F32[] = [];
+    const inputs: GroupInputs[][] = [];
     {
       const { stream, device } = this.#model;
       using before = device.tensor('float32', activations.residual.shape, 'the residual stream before the block');
       stream.copy(activations.residual, before);
-      for (let stage = 0; stage < stages.length; stage++) {
-        grams.push(scope.hold(await this.#gram(block, activations, stage)));
-        if (stage < stages.length - 1) await this.#advance(block, activations, stage);
+      for (const [stage, groups] of block.stages.entries()) {
+        await this.#timed('forward', () => activations.begin(block, stage));
+        inputs[stage] = [];
+        for (const group of groups.keys())
+          inputs[stage].push(scope.hold(await this.#inputs(block, activations, stage, group)));
+        if (stage < stageCount - 1) await this.#advance(block, activations, stage);
       }
       stream.copy(before, activations.residual);
     }
-    for (let stage = 0; stage < stages.length; stage++) await this.#pruneStage(block, stage, grams[stage]);
-    for (let stage = 0; stage < stages.length; stage++) await this.#advance(block, activations, stage);
+    for (const [stage, groups] of block.stages.entries())
+      for (const [group, linears] of groups.entries()) await this.#pruneGroup(stage, linears, inputs[stage]![group]);
+    await this.#timed('forward', () => activations.run(block));
   }
 
   async #advance(block: Block, activations: Activations, stage: number): Promise<void> {
@@ -131,101 +146,40 @@ class BlockPruning {
     });
   }
 
-  /** XᵀX of a stage's inputs, both triangles. */
-  async #gram(block: Block, activations: Activations, stage: number): Promise<F32> {
+  /** XᵀX of a group's inputs, both triangles, and for DSnoT their sums. */
+  async #inputs(block: Block, activations: Activations, stage: number, group: number): Promise<GroupInputs> {
     return this.#timed('forward', async () => {
       const { stream, device } = this.#model;
-      const { inputs } = block.linears[stages[stage]![0]!];
-      const gram = device.tensor(
-        'float32',
-        [inputs, inputs],
-        `the Gram matrix of block ${this.#layer}, stage ${stage}`,
-      );
+      const [{ inputs }] = block.stages[stage]![group] as [Linear];
+      const label = `the Gram matrix of block ${this.#layer}, stage ${stage}`;
+      const scope = new Scope();
       try {
-        activations.input(block, stage, (x) => stream.gramAccumulate(x, gram));
+        const gram = scope.hold(device.tensor('float32', [inputs, inputs], label));
+        const sums = this.#parsed.method === 'dsnot' ? scope.hold(device.tensor('float64', [inputs])) : undefined;
+        activations.input(block, stage, group, (x) => {
+          stream.gramAccumulate(x, gram);
+          if (sums) stream.columnSums(x, sums);
+        });
         stream.symmetrize(gram);
         await stream.sync();
-        return gram;
+        const tokens = activations.tokensOf(block, stage, group);
+        const moments = sums && { sum: await stream.read(sums), tokens, windowLength: activations.length };
+        return { gram, tokens, moments, dispose: () => scope.dispose(), [Symbol.dispose]: () => scope.dispose() };
       } catch (error) {
-        gram.dispose();
+        scope.dispose();
         throw error;
       }
     });
   }
 
-  /** Prunes the layers of a stage together and writes them. Without a Gram matrix only the weights decide. */
-  async #pruneStage(block: Block, stage: number, gram: F32 | undefined): Promise<void> {
-    const began = performance.now();
-    const { stream, device, precision } = this.#model;
-    const linears = stages[stage]!.map((role) => block.linears[role]);
-    const [{ inputs }] = linears as [Linear];
-    const outputs = linears.reduce((sum, linear) => sum + linear.outputs, 0);
-    using scope = new Scope();
-    const weight = scope.hold(
-      device.tensor('float32', [outputs, inputs], `the weights of block ${this.#layer}, stage ${stage}`),
-    );
-    let row = 0;
-    for (const linear of linears) {
-      using rows = weight.rows(row, row + linear.outputs);
-      // From the checkpoint's bits, not from a rounded copy of them.
-      using stored = await this.#timed('read', () => this.#model.load(`${linear.name}.weight`, 'float32'));
-      stream.copy(stored, rows);
-      row += linear.outputs;
-    }
-    const layers = linears.map(({ name, outputs: count }) => ({ name, outputs: count }));
-    const result = await this.#timed('solve', async () =>
-      gram
-        ? solveGroup(stream, { layers, weight, gram }, this.#parsed, precision)
-        : keepLargestWeights(this.#model, { layers, weight }, this.#parsed),
-    );
-    scope.hold(result.weight);
-    scope.hold(result.mask);
-    row = 0;
-    for (const linear of linears) {
-      using rows = result.weight.rows(row, row + linear.outputs);
-      await this.#timed('write', () => this.#store(linear, rows));
-      row += linear.outputs;
-    }
-    const errors = gram
-      ? await layerErrors(
-          stream,
-          { layers, weight, gram },
-          result.weight,
-          result.ridge,
-          result.layers.map(({ kept }) => kept),
-        )
-      : undefined;
-    result.layers.forEach(({ name, kept, sparsity }, i) => {
-      const { iterations, refineIterations, dampingSteps, capped } = result;
-      const { outputs: count } = linears[i]!;
-      this.#options.onLayer({
-        block: this.#layer,
-        name,
-        outputs: count,
-        inputs,
-        kept,
-        sparsity,
-        error: errors ? errors[i]!.error : null,
-        iterations,
-        refineIterations,
-        dampingSteps,
-        capped,
-        milliseconds: performance.now() - began,
-      });
+  /** Prunes layers that share an input together, and writes them. Without inputs only the weights decide. */
+  async #pruneGroup(stage: number, linears: readonly Linear[], inputs: GroupInputs | undefined): Promise<void> {
+    const reports = await pruneGroup(this.#model, linears, inputs, {
+      parsed: forStage(this.#parsed, stage),
+      writer: this.#options.writer,
+      timed: (phase, action) => this.#timed(phase, action),
     });
-  }
-
-  /** Writes a layer's weights in its checkpoint's dtype, and puts what was written (rounded to it) into `rows` and into the block. */
-  async #store(linear: Linear, rows: F32): Promise<void> {
-    const { stream, device, checkpoint, precision } = this.#model;
-    const name = `${linear.name}.weight`;
-    const dtype = floatDtypes[checkpoint.tensors.get(name)!.dtype as SafetensorsDtype & keyof typeof floatDtypes];
-    using stored = device.tensor(dtype, rows.shape, name);
-    stream.copy(rows, stored);
-    stream.copy(stored, rows);
-    if (linear.weight.dtype === precision) stream.copy(stored, linear.weight);
-    const data = await stream.read(stored);
-    await this.#options.writer.write(name, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    for (const report of reports) this.#options.onLayer({ block: this.#layer, ...report });
   }
 
   async #timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T> {
@@ -238,44 +192,8 @@ class BlockPruning {
   }
 }
 
-/** Magnitude pruning without calibration. */
-async function keepLargestWeights(
-  model: DecoderModel,
-  group: { layers: { name: string; outputs: number }[]; weight: Tensor<'float32'> },
-  parsed: ParsedPruningOptions,
-): Promise<GroupResult> {
-  const { stream, device } = model;
-  const { shape } = group.weight;
-  using bad = device.tensor('uint32', [1]);
-  stream.countNonFinite(group.weight, bad);
-  const [count = 0] = await stream.read(bad);
-  if (count > 0) {
-    throw new AlpsError(
-      'NOT_FINITE',
-      `${count} weights of ${group.layers.map(({ name }) => name).join(', ')} are NaN or infinite`,
-    );
-  }
-  const weight = device.tensor('float32', shape, 'the pruned weights');
-  const mask = device.tensor('uint8', shape, 'the support');
-  const segments = segmentsOf({ ...group, gram: weight }, parsed.pattern);
-  stream.copy(group.weight, weight);
-  stream.project(weight, mask, nativePattern(parsed.pattern), segments);
-  stream.applyMask(weight, mask);
-  const layers: LayerResult[] = group.layers.map(({ name, outputs }, i) => {
-    const kept = segments.keep[i]!;
-    return { name, kept, sparsity: 1 - kept / (outputs * shape[1]!), error: 0, errorWithRidge: 0 };
-  });
-  const time = { factorise: 0, admm: 0, refine: 0, error: 0 };
-  return {
-    layers,
-    weight,
-    mask,
-    iterations: 0,
-    refineIterations: 0,
-    trace: [],
-    capped: false,
-    ridge: 0,
-    dampingSteps: 0,
-    time,
-  };
+/** DSnoT without swaps in the stages that it is to leave out. */
+function forStage(parsed: ParsedPruningOptions, stage: number): ParsedPruningOptions {
+  const { dsnot } = parsed;
+  return dsnot.skip === (stage < 2 ? 'attention' : 'mlp') ? { ...parsed, dsnot: { ...dsnot, maxCycles: 0 } } : parsed;
 }

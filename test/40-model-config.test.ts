@@ -19,7 +19,7 @@ const base = {
 };
 const read = (change: Record<string, unknown>) => {
   const config = { ...base, ...change };
-  return familyOf(config).readConfig(config);
+  return familyOf(config).read(config, () => true).config;
 };
 
 describe('config.json', () => {
@@ -30,9 +30,7 @@ describe('config.json', () => {
       maxPositions: 2048,
       normEps: 1e-6,
       activation: 'silu',
-      ropeTheta: 10000,
-      ropeScaling: { type: 'none' },
-      attentionBias: false,
+      ropes: [{ theta: 10000, scaling: { type: 'none' }, dimensions: 16 }],
       tiedEmbeddings: false,
       slidingWindow: [0, 0, 0],
     });
@@ -42,8 +40,8 @@ describe('config.json', () => {
     const llama3 = { factor: 8, low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 8192 };
     const old = read({ rope_theta: 500000, rope_scaling: { rope_type: 'llama3', ...llama3 } });
     const current = read({ rope_parameters: { rope_type: 'llama3', rope_theta: 500000, ...llama3 } });
-    expect(old.ropeTheta).toBe(500000);
-    expect(old.ropeScaling).toEqual({
+    expect(old.ropes[0]!.theta).toBe(500000);
+    expect(old.ropes[0]!.scaling).toEqual({
       type: 'llama3',
       factor: 8,
       lowFrequency: 1,
@@ -51,12 +49,17 @@ describe('config.json', () => {
       originalPositions: 8192,
     });
     expect(current).toEqual(old);
-    expect(read({ rope_scaling: { type: 'linear', factor: 2 } }).ropeScaling).toEqual({ type: 'linear', factor: 2 });
-    expect(read({ rope_scaling: null }).ropeScaling).toEqual({ type: 'none' });
+    const scaling = (change: Record<string, unknown>) => read(change).ropes[0]!.scaling;
+    expect(scaling({ rope_scaling: { type: 'linear', factor: 2 } })).toEqual({ type: 'linear', factor: 2 });
+    expect(scaling({ rope_scaling: null })).toEqual({ type: 'none' });
   });
 
   test('what belongs to a type', () => {
-    expect(read({ model_type: 'qwen2' })).toMatchObject({ attentionBias: true, attentionOutputBias: false });
+    const [inputs, output] = familyOf({ model_type: 'qwen2' })
+      .read({ ...base, model_type: 'qwen2' }, () => true)
+      .block(0).attention;
+    expect(inputs.map(({ bias }) => bias)).toEqual([true, true, true]);
+    expect(output.bias).toBe(false);
     expect(read({ model_type: 'qwen3' })).toMatchObject({ qkNorm: true, headDim: 128 });
     expect(read({ model_type: 'mistral', sliding_window: 7 }).slidingWindow).toEqual([7, 7, 7]);
     expect(read({ model_type: 'qwen2', sliding_window: 7 }).slidingWindow).toEqual([0, 0, 0]);

@@ -5,9 +5,10 @@ import { Checkpoint } from '../src/checkpoint/folder.js';
 import { SafetensorsFile } from '../src/checkpoint/safetensors.js';
 import { Device } from '../src/device/device.js';
 import { evaluatePerplexity } from '../src/evaluate.js';
-import { eachLogits, perplexity } from '../src/evaluation/perplexity.js';
+import { perplexity } from '../src/evaluation/perplexity.js';
 import { Activations } from '../src/model/block-run.js';
 import { DecoderModel, type Precision } from '../src/model/decoder.js';
+import { eachLogits } from '../src/model/head.js';
 import { instructionSets, threadCounts } from './helpers/numbers.js';
 
 // Tiny random models of each type and the logits of transformers in float32; made by scripts/make_model_fixtures.py.

@@ -61,7 +61,7 @@ describe('bad options are refused in words', () => {
     [
       'an unknown method',
       { method: 'best' },
-      'Expected "alps" or "magnitude" for method but received "best" of type string',
+      'Expected "alps" or "magnitude" or "wanda" or "sparsegpt" or "dsnot" for method but received "best" of type string',
     ],
     [
       'the ladder with the published metric',
@@ -72,7 +72,7 @@ describe('bad options are refused in words', () => {
     [
       'half an iteration',
       { refineIterations: 0.5 },
-      'Expected an integer for refineIterations but received 0.5 of type number',
+      'Expected an integer of at least 0 for refineIterations but received 0.5 of type number',
     ],
     [
       'an unknown precision',

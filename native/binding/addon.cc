@@ -33,6 +33,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(nonZeroMask);
   OP(countNonFinite);
   OP(rowDots);
+  OP(columnSums);
+  OP(transpose);
   OP(gemm);
   OP(gramAccumulate);
   OP(symmetrize);
@@ -41,17 +43,27 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(cholesky);
   OP(choleskyInverse);
   OP(project);
+  OP(projectRows);
   OP(maskChanges);
   OP(admmStart);
   OP(admmUpdate);
   OP(admmRescale);
   OP(cgStart);
   OP(cgStep);
+  OP(backsolve);
+  OP(sparseGpt);
+  OP(dsnot);
   OP(embedding);
   OP(rmsNorm);
+  OP(layerNorm);
   OP(rope);
   OP(attention);
   OP(gatedActivation);
+  OP(activate);
+  OP(softCap);
+  OP(topExperts);
+  OP(gatherRows);
+  OP(scatterAddRows);
   OP(addTo);
   OP(crossEntropy);
 #undef OP

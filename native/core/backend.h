@@ -53,7 +53,7 @@ class Backend {
   virtual void fill(Tensor out, double value) = 0;
   // out = from, converted to out's dtype (f32, bf16, f16, f64; round to nearest even), same number of elements.
   virtual void copy(Tensor from, Tensor out) = 0;
-  // y = alpha * x + beta * y. Same shape, f32.
+  // y = alpha * x + beta * y. Same shape, f32; x may be y.
   virtual void axpby(Tensor x, Tensor y, double alpha, double beta) = 0;
   // x[i, j] += bias[j]; x f32 or bf16, bias f32.
   virtual void addBias(Tensor x, Tensor bias) = 0;
@@ -67,6 +67,10 @@ class Backend {
   virtual void countNonFinite(Tensor x, Tensor out) = 0;
   // out[i] = sum over j of a[i, j] * b[i, j], accumulated in double. out f64 [rows].
   virtual void rowDots(Tensor a, Tensor b, Tensor out) = 0;
+  // out[j] += sum over i of x[i, j], accumulated in double. x [rows, n] f32 or bf16, out f64 [n].
+  virtual void columnSums(Tensor x, Tensor out) = 0;
+  // out [n, m] = aᵀ, a [m, n]; one dtype, any.
+  virtual void transpose(Tensor a, Tensor out) = 0;
 
   // ---- Gram-matrix solves ------------------------------------------------------------------------------------------
   // out = alpha * op(a) op(b) + beta * out. a and b both f32 or both bf16 (f32 accumulation); out f32 or bf16 (then
@@ -87,6 +91,8 @@ class Backend {
   // ---- top-k projection --------------------------------------------------------------------------------------------
   // mask[i] = 1 for the kept weights of |scores| (per segment, exact, ties to the lowest index), else 0.
   virtual void project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) = 0;
+  // The same with a budget for each row: its `keep` largest magnitudes.
+  virtual void projectRows(Tensor scores, Tensor mask, int64_t keep) = 0;
   // counts[s] = entries of segment s where mask and previous differ; previous := mask. counts u32 [segments].
   virtual void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) = 0;
 
@@ -108,21 +114,52 @@ class Backend {
   virtual void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
                       double tolerance, Tensor active) = 0;
 
+  // Exact least squares on a support, row by row: x[i, S] = gram[S, S]⁻¹ right[i, S] with S the row's mask, 0 off it. x
+  // may be right. Fails with NOT_POSITIVE_DEFINITE.
+  virtual void backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) = 0;
+
+  // ---- the other methods --------------------------------------------------------------------------------------------
+  // SparseGPT's sweep over the columns, in place. factor: L with (XᵀX + damping)⁻¹ = L Lᵀ. Columns go in blocks of
+  // `block` (whole groups for N:M); each block's share of `keep` is taken by weight² / L[j, j]² in each segment, each
+  // group's when the sweep reaches it, and what a pruned weight leaves is spread over the columns after it.
+  virtual void sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep,
+                         int64_t block) = 0;
+  // DSnoT's prune-and-grow on a mask, in place, each row by itself. expected [n]: sum of an input over a window, mean
+  // over windows; variance [n]; metric [m, n]: the lowest magnitudes are pruned first. At most `cycles` swaps a row, none once
+  // |expected change of the output| is at most `threshold` or, with sameSign, would change its sign.
+  virtual void dsnot(Tensor weight, Tensor metric, Tensor expected, Tensor variance, Tensor mask, Pattern pattern,
+                     int64_t cycles, double threshold, bool sameSign) = 0;
+
   // ---- transformer forward -----------------------------------------------------------------------------------------
   // out[i] = table[ids[i]]. table [vocabulary, hidden] f32, bf16 or f16; ids u32; out f32. An id past the table fails.
   virtual void embedding(Tensor table, Tensor ids, Tensor out) = 0;
   // out = x / rms(x) * (weight + offset), rms over the last dimension with eps inside. x f32 or bf16, weight f32
   // [columns of one norm]; x may hold several norms a row (qk-norm). out f32 or bf16; may be x.
   virtual void rmsNorm(Tensor x, Tensor weight, double eps, double offset, Tensor out) = 0;
+  // out = (x − mean) / std * weight + bias over the last dimension, eps inside the root. Dtypes as rmsNorm; weight and
+  // bias f32 [columns].
+  virtual void layerNorm(Tensor x, Tensor weight, Tensor bias, double eps, Tensor out) = 0;
   // Rotates the first 2 * half of each head's dimensions, halves paired (i, i + half). x [tokens, heads * headDim] f32
   // or bf16, in place; cosine and sine f32 [positions, half]; token t has position t mod sequence.
   virtual void rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) = 0;
   // Causal attention with grouped queries. q [tokens, heads * headDim], k and v [tokens, kvHeads * headDim], out like
-  // q; all f32 or all bf16. tokens = windows * sequence. window: sliding window length, 0 for none.
+  // q; all f32 or all bf16. tokens = windows * sequence. window: sliding window length, 0 for none. softCap: scores
+  // become softCap * tanh(score / softCap); 0 for none.
   virtual void attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
-                         int64_t window) = 0;
+                         int64_t window, double softCap) = 0;
   // out = activation(gate) * up. f32 or bf16 all; out may be gate. activation: "silu", "gelu", "gelu_tanh", "relu".
   virtual void gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) = 0;
+  // out = activation(x). f32 or bf16 both; out may be x.
+  virtual void activate(Tensor x, Tensor out, std::string activation) = 0;
+  // x = cap * tanh(x / cap). f32.
+  virtual void softCap(Tensor x, double cap) = 0;
+  // Routing of a mixture of experts: per row of logits [tokens, experts] the ids of the k largest (ties to the lower
+  // id) and their softmax weights, over all experts or, with normalise, over the k. ids u32 [tokens, k], weights f32.
+  virtual void topExperts(Tensor logits, Tensor ids, Tensor weights, bool normalise) = 0;
+  // out[i] = x[ids[i]]; one dtype, f32 or bf16.
+  virtual void gatherRows(Tensor x, Tensor ids, Tensor out) = 0;
+  // x[ids[i]] += weights[i] * y[i]; ids ascending, none twice. x f32, y f32 or bf16, weights f32.
+  virtual void scatterAddRows(Tensor y, Tensor ids, Tensor weights, Tensor x) = 0;
   // x += y, x f32, y f32 or bf16.
   virtual void addTo(Tensor y, Tensor x) = 0;
   // out[i] = log sum exp(logits[i]) − logits[i, targets[i]]. logits f32 [t, vocabulary], targets u32 [t], out f64 [t].

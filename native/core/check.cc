@@ -80,6 +80,11 @@ void admm(const Tensor& base, const Tensor& mask, const Tensor& state, const Ten
   sameShape("y", y, "base", base);
 }
 
+void kindOf(const std::string& activation) {
+  require(activation == "silu" || activation == "gelu" || activation == "gelu_tanh" || activation == "relu",
+          "Expected silu, gelu, gelu_tanh or relu for activation but received ", activation);
+}
+
 }  // namespace
 
 void fill(const Tensor& out, double) { require(out.defined(), "Expected a tensor for out but received nothing"); }
@@ -135,6 +140,20 @@ void rowDots(const Tensor& a, const Tensor& b, const Tensor& out) {
   length("out", out, a.rows());
 }
 
+void columnSums(const Tensor& x, const Tensor& out) {
+  dtypeFloat("x", x);
+  matrix("x", x);
+  dtype("out", out, DType::f64);
+  length("out", out, x.dim(1));
+}
+
+void transpose(const Tensor& a, const Tensor& out) {
+  require(a.defined() && out.defined() && a.dtype == out.dtype, "Expected one dtype for a and out");
+  matrix("a", a), matrix("out", out);
+  require(a.dim(0) == out.dim(1) && a.dim(1) == out.dim(0), "Expected out [n, m] for a [m, n] but received ",
+          describe(out), " and ", describe(a));
+}
+
 void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double, double beta) {
   dtypeFloat("a", a);
   dtypeFloat("out", out);
@@ -171,6 +190,15 @@ void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, c
   dtype("scores", scores, DType::f32);
   patternOf(mask, pattern, rowEnds, keep);
   sameShape("scores", scores, "mask", mask);
+}
+
+void projectRows(const Tensor& scores, const Tensor& mask, int64_t keep) {
+  dtype("scores", scores, DType::f32);
+  matrix("scores", scores);
+  dtype("mask", mask, DType::u8);
+  sameShape("scores", scores, "mask", mask);
+  require(keep >= 0 && keep <= mask.dim(1), "Expected at most ", mask.dim(1), " kept weights a row but received ",
+          keep);
 }
 
 void maskChanges(const Tensor& mask, const Tensor& previous, const Counts& rowEnds, const Tensor& counts) {
@@ -220,6 +248,40 @@ void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& 
   dtype("active", active, DType::u32), length("active", active, 1);
 }
 
+void backsolve(const Tensor& gram, const Tensor& right, const Tensor& mask, const Tensor& x) {
+  square("gram", gram);
+  dtype("right", right, DType::f32), matrix("right", right);
+  require(right.dim(1) == gram.dim(0), "Expected right [m, n] for gram [n, n] but received ", describe(right), " and ",
+          describe(gram));
+  dtype("mask", mask, DType::u8), sameShape("mask", mask, "right", right);
+  dtype("x", x, DType::f32), sameShape("x", x, "right", right);
+}
+
+void sparseGpt(const Tensor& weight, const Tensor& factor, const Tensor& mask, const Pattern& pattern,
+               const Counts& rowEnds, const Counts& keep, int64_t block) {
+  dtype("weight", weight, DType::f32);
+  patternOf(mask, pattern, rowEnds, keep);
+  sameShape("weight", weight, "mask", mask);
+  square("factor", factor);
+  require(factor.dim(0) == weight.dim(1), "Expected factor [n, n] for weight [m, n] but received ", describe(factor),
+          " and ", describe(weight));
+  require(block > 0 && (pattern.group == 0 || block % pattern.group == 0), "Expected a block of whole groups of ",
+          pattern.group, " but received ", block);
+}
+
+void dsnot(const Tensor& weight, const Tensor& metric, const Tensor& expected, const Tensor& variance,
+           const Tensor& mask, const Pattern& pattern, int64_t cycles, double threshold, bool) {
+  dtype("weight", weight, DType::f32), matrix("weight", weight);
+  dtype("metric", metric, DType::f32), sameShape("metric", metric, "weight", weight);
+  dtype("mask", mask, DType::u8), sameShape("mask", mask, "weight", weight);
+  dtype("expected", expected, DType::f32), length("expected", expected, weight.dim(1));
+  dtype("variance", variance, DType::f32), length("variance", variance, weight.dim(1));
+  require(pattern.group == 0 || weight.dim(1) % pattern.group == 0, "Expected a width that ", pattern.group,
+          " divides but received ", describe(weight));
+  require(cycles >= 0, "Expected at least 0 cycles but received ", cycles);
+  require(threshold >= 0, "Expected a threshold of at least 0 but received ", threshold);
+}
+
 void embedding(const Tensor& table, const Tensor& ids, const Tensor& out) {
   require(table.defined() && (table.dtype == DType::f32 || table.dtype == DType::bf16 || table.dtype == DType::f16),
           "Expected dtype float32, bfloat16 or float16 for table");
@@ -240,6 +302,12 @@ void rmsNorm(const Tensor& x, const Tensor& weight, double eps, double, const Te
   range("eps", eps, 0, 1);
 }
 
+void layerNorm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, const Tensor& out) {
+  rmsNorm(x, weight, eps, 0, out);
+  length("weight", weight, x.columns());
+  dtype("bias", bias, DType::f32), length("bias", bias, x.columns());
+}
+
 void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t headDim, int64_t sequence) {
   dtypeFloat("x", x);
   dtype("cosine", cosine, DType::f32), matrix("cosine", cosine);
@@ -251,7 +319,7 @@ void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t hea
 }
 
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, int64_t headDim, int64_t sequence,
-               double, int64_t window) {
+               double, int64_t window, double softCap) {
   dtypeFloat("q", q);
   require(k.dtype == q.dtype && v.dtype == q.dtype && out.dtype == q.dtype, "Expected one dtype for q, k, v and out");
   matrix("q", q), matrix("k", k), matrix("v", v);
@@ -263,6 +331,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   require(sequence > 0 && q.dim(0) == k.dim(0) && q.dim(0) % sequence == 0, "Expected whole windows of ", sequence,
           " tokens but received ", describe(q), " and ", describe(k));
   require(window >= 0, "Expected a window of at least 0 but received ", window);
+  require(softCap >= 0, "Expected a softCap of at least 0 but received ", softCap);
 }
 
 void gatedActivation(const Tensor& gate, const Tensor& up, const Tensor& out, const std::string& activation) {
@@ -270,8 +339,42 @@ void gatedActivation(const Tensor& gate, const Tensor& up, const Tensor& out, co
   require(up.dtype == gate.dtype && out.dtype == gate.dtype, "Expected one dtype for gate, up and out");
   sameShape("up", up, "gate", gate);
   sameShape("out", out, "gate", gate);
-  require(activation == "silu" || activation == "gelu" || activation == "gelu_tanh" || activation == "relu",
-          "Expected silu, gelu, gelu_tanh or relu for activation but received ", activation);
+  kindOf(activation);
+}
+
+void activate(const Tensor& x, const Tensor& out, const std::string& activation) {
+  gatedActivation(x, x, out, activation);
+}
+
+void softCap(const Tensor& x, double cap) {
+  dtype("x", x, DType::f32);
+  require(cap > 0, "Expected a cap above 0 but received ", cap);
+}
+
+void topExperts(const Tensor& logits, const Tensor& ids, const Tensor& weights, bool) {
+  dtype("logits", logits, DType::f32), matrix("logits", logits);
+  dtype("ids", ids, DType::u32), matrix("ids", ids);
+  dtype("weights", weights, DType::f32), sameShape("weights", weights, "ids", ids);
+  require(ids.dim(0) == logits.dim(0) && ids.dim(1) >= 1 && ids.dim(1) <= logits.dim(1),
+          "Expected ids [tokens, k] for logits [tokens, experts] but received ", describe(ids), " and ",
+          describe(logits));
+}
+
+void gatherRows(const Tensor& x, const Tensor& ids, const Tensor& out) {
+  dtypeFloat("x", x), matrix("x", x);
+  dtype("ids", ids, DType::u32);
+  require(
+      out.defined() && out.dtype == x.dtype && out.rank() == 2 && out.dim(0) == ids.size() && out.dim(1) == x.dim(1),
+      "Expected out [ids, columns] in x's dtype but received ", describe(out), " for ", describe(x));
+}
+
+void scatterAddRows(const Tensor& y, const Tensor& ids, const Tensor& weights, const Tensor& x) {
+  dtypeFloat("y", y), matrix("y", y);
+  dtype("x", x, DType::f32), matrix("x", x);
+  dtype("ids", ids, DType::u32), length("ids", ids, y.dim(0));
+  dtype("weights", weights, DType::f32), length("weights", weights, y.dim(0));
+  require(x.dim(1) == y.dim(1), "Expected as many columns for y and x but received ", describe(y), " and ",
+          describe(x));
 }
 
 void addTo(const Tensor& y, const Tensor& x) {

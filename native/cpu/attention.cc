@@ -32,7 +32,7 @@ struct Scratch {
 class Attention {
  public:
   Attention(const Kernels& kernels, bool bf16Products, const Tensor& q, const Tensor& k, const Tensor& v,
-            int64_t headDim, double scale, int64_t window)
+            int64_t headDim, double scale, int64_t window, double softCap)
       : kernels_(kernels),
         q_(q),
         k_(k),
@@ -41,6 +41,7 @@ class Attention {
         headDim_(headDim),
         scale_(static_cast<float>(scale)),
         window_(window),
+        softCap_(static_cast<float>(softCap)),
         group_(q.columns() / k.columns()) {}
 
   // Queries [begin, end) of the sequence that starts at token `base`.
@@ -103,6 +104,7 @@ class Attention {
     float* row = scratch.scores.data() + i * scoreStride;
     size_t seen = static_cast<size_t>(high - low);
     if (seen > 0) {
+      if (softCap_ > 0) kernels_.transformer.softCap(row + low, softCap_, seen);
       float before = scratch.peak[i], peak = std::max(before, kernels_.transformer.maximum(row + low, seen));
       float factor = before == peak ? 1.0f : std::exp(before - peak);
       float* sums = scratch.sums.data() + i * headDim_;
@@ -128,16 +130,18 @@ class Attention {
   bool bf16Products_;
   int64_t headDim_;
   float scale_;
-  int64_t window_, group_;
+  int64_t window_;
+  float softCap_;
+  int64_t group_;
 };
 
 }  // namespace
 
 void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
-                           int64_t window) {
+                           int64_t window, double softCap) {
   int64_t heads = q.columns() / headDim, parts = q.rows() / sequence * heads;
   int64_t blocks = (sequence + queryBlock - 1) / queryBlock;
-  Attention attention(kernels_, q.dtype == DType::bf16 && bf16InHardware(), q, k, v, headDim, scale, window);
+  Attention attention(kernels_, q.dtype == DType::bf16 && bf16InHardware(), q, k, v, headDim, scale, window, softCap);
   pool_.run(parts * blocks, [&](int64_t task) {
     int64_t block = blocks - 1 - task / parts, part = task % parts;  // the longest first
     int64_t begin = block * queryBlock;

@@ -97,10 +97,15 @@ int64_t factorBlock(float* a, int64_t lda, float* x, int64_t ldx, int64_t n, flo
   return info;
 }
 
+}  // namespace
+
+// OpenBLAS's own threads would only fight with the pool's.
 void useOneThread() {
   static std::once_flag once;
   std::call_once(once, [] { openblas_set_num_threads(1); });
 }
+
+namespace {
 
 // Appends the ends of pieces of [from, to).
 void cut(std::vector<int64_t>& edges, int64_t from, int64_t to, int64_t size) {

@@ -25,6 +25,8 @@ class CpuBackend final : public Backend {
   void nonZeroMask(Tensor x, Tensor mask) override;
   void countNonFinite(Tensor x, Tensor out) override;
   void rowDots(Tensor a, Tensor b, Tensor out) override;
+  void columnSums(Tensor x, Tensor out) override;
+  void transpose(Tensor a, Tensor out) override;
   void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) override;
   void gramAccumulate(Tensor x, Tensor gram) override;
   void symmetrize(Tensor a) override;
@@ -33,6 +35,7 @@ class CpuBackend final : public Backend {
   void cholesky(Tensor a) override;
   void choleskyInverse(Tensor l) override;
   void project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) override;
+  void projectRows(Tensor scores, Tensor mask, int64_t keep) override;
   void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) override;
   void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
   void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
@@ -41,12 +44,23 @@ class CpuBackend final : public Backend {
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
   void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
               double tolerance, Tensor active) override;
+  void backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) override;
+  void sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep,
+                 int64_t block) override;
+  void dsnot(Tensor weight, Tensor metric, Tensor expected, Tensor variance, Tensor mask, Pattern pattern,
+             int64_t cycles, double threshold, bool sameSign) override;
   void embedding(Tensor table, Tensor ids, Tensor out) override;
   void rmsNorm(Tensor x, Tensor weight, double eps, double offset, Tensor out) override;
+  void layerNorm(Tensor x, Tensor weight, Tensor bias, double eps, Tensor out) override;
   void rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) override;
   void attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
-                 int64_t window) override;
+                 int64_t window, double softCap) override;
   void gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) override;
+  void activate(Tensor x, Tensor out, std::string activation) override;
+  void softCap(Tensor x, double cap) override;
+  void topExperts(Tensor logits, Tensor ids, Tensor weights, bool normalise) override;
+  void gatherRows(Tensor x, Tensor ids, Tensor out) override;
+  void scatterAddRows(Tensor y, Tensor ids, Tensor weights, Tensor x) override;
   void addTo(Tensor y, Tensor x) override;
   void crossEntropy(Tensor logits, Tensor targets, Tensor out) override;
 

@@ -170,4 +170,45 @@ void CpuBackend::rowDots(Tensor a, Tensor b, Tensor out) {
   });
 }
 
+void CpuBackend::columnSums(Tensor x, Tensor out) {
+  int64_t rows = x.rows(), n = x.columns();
+  constexpr int64_t strip = 64;  // columns a task; a row's part is a cache line or more
+  pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
+    float wide[strip];
+    double sums[strip] = {0};
+    size_t count = static_cast<size_t>(end - begin);
+    for (int64_t i = 0; i < rows; i++) {
+      const float* row = x.dtype == DType::f32 ? x.as() + i * n + begin : wide;
+      if (x.dtype == DType::bf16) kernels_.f32FromBf16(x.as<bf16_t>() + i * n + begin, wide, count);
+      for (size_t j = 0; j < count; j++) sums[j] += row[j];
+    }
+    for (size_t j = 0; j < count; j++) out.as<double>()[begin + static_cast<int64_t>(j)] += sums[j];
+  });
+}
+
+namespace {
+template <typename T>
+void transposeBlock(const T* a, int64_t m, int64_t n, int64_t row, int64_t rows, T* out) {
+  constexpr int64_t block = 32;
+  for (int64_t column = 0; column < n; column += block)
+    for (int64_t j = column; j < std::min(n, column + block); j++)
+      for (int64_t i = row; i < row + rows; i++) out[j * m + i] = a[i * n + j];
+}
+}  // namespace
+
+void CpuBackend::transpose(Tensor a, Tensor out) {
+  int64_t m = a.dim(0), n = a.dim(1);
+  pool_.ranges(m, 32, [&](int64_t begin, int64_t end) {
+    size_t width = sizeOf(a.dtype);
+    if (width == 1)
+      transposeBlock(a.as<uint8_t>(), m, n, begin, end - begin, out.as<uint8_t>());
+    else if (width == 2)
+      transposeBlock(a.as<uint16_t>(), m, n, begin, end - begin, out.as<uint16_t>());
+    else if (width == 4)
+      transposeBlock(a.as<uint32_t>(), m, n, begin, end - begin, out.as<uint32_t>());
+    else
+      transposeBlock(a.as<uint64_t>(), m, n, begin, end - begin, out.as<uint64_t>());
+  });
+}
+
 }  // namespace alps

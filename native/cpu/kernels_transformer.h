@@ -24,6 +24,12 @@ struct TransformerKernels {
   void (*normFrom16)(const bf16_t* x, const float* weight, double eps, float offset, float* out, size_t n);
   void (*norm16)(const bf16_t* x, const float* weight, double eps, float offset, bf16_t* out, size_t n);
 
+  // ---- one norm with a mean: out = (x − mean x) / sqrt(var x + eps) * weight + bias. out may be x.
+  void (*layerNorm)(const float* x, const float* weight, const float* bias, double eps, float* out, size_t n);
+  void (*layerNormTo16)(const float* x, const float* weight, const float* bias, double eps, bf16_t* out, size_t n);
+  void (*layerNormFrom16)(const bf16_t* x, const float* weight, const float* bias, double eps, float* out, size_t n);
+  void (*layerNorm16)(const bf16_t* x, const float* weight, const float* bias, double eps, bf16_t* out, size_t n);
+
   // ---- one token: each head's (x[i], x[i + half]) turned by the angle of cosine[i], sine[i]
   void (*rope)(float* x, const float* cosine, const float* sine, size_t half, size_t headDim, size_t heads);
   void (*rope16)(bf16_t* x, const float* cosine, const float* sine, size_t half, size_t headDim, size_t heads);
@@ -31,6 +37,9 @@ struct TransformerKernels {
   // ---- out = activation(gate) * up, indexed by Activation. out may be gate or up.
   void (*gated[4])(const float* gate, const float* up, float* out, size_t n);
   void (*gated16[4])(const bf16_t* gate, const bf16_t* up, bf16_t* out, size_t n);
+  void (*activate[4])(const float* x, float* out, size_t n);  // out may be x
+  void (*activate16[4])(const bf16_t* x, bf16_t* out, size_t n);
+  void (*softCap)(float* x, float cap, size_t n);  // x = cap tanh(x / cap)
 };
 
 }  // namespace alps

@@ -1,6 +1,9 @@
 // The projection of scores to a mask, unstructured or N:M, and the size of a mask's changes.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <functional>
+#include <vector>
 
 #include "cpu/cpu_backend.h"
 #include "cpu/select.h"
@@ -23,6 +26,32 @@ void CpuBackend::project(Tensor scores, Tensor mask, Pattern pattern, Counts row
     kernels.maskAbove(from + begin, to + begin, above, static_cast<size_t>(n));
   };
   selectTop(pool_, kernels, from, scores.columns(), rowEnds, keep, loops);
+}
+
+void CpuBackend::projectRows(Tensor scores, Tensor mask, int64_t keep) {
+  int64_t n = scores.columns();
+  if (n == 0) return;
+  pool_.ranges(scores.rows(), std::max<int64_t>(1, tileSize / n), [&](int64_t begin, int64_t end) {
+    std::vector<uint32_t> magnitudes(static_cast<size_t>(n)), sorted;
+    for (int64_t i = begin; i < end; i++) {
+      std::memcpy(magnitudes.data(), scores.as() + i * n, static_cast<size_t>(n) * sizeof(float));
+      for (uint32_t& bits : magnitudes) bits &= 0x7fffffff;
+      uint8_t* row = mask.as<uint8_t>() + i * n;
+      if (keep == 0 || keep == n) {
+        std::fill_n(row, n, keep > 0);
+        continue;
+      }
+      sorted = magnitudes;
+      std::nth_element(sorted.begin(), sorted.begin() + (keep - 1), sorted.end(), std::greater<>());
+      uint32_t threshold = sorted[static_cast<size_t>(keep - 1)];
+      int64_t ties = keep;
+      for (uint32_t bits : magnitudes) ties -= bits > threshold;
+      for (int64_t j = 0; j < n; j++) {
+        uint32_t bits = magnitudes[static_cast<size_t>(j)];
+        row[j] = bits > threshold || (bits == threshold && ties-- > 0);
+      }
+    }
+  });
 }
 
 void CpuBackend::maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) {

@@ -18,6 +18,10 @@ void requireIds(const Tensor& ids, int64_t count, const char* what) {
     if (id >= count) fail("INVALID_ARGUMENT", "Expected ", what, " below ", count, " but received ", id);
   }
 }
+
+Activation kindOf(const std::string& activation) {
+  return activation == "silu" ? silu : activation == "gelu" ? gelu : activation == "relu" ? relu : geluTanh;
+}
 }  // namespace
 
 void CpuBackend::embedding(Tensor table, Tensor ids, Tensor out) {
@@ -58,6 +62,25 @@ void CpuBackend::rmsNorm(Tensor x, Tensor weight, double eps, double offset, Ten
   });
 }
 
+void CpuBackend::layerNorm(Tensor x, Tensor weight, Tensor bias, double eps, Tensor out) {
+  const TransformerKernels& kernels = kernels_.transformer;
+  int64_t n = weight.size();
+  size_t count = static_cast<size_t>(n);
+  bool from16 = x.dtype == DType::bf16, to16 = out.dtype == DType::bf16;
+  pool_.ranges(x.size() / n, rowGrain(n), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * n; at < end * n; at += n) {
+      if (from16 && to16)
+        kernels.layerNorm16(x.as<bf16_t>() + at, weight.as(), bias.as(), eps, out.as<bf16_t>() + at, count);
+      else if (from16)
+        kernels.layerNormFrom16(x.as<bf16_t>() + at, weight.as(), bias.as(), eps, out.as() + at, count);
+      else if (to16)
+        kernels.layerNormTo16(x.as() + at, weight.as(), bias.as(), eps, out.as<bf16_t>() + at, count);
+      else
+        kernels.layerNorm(x.as() + at, weight.as(), bias.as(), eps, out.as() + at, count);
+    }
+  });
+}
+
 void CpuBackend::rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) {
   int64_t n = x.columns(), half = cosine.dim(1);
   size_t heads = static_cast<size_t>(n / headDim);
@@ -74,7 +97,7 @@ void CpuBackend::rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int
 }
 
 void CpuBackend::gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) {
-  Activation kind = activation == "silu" ? silu : activation == "gelu" ? gelu : activation == "relu" ? relu : geluTanh;
+  Activation kind = kindOf(activation);
   pool_.ranges(gate.size(), grain, [&](int64_t begin, int64_t end) {
     size_t count = static_cast<size_t>(end - begin);
     if (gate.dtype == DType::f32)
@@ -82,6 +105,23 @@ void CpuBackend::gatedActivation(Tensor gate, Tensor up, Tensor out, std::string
     else
       kernels_.transformer.gated16[kind](gate.as<bf16_t>() + begin, up.as<bf16_t>() + begin, out.as<bf16_t>() + begin,
                                          count);
+  });
+}
+
+void CpuBackend::activate(Tensor x, Tensor out, std::string activation) {
+  Activation kind = kindOf(activation);
+  pool_.ranges(x.size(), grain, [&](int64_t begin, int64_t end) {
+    size_t count = static_cast<size_t>(end - begin);
+    if (x.dtype == DType::f32)
+      kernels_.transformer.activate[kind](x.as() + begin, out.as() + begin, count);
+    else
+      kernels_.transformer.activate16[kind](x.as<bf16_t>() + begin, out.as<bf16_t>() + begin, count);
+  });
+}
+
+void CpuBackend::softCap(Tensor x, double cap) {
+  pool_.ranges(x.size(), grain, [&](int64_t begin, int64_t end) {
+    kernels_.transformer.softCap(x.as() + begin, static_cast<float>(cap), static_cast<size_t>(end - begin));
   });
 }
 

@@ -102,6 +102,17 @@ export class Checkpoint {
     return shard.read(name, options);
   }
 
+  /** Fills `out` with a tensor's bytes from byte `offset` (default 0) on. */
+  async readInto(
+    name: string,
+    out: Uint8Array,
+    options: { offset?: number; signal?: AbortSignal } = {},
+  ): Promise<void> {
+    const shard = this.#shardOf.get(name);
+    if (!shard) throw new AlpsError('INVALID_CHECKPOINT', `${this.folder} has no tensor ${describe(name)}`);
+    await shard.readInto(name, out, options);
+  }
+
   /** Closes all shards; a second call does nothing. */
   async close(): Promise<void> {
     await Promise.all(this.shards.map((shard) => shard.close()));

@@ -41,6 +41,8 @@ export class CheckpointWriter {
   readonly #partial: string;
   readonly #shards: OpenShard[] = [];
   readonly #written = new Set<string>();
+  /** Of tensors that are partly written: the parts. */
+  readonly #parts = new Map<string, Set<number>>();
   readonly #pending = new Set<Promise<void>>();
   #state: 'open' | 'finished' | 'aborted' = 'open';
 
@@ -95,20 +97,40 @@ export class CheckpointWriter {
    * and so on) and `ABORTED`, after which the hidden folder is gone; `DISPOSED` after that
    */
   async write(name: string, bytes: Uint8Array): Promise<void> {
+    await this.#write(name, bytes, { index: 0, count: 1 });
+  }
+
+  /**
+   * Replaces one of `count` equal parts of a tensor's bytes, as {@link write} does the whole. All parts must be written.
+   */
+  async writePart(name: string, bytes: Uint8Array, part: { index: number; count: number }): Promise<void> {
+    await this.#write(name, bytes, part);
+  }
+
+  async #write(name: string, bytes: Uint8Array, part: { index: number; count: number }): Promise<void> {
     this.#checkOpen();
     const shard = this.#shards.find(({ positions }) => positions.has(name));
     const tensor = this.#options.source.tensors.get(name);
     if (!tensor || !shard) {
       throw new AlpsError('INVALID_ARGUMENT', `${this.#options.source.folder} has no tensor ${describe(name)}`);
     }
-    if (!types.isUint8Array(bytes) || bytes.length !== tensor.byteLength) {
-      throw invalidArgument('bytes', `a Uint8Array of ${tensor.byteLength} bytes for tensor ${describe(name)}`, bytes);
+    const { index, count } = part;
+    const size = tensor.byteLength / count;
+    if (!types.isUint8Array(bytes) || bytes.length !== size) {
+      const whole = count === 1 ? '' : `part ${index} of ${count} of `;
+      throw invalidArgument('bytes', `a Uint8Array of ${size} bytes for ${whole}tensor ${describe(name)}`, bytes);
     }
-    if (this.#written.has(name)) {
+    const parts = this.#parts.get(name) ?? new Set<number>();
+    if (this.#written.has(name) || parts.has(index)) {
       throw new AlpsError('INVALID_ARGUMENT', `Tensor ${describe(name)} was written already`);
     }
-    this.#written.add(name);
-    const writing = writeFully(shard.handle, shard.path, bytes, shard.positions.get(name)!, this.#options.signal);
+    this.#parts.set(name, parts.add(index));
+    if (parts.size === count) {
+      this.#parts.delete(name);
+      this.#written.add(name);
+    }
+    const position = shard.positions.get(name)! + index * size;
+    const writing = writeFully(shard.handle, shard.path, bytes, position, this.#options.signal);
     this.#pending.add(writing);
     try {
       await writing;
@@ -130,6 +152,8 @@ export class CheckpointWriter {
     try {
       this.#checkExtras(extras);
       await Promise.all(this.#pending);
+      const [part] = this.#parts.keys();
+      if (part !== undefined) throw new AlpsError('INTERNAL', `Tensor ${describe(part)} was written in part only`);
       await this.#copyTensors();
       for (const { path, handle } of this.#shards.splice(0)) {
         try {

@@ -51,6 +51,8 @@ export interface Addon {
   nonZeroMask(stream: S, x: T, mask: T): void;
   countNonFinite(stream: S, x: T, out: T): void;
   rowDots(stream: S, a: T, b: T, out: T): void;
+  columnSums(stream: S, x: T, out: T): void;
+  transpose(stream: S, a: T, out: T): void;
   gemm(stream: S, a: T, b: T, out: T, transposeA: boolean, transposeB: boolean, alpha: number, beta: number): void;
   gramAccumulate(stream: S, x: T, gram: T): void;
   symmetrize(stream: S, a: T): void;
@@ -59,6 +61,7 @@ export interface Addon {
   cholesky(stream: S, a: T): void;
   choleskyInverse(stream: S, l: T): void;
   project(stream: S, scores: T, mask: T, pattern: NativePattern, rowEnds: number[], keep: number[]): void;
+  projectRows(stream: S, scores: T, mask: T, keep: number): void;
   maskChanges(stream: S, mask: T, previous: T, rowEnds: number[], counts: T): void;
   admmStart(stream: S, base: T, mask: T, state: T, y: T): void;
   admmUpdate(
@@ -75,8 +78,32 @@ export interface Addon {
   admmRescale(stream: S, base: T, state: T, mask: T, y: T, factor: number): void;
   cgStart(stream: S, residual: T, mask: T, direction: T, rr: T, rr0: T): void;
   cgStep(stream: S, q: T, mask: T, x: T, residual: T, direction: T, rr: T, rr0: T, tolerance: number, active: T): void;
+  backsolve(stream: S, gram: T, right: T, mask: T, x: T): void;
+  sparseGpt(
+    stream: S,
+    weight: T,
+    factor: T,
+    mask: T,
+    pattern: NativePattern,
+    rowEnds: number[],
+    keep: number[],
+    block: number,
+  ): void;
+  dsnot(
+    stream: S,
+    weight: T,
+    metric: T,
+    expected: T,
+    variance: T,
+    mask: T,
+    pattern: NativePattern,
+    cycles: number,
+    threshold: number,
+    sameSign: boolean,
+  ): void;
   embedding(stream: S, table: T, ids: T, out: T): void;
   rmsNorm(stream: S, x: T, weight: T, eps: number, offset: number, out: T): void;
+  layerNorm(stream: S, x: T, weight: T, bias: T, eps: number, out: T): void;
   rope(stream: S, x: T, cosine: T, sine: T, headDim: number, sequence: number): void;
   attention(
     stream: S,
@@ -88,8 +115,14 @@ export interface Addon {
     sequence: number,
     scale: number,
     window: number,
+    softCap: number,
   ): void;
   gatedActivation(stream: S, gate: T, up: T, out: T, activation: string): void;
+  activate(stream: S, x: T, out: T, activation: string): void;
+  softCap(stream: S, x: T, cap: number): void;
+  topExperts(stream: S, logits: T, ids: T, weights: T, normalise: boolean): void;
+  gatherRows(stream: S, x: T, ids: T, out: T): void;
+  scatterAddRows(stream: S, y: T, ids: T, weights: T, x: T): void;
   addTo(stream: S, y: T, x: T): void;
   crossEntropy(stream: S, logits: T, targets: T, out: T): void;
 }

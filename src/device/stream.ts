@@ -138,6 +138,15 @@ export class Stream {
     this.#op('rowDots', a.handle, b.handle, out.handle);
   }
 
+  /** out[j] += Σᵢ x[i, j], in double */
+  columnSums(x: Float, out: Tensor<'float64'>): void {
+    this.#op('columnSums', x.handle, out.handle);
+  }
+  /** out = aᵀ */
+  transpose<D extends DType>(a: Tensor<D>, out: Tensor<D>): void {
+    this.#op('transpose', a.handle, out.handle);
+  }
+
   // ---- Gram-matrix solves ---------------------------------------------------------------------------------------------
 
   /** out = alpha op(a) op(b) + beta out; float32, or bfloat16 with float32 accumulation. */
@@ -235,6 +244,53 @@ export class Stream {
     );
   }
 
+  /** mask := the `keep` largest |scores| of each row, ties to the lowest index. */
+  projectRows(scores: F32, mask: Mask, keep: number): void {
+    this.#op('projectRows', scores.handle, mask.handle, keep);
+  }
+  /** x[i, S] = gram[S, S]⁻¹ right[i, S] on each row's mask S, 0 off it; x may be right. */
+  backsolve(gram: F32, right: F32, mask: Mask, x: F32): void {
+    this.#op('backsolve', gram.handle, right.handle, mask.handle, x.handle);
+  }
+
+  // ---- the other methods ------------------------------------------------------------------------------------------------
+
+  /** SparseGPT's sweep, in place; factor: L with (XᵀX + damping)⁻¹ = L Lᵀ. */
+  sparseGpt(
+    weight: F32,
+    factor: F32,
+    mask: Mask,
+    pattern: NativePattern,
+    { rowEnds, keep }: Segments,
+    block: number,
+  ): void {
+    this.#op('sparseGpt', weight.handle, factor.handle, mask.handle, pattern, rowEnds, keep, block);
+  }
+  /** DSnoT's prune-and-grow on a mask, in place; see native/core/backend.h. */
+  dsnot(
+    weight: F32,
+    metric: F32,
+    inputs: { expected: F32; variance: F32 },
+    mask: Mask,
+    pattern: NativePattern,
+    options: { cycles: number; threshold: number; sameSign: boolean },
+  ): void {
+    const { cycles, threshold, sameSign } = options;
+    const { expected, variance } = inputs;
+    this.#op(
+      'dsnot',
+      weight.handle,
+      metric.handle,
+      expected.handle,
+      variance.handle,
+      mask.handle,
+      pattern,
+      cycles,
+      threshold,
+      sameSign,
+    );
+  }
+
   // ---- transformer forward ----------------------------------------------------------------------------------------------
 
   /** out[i] = table[ids[i]] in float32 */
@@ -244,6 +300,10 @@ export class Stream {
   /** out = x / rms(x) (weight + offset); x may hold several norms a row. */
   rmsNorm(x: Float, weight: F32, eps: number, out: Float, offset = 0): void {
     this.#op('rmsNorm', x.handle, weight.handle, eps, offset, out.handle);
+  }
+  /** out = (x − mean) / std weight + bias */
+  layerNorm(x: Float, weight: F32, bias: F32, eps: number, out: Float): void {
+    this.#op('layerNorm', x.handle, weight.handle, bias.handle, eps, out.handle);
   }
   /** Rotary positions in place; token t of x stands at position t mod sequence. */
   rope(x: Float, cosine: F32, sine: F32, headDim: number, sequence: number): void {
@@ -255,14 +315,34 @@ export class Stream {
     k: Float,
     v: Float,
     out: Float,
-    options: { headDim: number; sequence: number; scale: number; window?: number },
+    options: { headDim: number; sequence: number; scale: number; window?: number; softCap?: number },
   ): void {
-    const { headDim, sequence, scale, window = 0 } = options;
-    this.#op('attention', q.handle, k.handle, v.handle, out.handle, headDim, sequence, scale, window);
+    const { headDim, sequence, scale, window = 0, softCap = 0 } = options;
+    this.#op('attention', q.handle, k.handle, v.handle, out.handle, headDim, sequence, scale, window, softCap);
   }
   /** out = activation(gate) ∘ up; out may be gate. */
   gatedActivation(gate: Float, up: Float, out: Float, activation: 'silu' | 'gelu' | 'gelu_tanh' | 'relu'): void {
     this.#op('gatedActivation', gate.handle, up.handle, out.handle, activation);
+  }
+  /** out = activation(x); out may be x. */
+  activate(x: Float, out: Float, activation: 'silu' | 'gelu' | 'gelu_tanh' | 'relu'): void {
+    this.#op('activate', x.handle, out.handle, activation);
+  }
+  /** x = cap tanh(x / cap) */
+  softCap(x: F32, cap: number): void {
+    this.#op('softCap', x.handle, cap);
+  }
+  /** The k largest logits of each row: their experts and softmax weights, over all experts or, with `normalise`, over the k. */
+  topExperts(logits: F32, ids: Tensor<'uint32'>, weights: F32, normalise: boolean): void {
+    this.#op('topExperts', logits.handle, ids.handle, weights.handle, normalise);
+  }
+  /** out[i] = x[ids[i]] */
+  gatherRows(x: Float, ids: Tensor<'uint32'>, out: Float): void {
+    this.#op('gatherRows', x.handle, ids.handle, out.handle);
+  }
+  /** x[ids[i]] += weights[i] y[i]; no id twice. */
+  scatterAddRows(y: Float, ids: Tensor<'uint32'>, weights: F32, x: F32): void {
+    this.#op('scatterAddRows', y.handle, ids.handle, weights.handle, x.handle);
   }
   /** x += y */
   addTo(y: Float, x: F32): void {

@@ -1,7 +1,8 @@
-import { Scope, type Tensor } from '../device/tensor.js';
+import { Scope } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
 import { Activations, type Windows } from '../model/block-run.js';
 import type { DecoderModel } from '../model/decoder.js';
+import { eachLogits } from '../model/head.js';
 
 export interface Perplexity {
   /** exp of the mean negative log-likelihood of the scored tokens. */
@@ -13,9 +14,6 @@ export interface Perplexity {
   length: number;
   scoredTokens: number;
 }
-
-/** Bytes of the logits that are held at once. */
-const logitBytes = 64 << 20;
 
 /**
  * Perplexity of token windows that do not overlap: length − 1 tokens are scored in each.
@@ -59,33 +57,6 @@ function shiftedTargets({ tokens }: Windows): Uint32Array<ArrayBuffer> {
   const targets = new Uint32Array(tokens.length);
   targets.set(tokens.subarray(1));
   return targets;
-}
-
-/** Runs `use` on pieces of the logits: float32 [rows, vocabulary], with the first row's token. */
-export async function eachLogits(
-  model: DecoderModel,
-  activations: Activations,
-  use: (logits: Tensor<'float32'>, first: number) => Promise<void> | void,
-): Promise<void> {
-  const { config, stream, device, precision } = model;
-  const total = activations.residual.shape[0]!;
-  const rows = Math.max(1, Math.min(total, Math.floor(logitBytes / 4 / config.vocabulary)));
-  using scope = new Scope();
-  const norm = scope.hold(await model.loadFinalNorm());
-  const head = scope.hold(await model.loadHead());
-  const x = scope.hold(device.tensor(precision, [rows, config.hidden], 'the head’s inputs'));
-  const logits = scope.hold(device.tensor('float32', [rows, config.vocabulary], 'the logits'));
-  for (let first = 0; first < total; first += rows) {
-    using piece = new Scope();
-    const count = Math.min(rows, total - first);
-    const h = piece.hold(activations.residual.rows(first, first + count));
-    const input = piece.hold(x.rows(0, count));
-    const out = piece.hold(logits.rows(0, count));
-    stream.rmsNorm(h, norm, config.normEps, input);
-    stream.gemm(input, head, out, { transposeB: true });
-    await use(out, first);
-  }
-  await stream.sync();
 }
 
 async function tokenLosses(

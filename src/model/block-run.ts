@@ -1,7 +1,9 @@
 import type { Stream } from '../device/stream.js';
 import { Scope } from '../device/tensor.js';
-import type { Block, DecoderModel, F32, Float, Linear } from './decoder.js';
-import type { LinearRole } from './families/family.js';
+import { type Block, type LinearPart, type MlpParts, stageCount } from './block.js';
+import type { DecoderModel, F32, Float, Norm } from './decoder.js';
+import { embedTokens } from './embedding.js';
+import { ExpertRun } from './expert-run.js';
 import { ropeTables } from './rope.js';
 
 /** Token windows in the device's memory, cut into chunks that bound the scratch memory of a step. */
@@ -13,15 +15,13 @@ export interface Windows {
   length: number;
 }
 
-/** The linear layers that share an input, in the order of the dataflow. */
-export const stages: readonly (readonly LinearRole[])[] = [['q', 'k', 'v'], ['o'], ['gate', 'up'], ['down']];
-
 const chunkTokens = 4096;
 
 /**
  * The residual stream of a set of windows, and the four stages of a block on it:
  * 0: x = norm(h) feeds q, k, v, whose attention is a; 1: h += o(a); 2: x = norm(h) feeds gate and up, whose product is u;
- * 3: h += down(u). `input` gives what a stage's layers see, `advance` applies them. Between the two a traversal may replace weights.
+ * 3: h += down(u). `begin` and `input` give what a stage's layers see, `advance` applies them. Between the two a traversal
+ * may replace weights. Norms stand where the model has them; with experts, stages 2 and 3 run each on its own tokens.
  */
 export class Activations {
   readonly model: DecoderModel;
@@ -31,11 +31,13 @@ export class Activations {
   readonly residual: F32;
   readonly #scope = new Scope();
   readonly #chunks: [start: number, end: number][] = [];
-  readonly #cosine: F32;
-  readonly #sine: F32;
+  readonly #angles: { cosine: F32; sine: F32 }[] = [];
   readonly #scratch: Record<'x' | 'q' | 'k' | 'v' | 'gate', Float>;
+  /** What attention or MLP add, where a norm stands between that and the residual stream. */
+  readonly #branch: F32 | undefined;
   readonly #mixed: Float;
-  readonly #gated: Float;
+  readonly #inner: Float;
+  readonly #experts: ExpertRun | undefined;
 
   private constructor(model: DecoderModel, { tokens, windows, length }: Windows) {
     const { device, stream, precision, config } = model;
@@ -51,20 +53,31 @@ export class Activations {
     const make = (rows: number, columns: number, label: string) =>
       hold(device.tensor(precision, [rows, columns], label));
     try {
-      const { hidden, heads, kvHeads, headDim, intermediate } = config;
+      const { hidden, heads, kvHeads, headDim, experts } = config;
+      const dense = !experts?.layers.every(Boolean);
+      const intermediate = dense ? config.intermediate : 0;
       this.residual = hold(device.tensor('float32', [tokens.length, hidden], 'the residual stream'));
       this.#mixed = make(tokens.length, heads * headDim, 'the attention outputs');
-      this.#gated = make(tokens.length, intermediate, 'the MLP’s inner activations');
+      this.#inner = make(tokens.length, intermediate, 'the MLP’s inner activations');
       this.#scratch = {
         x: make(widest, hidden, 'normalised inputs'),
         q: make(widest, heads * headDim, 'queries'),
         k: make(widest, kvHeads * headDim, 'keys'),
         v: make(widest, kvHeads * headDim, 'values'),
-        gate: make(widest, intermediate, 'gates'),
+        gate: make(widest, config.mlp === 'gated' ? intermediate : 0, 'gates'),
       };
-      const { cosine, sine, half } = ropeTables(config, length);
-      this.#cosine = hold(stream.upload('float32', [length, half], cosine));
-      this.#sine = hold(stream.upload('float32', [length, half], sine));
+      this.#branch =
+        config.normPlacement === 'sandwich'
+          ? hold(device.tensor('float32', [widest, hidden], 'a branch’s outputs'))
+          : undefined;
+      for (const rope of config.ropes) {
+        const { cosine, sine, half } = ropeTables(rope, length);
+        this.#angles.push({
+          cosine: hold(stream.upload('float32', [length, half], cosine)),
+          sine: hold(stream.upload('float32', [length, half], sine)),
+        });
+      }
+      this.#experts = experts ? hold(new ExpertRun(model, this.residual)) : undefined;
     } catch (error) {
       this.#scope.dispose();
       throw error;
@@ -75,10 +88,7 @@ export class Activations {
   static async create(model: DecoderModel, windows: Windows): Promise<Activations> {
     const activations = new Activations(model, windows);
     try {
-      using table = await model.loadEmbedding();
-      using ids = model.stream.upload('uint32', [windows.tokens.length], windows.tokens);
-      model.stream.embedding(table, ids, activations.residual);
-      await model.stream.sync();
+      await embedTokens(model, windows.tokens, windows.length, activations.residual);
       return activations;
     } catch (error) {
       activations.dispose();
@@ -90,8 +100,23 @@ export class Activations {
     return this.model.stream;
   }
 
-  /** Runs `use` on each chunk of what the layers of a stage see: [tokens, inputs]. The tensor is valid until the next op on the same stage. */
-  input(block: Block, stage: number, use: (x: Float) => void): void {
+  /** Must be awaited before a stage's inputs are looked at or its layers applied: experts get their tokens here. */
+  async begin(block: Block, stage: number): Promise<void> {
+    if (stage === 2 && block.router) await this.#experts!.route(block);
+  }
+
+  /** Tokens that a group of layers sees. */
+  tokensOf(block: Block, stage: number, group: number): number {
+    return stage >= 2 && block.router ? this.#experts!.tokensOf(group) : this.windows * this.length;
+  }
+
+  /** Runs `use` on each chunk of what the layers of a group see: [tokens, inputs]. The tensor is valid until `use` returns. */
+  input(block: Block, stage: number, group: number, use: (x: Float) => void): void {
+    if (stage >= 2 && block.router) {
+      if (stage === 2) this.#experts!.input(block, group, use);
+      else this.#experts!.inner(group, use);
+      return;
+    }
     for (const [start, end] of this.#chunks) {
       using x = this.#inputOf(block, stage, start, end);
       use(x);
@@ -100,61 +125,93 @@ export class Activations {
 
   #inputOf(block: Block, stage: number, start: number, end: number): Float {
     if (stage === 1) return this.#mixed.rows(start, end);
-    if (stage === 3) return this.#gated.rows(start, end);
-    const x = this.#scratch.x.rows(0, end - start);
+    if (stage === 3) return this.#inner.rows(start, end);
+    const x = this.#scratch.x.rows(0, end - start) as Float;
     using h = this.residual.rows(start, end);
-    this.#stream.rmsNorm(h, stage === 0 ? block.attentionNorm : block.mlpNorm, this.model.config.normEps, x);
+    if (this.model.config.normPlacement === 'post') this.#stream.copy(h, x);
+    else this.model.applyNorm(h, stage === 0 ? block.attentionNorm : block.mlpNorm, x);
     return x;
   }
 
   /** Applies the layers of a stage to all tokens. */
   advance(block: Block, stage: number): void {
+    if (stage >= 2 && block.router) {
+      if (stage === 2) this.#experts!.advanceInner(block, (parts, x, gate, out) => this.#gate(parts, x, gate, out));
+      else this.#experts!.advanceOuter(block, ({ down }, x, out) => this.#linear(down, x, out));
+      return;
+    }
     for (const [start, end] of this.#chunks) {
       using scope = new Scope();
       const hold = <T extends { dispose(): void }>(tensor: T) => scope.hold(tensor);
       const x = hold(this.#inputOf(block, stage, start, end));
       const part = (tensor: Float) => hold(tensor.rows(0, end - start) as Float);
+      const h = hold(this.residual.rows(start, end));
       if (stage === 0) this.#attend(block, x, part, hold(this.#mixed.rows(start, end)));
-      else if (stage === 2) this.#gate(block, x, part, hold(this.#gated.rows(start, end)));
-      else this.#addLinear(stage === 1 ? block.linears.o : block.linears.down, x, hold(this.residual.rows(start, end)));
+      else if (stage === 1) this.#add(block.attention.o, x, h, block.attentionNorm, block.attentionOutNorm);
+      else if (stage === 2) this.#gate(block.mlp[0]!, x, part(this.#scratch.gate), hold(this.#inner.rows(start, end)));
+      else this.#add(block.mlp[0]!.down, x, h, block.mlpNorm, block.mlpOutNorm);
     }
   }
 
-  #linear({ weight, bias }: Linear, x: Float, out: Float): void {
+  #linear({ weight, bias }: LinearPart, x: Float, out: Float): void {
     this.#stream.gemm(x, weight, out, { transposeB: true });
     if (bias) this.#stream.addBias(out, bias);
   }
 
-  #addLinear({ weight, bias }: Linear, x: Float, h: F32): void {
-    this.#stream.gemm(x, weight, h, { transposeB: true, beta: 1 });
-    if (bias) this.#stream.addBias(h, bias);
+  /** h += linear(x), with the norm on the sum (`post`) or on what is added (`sandwich`) where the model has one. */
+  #add(linear: LinearPart, x: Float, h: F32, norm: Norm, outNorm: Norm | undefined): void {
+    if (this.#branch && outNorm) {
+      using branch = this.#branch.rows(0, h.shape[0]!);
+      this.#linear(linear, x, branch);
+      this.model.applyNorm(branch, outNorm, branch);
+      this.#stream.addTo(branch, h);
+      return;
+    }
+    this.#stream.gemm(x, linear.weight, h, { transposeB: true, beta: 1 });
+    if (linear.bias) this.#stream.addBias(h, linear.bias);
+    if (this.model.config.normPlacement === 'post') this.model.applyNorm(h, norm, h);
   }
 
   #attend(block: Block, x: Float, part: (tensor: Float) => Float, out: Float): void {
     const stream = this.#stream;
-    const { headDim, normEps } = this.model.config;
+    const { headDim, normEps, normOffset, ropeOf, attentionScale, attentionSoftCap } = this.model.config;
     const [q, k, v] = [part(this.#scratch.q), part(this.#scratch.k), part(this.#scratch.v)];
-    this.#linear(block.linears.q, x, q);
-    this.#linear(block.linears.k, x, k);
-    this.#linear(block.linears.v, x, v);
-    if (block.queryNorm) stream.rmsNorm(q, block.queryNorm, normEps, q);
-    if (block.keyNorm) stream.rmsNorm(k, block.keyNorm, normEps, k);
-    stream.rope(q, this.#cosine, this.#sine, headDim, this.length);
-    stream.rope(k, this.#cosine, this.#sine, headDim, this.length);
-    const scale = 1 / Math.sqrt(headDim);
-    stream.attention(q, k, v, out, { headDim, sequence: this.length, scale, window: block.slidingWindow });
+    this.#linear(block.attention.q, x, q);
+    this.#linear(block.attention.k, x, k);
+    this.#linear(block.attention.v, x, v);
+    if (block.queryNorm) stream.rmsNorm(q, block.queryNorm, normEps, q, normOffset);
+    if (block.keyNorm) stream.rmsNorm(k, block.keyNorm, normEps, k, normOffset);
+    const angles = this.#angles[ropeOf[block.layer] ?? -1];
+    if (angles) {
+      stream.rope(q, angles.cosine, angles.sine, headDim, this.length);
+      stream.rope(k, angles.cosine, angles.sine, headDim, this.length);
+    }
+    stream.attention(q, k, v, out, {
+      headDim,
+      sequence: this.length,
+      scale: attentionScale,
+      window: block.slidingWindow,
+      softCap: attentionSoftCap,
+    });
   }
 
-  #gate(block: Block, x: Float, part: (tensor: Float) => Float, out: Float): void {
-    const gate = part(this.#scratch.gate);
-    this.#linear(block.linears.gate, x, gate);
-    this.#linear(block.linears.up, x, out);
-    this.#stream.gatedActivation(gate, out, out, this.model.config.activation);
+  #gate({ gate, up }: MlpParts, x: Float, gates: Float, out: Float): void {
+    const { activation } = this.model.config;
+    this.#linear(up, x, out);
+    if (!gate) {
+      this.#stream.activate(out, out, activation);
+      return;
+    }
+    this.#linear(gate, x, gates);
+    this.#stream.gatedActivation(gates, out, out, activation);
   }
 
   /** All four stages. */
   async run(block: Block): Promise<void> {
-    for (let stage = 0; stage < stages.length; stage++) this.advance(block, stage);
+    for (let stage = 0; stage < stageCount; stage++) {
+      await this.begin(block, stage);
+      this.advance(block, stage);
+    }
     await this.#stream.sync();
   }
 

@@ -2,60 +2,27 @@ import { floatDtypes, isFloatDtype, type SafetensorsDtype } from '../checkpoint/
 import { type Checkpoint, quantizationOf } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
 import type { Stream } from '../device/stream.js';
-import { allocateArray, Scope, type Tensor } from '../device/tensor.js';
+import { allocateArray, type Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError, describe } from '../errors.js';
+import { type Block, loadBlock } from './block.js';
 import type { DecoderConfig } from './config.js';
-import type { Family, LinearRole } from './families/family.js';
+import type { Architecture, BlockSpec, LinearSpec, Part } from './families/family.js';
 import { familyOf } from './families/index.js';
 
 export type Precision = 'float32' | 'bfloat16';
 export type F32 = Tensor<'float32'>;
 export type Float = Tensor<Precision>;
 
-/** A linear layer of a block. */
-export interface Linear {
-  role: LinearRole;
-  /** Tensor name without ".weight". */
-  name: string;
-  /** [outputs, inputs], in the model's precision. Pruning replaces it. */
-  weight: Float;
-  bias: F32 | undefined;
-  outputs: number;
-  inputs: number;
-}
-
-/** The weights of one decoder block, on a device. */
-export interface Block {
-  layer: number;
-  linears: Record<LinearRole, Linear>;
-  attentionNorm: F32;
-  mlpNorm: F32;
-  queryNorm: F32 | undefined;
-  keyNorm: F32 | undefined;
-  slidingWindow: number;
-  dispose(): void;
-}
-
-const roles: readonly LinearRole[] = ['q', 'k', 'v', 'o', 'gate', 'up', 'down'];
-
 /** A decoder whose weights stay in its checkpoint until a block is asked for. */
 export class DecoderModel {
   readonly checkpoint: Checkpoint;
-  readonly config: DecoderConfig;
+  readonly architecture: Architecture;
   readonly stream: Stream;
   readonly precision: Precision;
-  readonly #family: Family;
 
-  private constructor(
-    checkpoint: Checkpoint,
-    family: Family,
-    config: DecoderConfig,
-    stream: Stream,
-    precision: Precision,
-  ) {
+  private constructor(checkpoint: Checkpoint, architecture: Architecture, stream: Stream, precision: Precision) {
     this.checkpoint = checkpoint;
-    this.#family = family;
-    this.config = config;
+    this.architecture = architecture;
     this.stream = stream;
     this.precision = precision;
   }
@@ -63,80 +30,24 @@ export class DecoderModel {
   get device(): Device {
     return this.stream.device;
   }
+  get config(): DecoderConfig {
+    return this.architecture.config;
+  }
 
   /**
    * Reads the configuration and checks that every tensor is there with its shape.
    * @throws AlpsError `UNSUPPORTED_MODEL`, `INVALID_CHECKPOINT`
    */
   static open(checkpoint: Checkpoint, stream: Stream, precision: Precision = 'float32'): DecoderModel {
-    const family = familyOf(checkpoint.config);
-    const quantization = quantizationOf(checkpoint);
-    if (quantization) {
-      throw new AlpsError(
-        'UNSUPPORTED_MODEL',
-        `${checkpoint.folder} is quantised (${quantization}); prune the original weights`,
-      );
-    }
-    const config = family.readConfig(checkpoint.config);
-    if (config.heads % config.kvHeads !== 0) {
-      throw new AlpsError(
-        'INVALID_CHECKPOINT',
-        `config.json: ${config.heads} heads are no multiple of ${config.kvHeads} key-value heads`,
-      );
-    }
-    if (config.headDim % 2 !== 0)
-      throw new AlpsError('INVALID_CHECKPOINT', `config.json: the head_dim ${config.headDim} is odd`);
-    const model = new DecoderModel(checkpoint, family, config, stream, precision);
-    for (const [name, shape] of model.#expectedTensors()) model.#check(name, shape);
+    const architecture = readArchitecture(checkpoint);
+    const model = new DecoderModel(checkpoint, architecture, stream, precision);
+    for (const [name, shape] of expectedTensors(architecture)) model.#check(name, shape);
     return model;
   }
 
-  /** Rows and columns of a linear layer. */
-  linearShape(role: LinearRole): [outputs: number, inputs: number] {
-    const { hidden, intermediate, heads, kvHeads, headDim } = this.config;
-    const shapes: Record<LinearRole, [number, number]> = {
-      q: [heads * headDim, hidden],
-      k: [kvHeads * headDim, hidden],
-      v: [kvHeads * headDim, hidden],
-      o: [hidden, heads * headDim],
-      gate: [intermediate, hidden],
-      up: [intermediate, hidden],
-      down: [hidden, intermediate],
-    };
-    return shapes[role];
-  }
-
-  /** Tensor names of all linear layers that are pruned, without ".weight". */
-  linearNames(): string[] {
-    const layers = Array.from({ length: this.config.layers }, (_, layer) => layer);
-    return layers.flatMap((layer) => roles.map((role) => this.#family.names.linear(layer, role)));
-  }
-
-  #hasBias(role: LinearRole): boolean {
-    const { attentionBias, attentionOutputBias, mlpBias } = this.config;
-    if (role === 'o') return attentionOutputBias;
-    return role === 'q' || role === 'k' || role === 'v' ? attentionBias : mlpBias;
-  }
-
-  *#expectedTensors(): Iterable<[name: string, shape: number[]]> {
-    const { names } = this.#family;
-    const { hidden, vocabulary, layers, headDim, qkNorm } = this.config;
-    yield [`${names.embedding}.weight`, [vocabulary, hidden]];
-    yield [`${names.finalNorm}.weight`, [hidden]];
-    if (!this.config.tiedEmbeddings) yield [`${names.head}.weight`, [vocabulary, hidden]];
-    for (let layer = 0; layer < layers; layer++) {
-      yield [`${names.attentionNorm(layer)}.weight`, [hidden]];
-      yield [`${names.mlpNorm(layer)}.weight`, [hidden]];
-      if (qkNorm) {
-        yield [`${names.queryNorm(layer)}.weight`, [headDim]];
-        yield [`${names.keyNorm(layer)}.weight`, [headDim]];
-      }
-      for (const role of roles) {
-        const shape = this.linearShape(role);
-        yield [`${names.linear(layer, role)}.weight`, shape];
-        if (this.#hasBias(role)) yield [`${names.linear(layer, role)}.bias`, [shape[0]]];
-      }
-    }
+  /** All matrices that are pruned, in the order of the dataflow. */
+  linears(): LinearSpec[] {
+    return linearsOf(this.architecture);
   }
 
   #check(name: string, shape: number[]): void {
@@ -152,16 +63,27 @@ export class DecoderModel {
       throw new AlpsError('UNSUPPORTED_MODEL', `Tensor ${name} has the dtype ${tensor.dtype}`);
   }
 
+  /** The dtype in which the checkpoint has a tensor. */
+  storedDtype(name: string) {
+    return floatDtypes[this.checkpoint.tensors.get(name)!.dtype as SafetensorsDtype & keyof typeof floatDtypes];
+  }
+
   /** A tensor of the checkpoint on the device, converted to a dtype. */
   async load<D extends Precision>(name: string, dtype: D): Promise<Tensor<D>> {
-    const info = this.checkpoint.tensors.get(name)!;
     const bytes = await this.checkpoint.read(name);
-    const stored = floatDtypes[info.dtype as SafetensorsDtype & keyof typeof floatDtypes];
+    return this.#convert(this.#upload(name, this.checkpoint.tensors.get(name)!.shape, bytes), dtype);
+  }
+
+  #upload(name: string, shape: readonly number[], bytes: Uint8Array<ArrayBuffer>): Tensor {
+    const stored = this.storedDtype(name);
     const array = allocateArray(stored, 0).constructor as new (buffer: ArrayBuffer) => never;
-    const raw = this.stream.upload(stored, info.shape, new array(bytes.buffer), name);
-    if (stored === dtype) return raw as Tensor as Tensor<D>;
+    return this.stream.upload(stored, shape, new array(bytes.buffer), name);
+  }
+
+  #convert<D extends Precision>(raw: Tensor, dtype: D): Tensor<D> {
+    if (raw.dtype === dtype) return raw as Tensor as Tensor<D>;
     try {
-      const converted = this.device.tensor(dtype, info.shape, name);
+      const converted = this.device.tensor(dtype, raw.shape, 'converted weights');
       this.stream.copy(raw, converted);
       return converted;
     } finally {
@@ -169,48 +91,155 @@ export class DecoderModel {
     }
   }
 
-  /** Reads a block's weights onto the device. The caller disposes it. */
-  async loadBlock(layer: number): Promise<Block> {
-    const { names } = this.#family;
-    const scope = new Scope();
-    const norm = async (name: string) => scope.hold(await this.load(`${name}.weight`, 'float32'));
+  /** A linear layer's weights [outputs, inputs], however they are stored. */
+  async loadLinear<D extends Precision>(spec: LinearSpec, dtype: D): Promise<Tensor<D>> {
+    const tensor = tensorOf(spec);
+    const [outputs, inputs] = linearShape(this.config, spec);
+    let bytes: Uint8Array<ArrayBuffer>;
+    if (spec.expert) {
+      bytes = new Uint8Array(this.checkpoint.tensors.get(tensor)!.byteLength / spec.expert.count);
+      await this.checkpoint.readInto(tensor, bytes, { offset: bytes.length * spec.expert.index });
+    } else bytes = await this.checkpoint.read(tensor);
+    const shape = spec.transposed ? [inputs, outputs] : [outputs, inputs];
+    const raw = this.#upload(tensor, shape, bytes);
+    if (!spec.transposed) return this.#convert(raw, dtype);
     try {
-      const linears = {} as Record<LinearRole, Linear>;
-      for (const role of roles) {
-        const name = names.linear(layer, role);
-        const [outputs, inputs] = this.linearShape(role);
-        const weight = await this.load(`${name}.weight`, this.precision);
-        const bias = this.#hasBias(role) ? scope.hold(await this.load(`${name}.bias`, 'float32')) : undefined;
-        const linear: Linear = { role, name, weight, bias, outputs, inputs };
-        linears[role] = linear;
-        scope.hold({ dispose: () => linear.weight.dispose() });
-      }
-      return {
-        layer,
-        linears,
-        attentionNorm: await norm(names.attentionNorm(layer)),
-        mlpNorm: await norm(names.mlpNorm(layer)),
-        queryNorm: this.config.qkNorm ? await norm(names.queryNorm(layer)) : undefined,
-        keyNorm: this.config.qkNorm ? await norm(names.keyNorm(layer)) : undefined,
-        slidingWindow: this.config.slidingWindow[layer] ?? 0,
-        dispose: () => scope.dispose(),
-      };
-    } catch (error) {
-      scope.dispose();
-      throw error;
+      const turned = this.device.tensor(raw.dtype, [outputs, inputs], tensor);
+      this.stream.transpose(raw, turned);
+      return this.#convert(turned, dtype);
+    } finally {
+      raw.dispose();
     }
   }
 
-  /** The weights of the first and the last step. */
-  loadEmbedding(): Promise<Float> {
-    return this.load(`${this.#family.names.embedding}.weight`, this.precision);
+  /** Reads a block's weights onto the device. The caller disposes it. */
+  loadBlock(layer: number): Promise<Block> {
+    return loadBlock(this, layer);
   }
-  loadFinalNorm(): Promise<F32> {
-    return this.load(`${this.#family.names.finalNorm}.weight`, 'float32');
+
+  /** A norm's weight, and its bias where the model's norms have one; undefined without a name. */
+  async loadNorm(name: string | undefined, scope: Scope): Promise<Norm | undefined> {
+    if (name === undefined) return undefined;
+    const weight = scope.hold(await this.load(`${name}.weight`, 'float32'));
+    if (this.config.norm === 'rms') return { weight };
+    return { weight, bias: scope.hold(await this.load(`${name}.bias`, 'float32')) };
   }
-  /** [vocabulary, hidden]; the embedding table where the two are tied. */
+
+  /** out = norm(x), by the model's kind of norm. */
+  applyNorm(x: Float, { weight, bias }: Norm, out: Float): void {
+    const { normEps, normOffset } = this.config;
+    if (bias) this.stream.layerNorm(x, weight, bias, normEps, out);
+    else this.stream.rmsNorm(x, weight, normEps, out, normOffset);
+  }
+
+  /** [vocabulary, embeddingSize]; the embedding table where the two are tied. */
   loadHead(): Promise<Float> {
-    const { embedding, head } = this.#family.names;
+    const { embedding, head } = this.architecture;
     return this.load(`${this.config.tiedEmbeddings ? embedding : head}.weight`, this.precision);
+  }
+}
+
+export interface Norm {
+  weight: F32;
+  bias?: F32;
+}
+
+/** Reads a checkpoint's architecture without its weights. */
+export function readArchitecture(checkpoint: Checkpoint): Architecture {
+  const family = familyOf(checkpoint.config);
+  const quantization = quantizationOf(checkpoint);
+  if (quantization) {
+    throw new AlpsError(
+      'UNSUPPORTED_MODEL',
+      `${checkpoint.folder} is quantised (${quantization}); prune the original weights`,
+    );
+  }
+  const architecture = family.read(checkpoint.config, (name) => checkpoint.tensors.has(name));
+  const { heads, kvHeads, ropes, headDim, experts } = architecture.config;
+  if (heads % kvHeads !== 0) {
+    throw new AlpsError(
+      'INVALID_CHECKPOINT',
+      `config.json: ${heads} heads are no multiple of ${kvHeads} key-value heads`,
+    );
+  }
+  if (ropes.length > 0 && headDim % 2 !== 0)
+    throw new AlpsError('INVALID_CHECKPOINT', `config.json: the head_dim ${headDim} is odd`);
+  if (experts && experts.perToken > experts.count)
+    throw new AlpsError(
+      'INVALID_CHECKPOINT',
+      `config.json: ${experts.perToken} experts a token, but there are ${experts.count}`,
+    );
+  return architecture;
+}
+
+/** All matrices of an architecture that are pruned. */
+export function linearsOf(architecture: Architecture): LinearSpec[] {
+  const layers = Array.from({ length: architecture.config.layers }, (_, layer) => architecture.block(layer));
+  return layers.flatMap(({ attention, mlp }) => [
+    ...attention[0],
+    attention[1],
+    ...mlp.flatMap(([inputs, output]) => [...inputs, output]),
+  ]);
+}
+
+/** The checkpoint's tensor that holds a matrix. */
+export function tensorOf({ name, expert }: LinearSpec): string {
+  return expert ? name : `${name}.weight`;
+}
+
+/** A matrix's name for people: experts in one tensor are told apart. */
+export function titleOf({ name, expert }: LinearSpec): string {
+  return expert ? `${name}[${expert.index}]` : name;
+}
+
+/** Rows of one part of a matrix. */
+export function partRows({ config, spec, part }: { config: DecoderConfig; spec: LinearSpec; part: Part }): number {
+  const { hidden, heads, kvHeads, headDim } = config;
+  if (part === 'q') return heads * headDim;
+  if (part === 'k' || part === 'v') return kvHeads * headDim;
+  return part === 'o' || part === 'down' ? hidden : innerSize(config, spec);
+}
+
+/** Rows and columns of a matrix, as [outputs, inputs] whatever way it is stored. */
+export function linearShape(config: DecoderConfig, spec: LinearSpec): [outputs: number, inputs: number] {
+  const outputs = spec.parts.reduce((sum, part) => sum + partRows({ config, spec, part }), 0);
+  const [first] = spec.parts;
+  if (first === 'o') return [outputs, config.heads * config.headDim];
+  return [outputs, first === 'down' ? innerSize(config, spec) : config.hidden];
+}
+
+/** Width of an MLP's or an expert's inside. */
+function innerSize(config: DecoderConfig, { name }: LinearSpec): number {
+  return name.includes('.experts.') && config.experts ? config.experts.intermediate : config.intermediate;
+}
+
+function* normTensors(config: DecoderConfig, name: string, size = config.hidden): Iterable<[string, number[]]> {
+  yield [`${name}.weight`, [size]];
+  if (config.norm === 'layer') yield [`${name}.bias`, [size]];
+}
+
+function* expectedTensors(architecture: Architecture): Iterable<[name: string, shape: number[]]> {
+  const { config, embedding, positions, projectIn, projectOut, finalNorm, head } = architecture;
+  const { hidden, vocabulary, embeddingSize } = config;
+  yield [`${embedding}.weight`, [vocabulary, embeddingSize]];
+  if (positions) yield [`${positions.name}.weight`, [positions.rows, hidden]];
+  if (projectIn) yield [`${projectIn}.weight`, [hidden, embeddingSize]];
+  if (projectOut) yield [`${projectOut}.weight`, [embeddingSize, hidden]];
+  if (finalNorm) yield* normTensors(config, finalNorm);
+  if (!config.tiedEmbeddings) yield [`${head}.weight`, [vocabulary, embeddingSize]];
+  for (let layer = 0; layer < config.layers; layer++) yield* blockTensors(config, architecture.block(layer));
+}
+
+function* blockTensors(config: DecoderConfig, block: BlockSpec): Iterable<[string, number[]]> {
+  for (const name of [block.attentionNorm, block.mlpNorm, block.attentionOutNorm, block.mlpOutNorm])
+    if (name) yield* normTensors(config, name);
+  for (const name of [block.queryNorm, block.keyNorm]) if (name) yield [`${name}.weight`, [config.headDim]];
+  if (block.router) yield [`${block.router}.weight`, [config.experts!.count, config.hidden]];
+  const specs = [...block.attention.flat(), ...block.mlp.flat().flat()];
+  for (const spec of specs) {
+    const [outputs, inputs] = linearShape(config, spec);
+    const stored = spec.transposed ? [inputs, outputs] : [outputs, inputs];
+    yield [tensorOf(spec), spec.expert ? [spec.expert.count, ...stored] : stored];
+    if (spec.bias) yield [`${spec.name}.bias`, [outputs]];
   }
 }

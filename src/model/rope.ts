@@ -1,31 +1,38 @@
-import type { DecoderConfig } from './config.js';
+import type { Rope } from './config.js';
 
 /**
  * Angles of rotary positions, in float32 steps as transformers computes them.
- * @returns cosine and sine, row-major [positions, headDim / 2]
+ * @param positions tokens of a window; `longrope` chooses its factors by it
+ * @returns cosine and sine, row-major [positions, dimensions / 2]
  */
-export function ropeTables(config: DecoderConfig, positions: number) {
-  const half = Math.floor(config.headDim / 2);
+export function ropeTables(rope: Rope, positions: number) {
+  const { theta, dimensions, scaling } = rope;
+  const half = dimensions / 2;
   const frequencies = Float32Array.from({ length: half }, (_, i) => {
-    const exponent = Math.fround((2 * i) / config.headDim);
-    return scaled(1 / Math.fround(config.ropeTheta ** exponent), config);
+    const exponent = Math.fround((2 * i) / dimensions);
+    return scaled(1 / Math.fround(theta ** exponent), i, rope, positions);
   });
+  const amplitude = scaling.type === 'longrope' ? scaling.attentionFactor : 1;
   const cosine = new Float32Array(positions * half);
   const sine = new Float32Array(positions * half);
   for (let t = 0; t < positions; t++) {
     for (let i = 0; i < half; i++) {
       const angle = Math.fround(t * frequencies[i]!);
-      cosine[t * half + i] = Math.cos(angle);
-      sine[t * half + i] = Math.sin(angle);
+      cosine[t * half + i] = Math.cos(angle) * amplitude;
+      sine[t * half + i] = Math.sin(angle) * amplitude;
     }
   }
   return { cosine, sine, half };
 }
 
 /** A frequency after the model's rope scaling. */
-function scaled(frequency: number, { ropeScaling: scaling }: DecoderConfig): number {
+function scaled(frequency: number, index: number, { scaling }: Rope, positions: number): number {
   if (scaling.type === 'none') return frequency;
   if (scaling.type === 'linear') return frequency / scaling.factor;
+  if (scaling.type === 'longrope') {
+    const factors = positions > scaling.originalPositions ? scaling.long : scaling.short;
+    return frequency / factors[index]!;
+  }
   // Llama 3: long wavelengths are stretched, short ones stay, those between are blended.
   const wavelength = (2 * Math.PI) / frequency;
   const { factor, lowFrequency, highFrequency, originalPositions } = scaling;

@@ -2,34 +2,11 @@ import { Scope, type Tensor } from '../device/tensor.js';
 import type { LayerProblem } from './layer-problem.js';
 import { nativePattern } from './layer-problem.js';
 import type { ParsedPruningOptions, Precision } from './options.js';
-import { refine } from './refine.js';
-import { checkAlps, ladder } from './rho-schedule.js';
+import { refit } from './refine.js';
+import { checkAlps, ladder, type ScheduleName } from './rho-schedule.js';
+import type { Solution, TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
-
-/** One look at the support. */
-export interface TracePoint {
-  /** ADMM iterations done. */
-  iteration: number;
-  /** ρ of these iterations. */
-  rho: number;
-  /** Entries of the support that differ from the last look, all layers of the group together. */
-  changed: number;
-}
-
-export interface AlpsSolution {
-  /** The pruned weights, float32 [m, n], in the layers' own units. The caller disposes both. */
-  weight: F32;
-  /** 1 where a weight stays, uint8 [m, n]. */
-  mask: Tensor<'uint8'>;
-  iterations: number;
-  refineIterations: number;
-  trace: TracePoint[];
-  /** Whether the iteration cap was reached before the support settled. */
-  capped: boolean;
-  /** Milliseconds; phases overlap with nothing, each ends with an await. */
-  time: { factorise: number; admm: number; refine: number };
-}
 
 /** The state of ADMM: S with its mask is all there is (docs/algorithm.md, "ADMM"). */
 interface Iterate {
@@ -47,7 +24,7 @@ export async function solveAlps(
   problem: LayerProblem,
   options: ParsedPruningOptions,
   precision: Precision,
-): Promise<AlpsSolution> {
+): Promise<Solution> {
   const { stream, device, m, n } = problem;
   const scope = new Scope();
   const weight = device.tensor('float32', [m, n], 'the pruned weights');
@@ -67,7 +44,7 @@ export async function solveAlps(
       y: scope.hold(device.tensor(precision, [m, n], 'the ADMM right-hand side')),
     };
     const admm = new Admm(problem, options, precision, iterate, scope, time);
-    const run = options.schedule === 'ladder' ? await runLadder(admm) : await runPublished(admm, options);
+    const run = await runs[options.schedule](admm, options);
     // The support is that of B, not of D. The scale of the metric leaves the problem before the refit.
     admm.projectB();
     scope.dispose();
@@ -79,8 +56,7 @@ export async function solveAlps(
     await stream.sync();
     const searched = performance.now();
     time.admm = searched - began - time.factorise;
-    const { refineIterations: iterations, refineTolerance: tolerance } = options;
-    const refineIterations = await refine(problem, weight, mask, { iterations, tolerance });
+    const refineIterations = await refit(problem, weight, mask, options);
     problem.unscale(weight);
     await stream.sync();
     time.refine = performance.now() - searched;
@@ -118,6 +94,7 @@ class Admm {
   readonly #previous: Tensor<'uint8'>;
   readonly #counts: Tensor<'uint32'>;
   #rho = Number.NaN;
+  #whole: number | undefined;
 
   constructor(
     problem: LayerProblem,
@@ -188,11 +165,41 @@ class Admm {
   }
 
   /** Entries of the support that changed since the last call or {@link markSupport}. */
-  async changed(): Promise<number> {
+  async #changed(): Promise<number> {
     const { stream, segments } = this.#problem;
     stream.maskChanges(this.#iterate.mask, this.#previous, segments, this.#counts);
     const counts = await stream.read(this.#counts);
     return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  /** A look at the support; see {@link TracePoint}. */
+  async look(iteration: number, rho: number): Promise<TracePoint> {
+    const changed = await this.#changed();
+    return this.#options.traceErrors
+      ? { iteration, rho, changed, error: await this.#error() }
+      : { iteration, rho, changed };
+  }
+
+  /** tr((B₀ − P(B)) H' (B₀ − P(B))ᵀ) / tr(B₀ H' B₀ᵀ) */
+  async #error(): Promise<number> {
+    const { stream, device, base, gram, segments, m } = this.#problem;
+    using scope = new Scope();
+    const difference = scope.hold(device.tensor('float32', base.shape, 'the traced difference'));
+    const product = scope.hold(device.tensor('float32', base.shape, 'the traced product'));
+    const mask = scope.hold(device.tensor('uint8', base.shape, 'the traced support'));
+    const rows = scope.hold(device.tensor('float64', [m]));
+    const objective = async () => {
+      stream.gemm(difference, gram, product);
+      stream.rowDots(difference, product, rows);
+      return (await stream.read(rows)).reduce((sum, value) => sum + value, 0);
+    };
+    stream.copy(base, difference);
+    this.#whole ??= await objective();
+    stream.copy(this.#iterate.b, difference);
+    stream.project(difference, mask, nativePattern(this.#options.pattern), segments);
+    stream.applyMask(difference, mask);
+    stream.axpby(base, difference, -1, 1);
+    return this.#whole > 0 ? (await objective()) / this.#whole : 0;
   }
 
   /** The final mask, and B zero off it. */
@@ -204,7 +211,7 @@ class Admm {
   }
 }
 
-type Run = Pick<AlpsSolution, 'iterations' | 'trace' | 'capped'>;
+type Run = Pick<Solution, 'iterations' | 'trace' | 'capped'>;
 
 async function runLadder(admm: Admm): Promise<Run> {
   const trace: TracePoint[] = [];
@@ -215,9 +222,24 @@ async function runLadder(admm: Admm): Promise<Run> {
     await admm.setRho(rho);
     admm.iterate(count);
     iteration += count;
-    trace.push({ iteration, rho, changed: await admm.changed() });
+    trace.push(await admm.look(iteration, rho));
   }
   return { iterations: iteration, trace, capped: false };
+}
+
+async function runFixed(admm: Admm, options: ParsedPruningOptions): Promise<Run> {
+  const { initialRho: rho, checkEvery, maxIterations } = options.alpsSchedule;
+  const trace: TracePoint[] = [];
+  admm.start();
+  admm.markSupport();
+  await admm.setRho(rho);
+  for (let iteration = 0; iteration < maxIterations; ) {
+    const count = Math.min(checkEvery, maxIterations - iteration);
+    admm.iterate(count);
+    iteration += count;
+    trace.push(await admm.look(iteration, rho));
+  }
+  return { iterations: maxIterations, trace, capped: trace.at(-1)!.changed > 0 };
 }
 
 async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<Run> {
@@ -233,8 +255,9 @@ async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<
     const count = Math.min(checkEvery, maxIterations - iteration);
     admm.iterate(count);
     iteration += count;
-    const changed = await admm.changed();
-    trace.push({ iteration, rho: state.rho, changed });
+    const point = await admm.look(iteration, state.rho);
+    trace.push(point);
+    const { changed } = point;
     const decision = checkAlps(state, iteration, changed, kept, options.alpsSchedule);
     if (decision.action === 'stop')
       return { iterations: iteration, trace, capped: iteration >= maxIterations && changed > 0 };
@@ -244,3 +267,9 @@ async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<
     if (decision.action === 'restart') admm.start();
   }
 }
+
+const runs: Record<ScheduleName, (admm: Admm, options: ParsedPruningOptions) => Promise<Run>> = {
+  ladder: runLadder,
+  alps: runPublished,
+  fixed: runFixed,
+};

@@ -2,7 +2,7 @@ import type { Device } from '../device/device.js';
 import type { Segments, Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
-import { isNm, keptWeights, type Pattern } from './pattern.js';
+import { isNm, keptPerRow, keptWeights, type Pattern } from './pattern.js';
 
 type F32 = Tensor<'float32'>;
 
@@ -20,6 +20,17 @@ export interface LayerGroup {
   weight: F32;
   /** XᵀX, float32 [n, n], both triangles. */
   gram: F32;
+  /** Sums of the inputs, for DSnoT. */
+  moments?: InputMoments;
+}
+
+/** First moments of a layer's inputs; the second ones are on the diagonal of XᵀX. */
+export interface InputMoments {
+  /** Σ x over all tokens, [n]. */
+  sum: Float64Array;
+  tokens: number;
+  /** Tokens of a calibration window: DSnoT looks at sums over a window. */
+  windowLength: number;
 }
 
 /**
@@ -36,6 +47,8 @@ export class LayerProblem {
   readonly gram: F32;
   /** B₀, float32 [m, n]. */
   readonly base: F32;
+  /** The diagonal of XᵀX. */
+  readonly diagonal: Float32Array<ArrayBuffer>;
   /** What a scaled weight is multiplied by to give the layer's weight, per input; 0 for a dead input. */
   scale: Float32Array<ArrayBuffer>;
   readonly #scope: Scope;
@@ -45,6 +58,7 @@ export class LayerProblem {
     group: LayerGroup,
     segments: Segments,
     ridge: number,
+    diagonal: Float32Array<ArrayBuffer>,
     scale: Float32Array<ArrayBuffer>,
     scope: Scope,
     gram: F32,
@@ -54,6 +68,7 @@ export class LayerProblem {
     this.group = group;
     this.segments = segments;
     this.ridge = ridge;
+    this.diagonal = diagonal;
     this.scale = scale;
     this.#scope = scope;
     this.gram = gram;
@@ -76,8 +91,7 @@ export class LayerProblem {
    * @param ridge λ₂ as a share of the mean diagonal
    * @throws AlpsError `NOT_FINITE` when a weight or the Gram matrix holds NaN or infinity
    */
-  static async create(stream: Stream, group: LayerGroup, pattern: Pattern, ridge: number): Promise<LayerProblem> {
-    const segments = segmentsOf(group, pattern);
+  static async create(stream: Stream, group: LayerGroup, segments: Segments, ridge: number): Promise<LayerProblem> {
     const diagonal = await checkedDiagonal(stream, group);
     const n = diagonal.length;
     const mean = diagonal.reduce((sum, d) => sum + d, 0) / n;
@@ -108,7 +122,7 @@ export class LayerProblem {
       stream.scaleRowsColumns(gram, { row: columns, column: columns }, gram);
       const base = scope.hold(device.tensor('float32', group.weight.shape, 'the scaled weights'));
       stream.scaleRowsColumns(group.weight, { column: inverse }, base);
-      return new LayerProblem(stream, group, segments, lambda, scale, scope, gram, base);
+      return new LayerProblem(stream, group, segments, lambda, diagonal, scale, scope, gram, base);
     } catch (error) {
       scope.dispose();
       throw error;
@@ -132,6 +146,19 @@ export class LayerProblem {
     this.scale = this.scale.map((e, j) => e / factor[j]!);
   }
 
+  /** The scaled weights for the layers' own; 0 for dead inputs. */
+  scaled(weight: F32): F32 {
+    const { stream, device } = this;
+    using inverse = stream.upload(
+      'float32',
+      [this.n],
+      this.scale.map((e) => (e > 0 ? 1 / e : 0)),
+    );
+    const b = device.tensor('float32', weight.shape, 'the scaled weights');
+    stream.scaleRowsColumns(weight, { column: inverse }, b);
+    return b;
+  }
+
   /** The layers' weights for scaled ones, in place. */
   unscale(b: F32): void {
     const { stream } = this;
@@ -144,8 +171,11 @@ export class LayerProblem {
   }
 }
 
-/** The rows and budgets of a group's layers. */
-export function segmentsOf(group: LayerGroup, pattern: Pattern): Segments {
+/**
+ * The rows and budgets of a group's layers.
+ * @param byRow whether every row has the same budget
+ */
+export function segmentsOf(group: Pick<LayerGroup, 'layers' | 'weight'>, pattern: Pattern, byRow = false): Segments {
   const [m = 0, n = 0] = group.weight.shape;
   const rowEnds: number[] = [];
   const keep: number[] = [];
@@ -153,7 +183,7 @@ export function segmentsOf(group: LayerGroup, pattern: Pattern): Segments {
   for (const { name, outputs } of group.layers) {
     end += outputs;
     rowEnds.push(end);
-    keep.push(keptWeights(pattern, outputs, n, name));
+    keep.push(byRow && !isNm(pattern) ? outputs * keptPerRow(pattern, n) : keptWeights(pattern, outputs, n, name));
   }
   if (end !== m) throw new AlpsError('INTERNAL', `The group's layers have ${end} outputs, its weight ${m}`);
   return { rowEnds, keep };

@@ -1,15 +1,40 @@
 import { AlpsError, invalidArgument } from '../errors.js';
-import { type Pattern, parsePattern } from './pattern.js';
+import { isNm, type Pattern, parsePattern } from './pattern.js';
 import { type AlpsScheduleOptions, parseAlpsSchedule, type ScheduleName } from './rho-schedule.js';
 
 /** What weights are ranked by. `diagonal`: by the input's norm, as published. `obs`: by what the weight costs with the others refitted. */
 export type Metric = 'diagonal' | 'obs';
 
-/** `alps`: ADMM and conjugate gradient. `magnitude`: the largest weights stay as they are. */
-export type Method = 'alps' | 'magnitude';
+export const methods = ['alps', 'magnitude', 'wanda', 'sparsegpt', 'dsnot'] as const;
+
+/**
+ * - `alps`: ADMM finds the support, conjugate gradients refit the weights (NeurIPS 2024)
+ * - `magnitude` (MP): the largest weights stay as they are
+ * - `wanda`: the largest |w| · ‖x‖ of each output stay as they are (ICLR 2024)
+ * - `sparsegpt`: column by column, with what is lost spread over the columns after it (ICML 2023)
+ * - `dsnot`: another method's mask, improved by swaps; kept weights stay as they are (ICLR 2024)
+ */
+export type Method = (typeof methods)[number];
+
+/** What is done to the kept weights once the mask is found. `pcg`: conjugate gradients. `backsolve`: exact, one dense solve an output. */
+export type Refit = 'none' | 'pcg' | 'backsolve';
 
 /** Number format of the matrix products of the search for the support; the refit is always in float32. */
 export type Precision = 'float32' | 'bfloat16';
+
+/** DSnoT's options, with the defaults of its published code. */
+export interface DsnotOptions {
+  /** Whose mask is improved. Default `wanda`. */
+  initial?: 'wanda' | 'magnitude' | 'sparsegpt';
+  /** Swaps of a row at most. Default 50. */
+  maxCycles?: number;
+  /** A row stops when the expected change of its output, summed over a window, is at most this. Default 0.1. */
+  threshold?: number;
+  /** Whether a row also stops before that change turns its sign. Default: only for N:M. */
+  sameSign?: boolean;
+  /** Layers that keep the initial mask, in `prune()`. Default `none`; the published code leaves out the MLP by default. */
+  skip?: 'none' | 'mlp' | 'attention';
+}
 
 /** How one layer is pruned; shared by {@link pruneLayer} and {@link prune}. Give `sparsity` or `pattern`. */
 export interface PruningOptions {
@@ -17,28 +42,42 @@ export interface PruningOptions {
   sparsity?: number;
   /** N:M: `{keep: 2, of: 4}` keeps 2 of every 4 consecutive inputs. */
   pattern?: { keep: number; of: number };
-  /** Default `alps`. */
-  method?: Method;
+  /** Default `alps`; `mp` is another name of `magnitude`. */
+  method?: Method | 'mp';
+  /** Default `pcg` for `alps`, `none` for the others. */
+  refit?: Refit;
+  /**
+   * Among which weights unstructured `magnitude` and `wanda` choose: those of the whole layer or of one output.
+   * Default `layer` for `magnitude`, `row` for `wanda`.
+   */
+  comparisonGroup?: 'layer' | 'row';
   /** How ρ grows. Default `ladder`; `alps` is the published one. */
   schedule?: ScheduleName;
-  /** Default `obs` with the ladder, `diagonal` with the published schedule. */
+  /** Default `obs` with the ladder, `diagonal` with the others. */
   metric?: Metric;
   /** Exponent γ of the `obs` metric. Default 0.75. */
   obsExponent?: number;
-  /** λ₂ as a share of the mean diagonal of XᵀX. Default 0.01. */
+  /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
   ridge?: number;
-  /** Iterations of the conjugate gradient that refits the kept weights; 0 leaves them as ADMM has them. Default 10. */
+  /** Iterations of the conjugate gradient that refits the kept weights; 0 leaves them. Default 10. */
   refineIterations?: number;
   /** A row stops when its residual on the support has shrunk to this share. Default 1e-5. */
   refineTolerance?: number;
-  /** Constants of the published schedule. */
+  /** Constants of the published schedule; `initialRho`, `checkEvery` and `maxIterations` also of the fixed one. */
   alpsSchedule?: AlpsScheduleOptions;
+  /** Whether each look at the support also measures the error that stopping there would give. Default false. */
+  traceErrors?: boolean;
+  /** SparseGPT: columns of a block. Default 128. For N:M the next multiple of M below, at least M. */
+  blockSize?: number;
+  dsnot?: DsnotOptions;
 }
 
 /** Options after their three stages: defaults, checks, interpretation. */
 export interface ParsedPruningOptions {
   pattern: Pattern;
   method: Method;
+  refit: Refit;
+  comparisonGroup: 'layer' | 'row';
   schedule: ScheduleName;
   metric: Metric;
   obsExponent: number;
@@ -46,6 +85,9 @@ export interface ParsedPruningOptions {
   refineIterations: number;
   refineTolerance: number;
   alpsSchedule: Required<AlpsScheduleOptions>;
+  traceErrors: boolean;
+  blockSize: number;
+  dsnot: Required<DsnotOptions>;
 }
 
 function oneOf<T extends string>(name: string, values: readonly T[], value: unknown): T {
@@ -60,33 +102,52 @@ function numberIn(name: string, value: unknown, low: number, high: number): numb
   return value;
 }
 
+function integerFrom(name: string, value: unknown, low: number): number {
+  if (!Number.isSafeInteger(value) || (value as number) < low) {
+    throw invalidArgument(name, `an integer of at least ${low}`, value);
+  }
+  return value as number;
+}
+
+function flag(name: string, value: unknown): boolean {
+  if (typeof value !== 'boolean') throw invalidArgument(name, 'true or false', value);
+  return value;
+}
+
 /** Reads {@link PruningOptions}. */
 export function parsePruningOptions(options: PruningOptions): ParsedPruningOptions {
   // Defaults.
+  const method = options.method === 'mp' ? 'magnitude' : (options.method ?? 'alps');
   const {
-    method = 'alps',
+    refit = method === 'alps' ? 'pcg' : 'none',
+    comparisonGroup = method === 'wanda' || method === 'dsnot' ? 'row' : 'layer',
     schedule = options.metric === 'diagonal' ? 'alps' : 'ladder',
     obsExponent = 0.75,
     ridge = 0.01,
     refineIterations = 10,
     refineTolerance = 1e-5,
+    traceErrors = false,
+    blockSize = 128,
   } = options;
   const { metric = schedule === 'ladder' ? 'obs' : 'diagonal' } = options;
   // Checks.
+  const pattern = parsePattern(options);
   const parsed: ParsedPruningOptions = {
-    pattern: parsePattern(options),
-    method: oneOf('method', ['alps', 'magnitude'], method),
-    schedule: oneOf('schedule', ['alps', 'ladder'], schedule),
+    pattern,
+    method: oneOf('method', methods, method),
+    refit: oneOf('refit', ['none', 'pcg', 'backsolve'], refit),
+    comparisonGroup: oneOf('comparisonGroup', ['layer', 'row'], comparisonGroup),
+    schedule: oneOf('schedule', ['alps', 'ladder', 'fixed'], schedule),
     metric: oneOf('metric', ['diagonal', 'obs'], metric),
     obsExponent: numberIn('obsExponent', obsExponent, 0, 1),
     ridge: numberIn('ridge', ridge, 0, 1e6),
-    refineIterations: numberIn('refineIterations', refineIterations, 0, 1e6),
+    refineIterations: integerFrom('refineIterations', refineIterations, 0),
     refineTolerance: numberIn('refineTolerance', refineTolerance, 0, 1),
     alpsSchedule: parseAlpsSchedule(options.alpsSchedule),
+    traceErrors: flag('traceErrors', traceErrors),
+    blockSize: integerFrom('blockSize', blockSize, 1),
+    dsnot: parseDsnot(options.dsnot, pattern),
   };
-  if (!Number.isInteger(parsed.refineIterations)) {
-    throw invalidArgument('refineIterations', 'an integer', refineIterations);
-  }
   // Interpretation.
   if (parsed.schedule === 'ladder' && parsed.metric === 'diagonal') {
     throw new AlpsError(
@@ -95,5 +156,24 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
         'Choose schedule "alps" or metric "obs"',
     );
   }
+  if (parsed.method === 'dsnot' && parsed.comparisonGroup === 'layer') {
+    throw new AlpsError('INVALID_ARGUMENT', 'DSnoT works on rows: comparisonGroup "layer" is not possible with it');
+  }
   return parsed;
+}
+
+function parseDsnot(options: DsnotOptions | undefined, pattern: Pattern): Required<DsnotOptions> {
+  const { initial = 'wanda', maxCycles = 50, threshold = 0.1, sameSign = isNm(pattern), skip = 'none' } = options ?? {};
+  return {
+    initial: oneOf('dsnot.initial', ['wanda', 'magnitude', 'sparsegpt'], initial),
+    maxCycles: integerFrom('dsnot.maxCycles', maxCycles, 0),
+    threshold: numberIn('dsnot.threshold', threshold, 0, Number.MAX_VALUE),
+    sameSign: flag('dsnot.sameSign', sameSign),
+    skip: oneOf('dsnot.skip', ['none', 'mlp', 'attention'], skip),
+  };
+}
+
+/** Whether every row keeps as many weights. */
+export function isRowwise({ method, comparisonGroup }: ParsedPruningOptions): boolean {
+  return method === 'dsnot' || (comparisonGroup === 'row' && (method === 'magnitude' || method === 'wanda'));
 }

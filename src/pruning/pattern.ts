@@ -42,6 +42,11 @@ export function parsePattern(options: { sparsity?: unknown; pattern?: unknown })
   return { keep: keep as number, of: of as number };
 }
 
+/** How many weights of each row stay where rows have budgets of their own: all but ⌊n · sparsity⌋, as published for Wanda. */
+export function keptPerRow(pattern: { sparsity: number }, inputs: number): number {
+  return inputs - Math.floor(inputs * pattern.sparsity);
+}
+
 /**
  * How many weights of an `outputs` × `inputs` matrix stay.
  * @throws AlpsError `INVALID_ARGUMENT` when an N:M group does not divide the width

@@ -1,8 +1,9 @@
 import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
 import { invalidArgument, throwIfAborted } from '../errors.js';
-import type { TracePoint } from './alps.js';
+import type { InputMoments } from './layer-problem.js';
 import { type PruningOptions, parsePruningOptions } from './options.js';
+import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
 
 type Numbers = Float32Array<ArrayBuffer>;
@@ -16,6 +17,11 @@ export interface PruneLayerOptions extends PruningOptions {
   gram?: Numbers;
   /** X, row-major `[tokens, inputs]`: the layer's calibration inputs, instead of `gram`. */
   activations?: Numbers;
+  /** Mean of each input over the calibration tokens, `[inputs]`, and their number: what DSnoT needs beside `gram`. */
+  inputMean?: Numbers;
+  tokens?: number;
+  /** Tokens of a calibration window: DSnoT's threshold is on sums over one. Default 2048, or all tokens where there are fewer. */
+  windowLength?: number;
   /** A name for error messages. Default `the layer`. */
   name?: string;
   /** Default `auto`. */
@@ -66,11 +72,13 @@ export interface PruneLayerResult {
 export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayerResult> {
   const parsed = parsePruningOptions(options);
   const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);
+  const given = parseMoments(options, inputs);
   throwIfAborted(options.signal);
   const device = options.device instanceof Device ? options.device : Device.open(options.device ?? 'auto');
   using stream = device.stream({ signal: options.signal });
   using scope = new Scope();
   const gramTensor = scope.hold(device.tensor('float32', [inputs, inputs], `the Gram matrix of ${name}`));
+  let moments = given;
   if (gram) {
     stream.write(gramTensor, gram);
   } else if (activations) {
@@ -78,9 +86,15 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayer
     using x = stream.upload('float32', [tokens, inputs], activations, `the inputs of ${name}`);
     stream.gramAccumulate(x, gramTensor);
     stream.symmetrize(gramTensor);
+    if (parsed.method === 'dsnot') {
+      using sums = device.tensor('float64', [inputs]);
+      stream.columnSums(x, sums);
+      const windowLength = options.windowLength ?? Math.min(tokens, usualWindow);
+      moments = { sum: await stream.read(sums), tokens, windowLength };
+    }
   }
   const weightTensor = scope.hold(stream.upload('float32', [outputs, inputs], weight, `the weights of ${name}`));
-  const group = { layers: [{ name, outputs }], weight: weightTensor, gram: gramTensor };
+  const group = { layers: [{ name, outputs }], weight: weightTensor, gram: gramTensor, moments };
   const result = await solveGroup(stream, group, parsed, precision);
   scope.hold(result.weight);
   scope.hold(result.mask);
@@ -88,6 +102,27 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayer
   const { layers, weight: _weight, mask: _mask, ...rest } = result;
   const { kept, sparsity, error, errorWithRidge } = layers[0]!;
   return { weight: prunedWeight, mask, kept, sparsity, error, errorWithRidge, ...rest };
+}
+
+/** The published code's sequence length. */
+const usualWindow = 2048;
+
+function parseMoments(options: PruneLayerOptions, inputs: number): InputMoments | undefined {
+  const { inputMean, tokens, windowLength } = options;
+  for (const [name, value] of Object.entries({ tokens, windowLength })) {
+    if (value !== undefined && (!Number.isSafeInteger(value) || value < 1))
+      throw invalidArgument(name, 'an integer of at least 1', value);
+  }
+  if (inputMean === undefined) return undefined;
+  if (!ArrayBuffer.isView(inputMean) || inputMean.length !== inputs) {
+    throw invalidArgument('inputMean', `a Float32Array [${inputs}]`, inputMean);
+  }
+  if (tokens === undefined) throw invalidArgument('tokens', 'the number of tokens that inputMean is of', tokens);
+  return {
+    sum: Float64Array.from(inputMean, (mean) => mean * tokens),
+    tokens,
+    windowLength: windowLength ?? Math.min(tokens, usualWindow),
+  };
 }
 
 function parseLayer(options: PruneLayerOptions) {

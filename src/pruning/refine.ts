@@ -1,5 +1,32 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { LayerProblem } from './layer-problem.js';
+import type { ParsedPruningOptions } from './options.js';
+
+/**
+ * Refits the kept weights in the way that was asked for.
+ * @param b scaled weights, zero off the mask; refitted in place
+ * @returns iterations of the conjugate gradient
+ */
+export async function refit(
+  problem: LayerProblem,
+  b: Tensor<'float32'>,
+  mask: Tensor<'uint8'>,
+  options: Pick<ParsedPruningOptions, 'refit' | 'refineIterations' | 'refineTolerance'>,
+): Promise<number> {
+  if (options.refit === 'none') return 0;
+  if (options.refit === 'pcg') {
+    return refine(problem, b, mask, { iterations: options.refineIterations, tolerance: options.refineTolerance });
+  }
+  backsolve(problem, b, mask);
+  return 0;
+}
+
+/** The exact minimum over the weights on the mask: H'[S, S] b[S] = (B₀ H')[S] for each row's support S. */
+function backsolve({ stream, device, base, gram }: LayerProblem, b: Tensor<'float32'>, mask: Tensor<'uint8'>): void {
+  using right = device.tensor('float32', base.shape, 'the backsolve’s right-hand side');
+  stream.gemm(base, gram, right);
+  stream.backsolve(gram, right, mask, b);
+}
 
 /**
  * Refits the kept weights: min ‖X Ŵᵀ − X Wᵀ‖² over the weights on the mask, by conjugate gradients for all outputs at once
@@ -8,7 +35,7 @@ import type { LayerProblem } from './layer-problem.js';
  * @param b scaled weights, zero off the mask; refined in place
  * @returns iterations in which some row moved
  */
-export async function refine(
+async function refine(
   problem: LayerProblem,
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,

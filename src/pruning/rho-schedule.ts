@@ -4,8 +4,9 @@ import { invalidArgument } from '../errors.js';
  * How the penalty ρ of ADMM grows.
  * - `alps`: as published; every 3 iterations the size of the support's change decides (docs/algorithm.md, "ρ")
  * - `ladder`: 28 iterations on four fixed values, no checks; only together with the `obs` metric
+ * - `fixed`: `initialRho` for all of `maxIterations`, which the paper compares its schedule with
  */
-export type ScheduleName = 'alps' | 'ladder';
+export type ScheduleName = 'alps' | 'ladder' | 'fixed';
 
 export interface AlpsScheduleOptions {
   /** First ρ. */

@@ -1,9 +1,16 @@
 import type { Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
-import { type AlpsSolution, solveAlps, type TracePoint } from './alps.js';
-import { type LayerGroup, LayerProblem, nativePattern } from './layer-problem.js';
-import type { ParsedPruningOptions, Precision } from './options.js';
+import { solveAlps } from './alps.js';
+import { solveDsnot } from './dsnot.js';
+import { type LayerGroup, LayerProblem, segmentsOf } from './layer-problem.js';
+import { solveMagnitude } from './magnitude.js';
+import { isRowwise, type Method, type ParsedPruningOptions, type Precision } from './options.js';
+import { refit } from './refine.js';
+import type { Selection } from './selection.js';
+import type { Solution } from './solution.js';
+import { solveSparseGpt } from './sparsegpt.js';
+import { solveWanda } from './wanda.js';
 
 /** What was reached for one layer. */
 export interface LayerResult {
@@ -18,23 +25,13 @@ export interface LayerResult {
   errorWithRidge: number;
 }
 
-export interface GroupResult {
+export interface GroupResult extends Omit<Solution, 'time'> {
   layers: LayerResult[];
-  /** float32 [m, n], pruned entries exactly +0. The caller disposes both tensors. */
-  weight: Tensor<'float32'>;
-  mask: Tensor<'uint8'>;
-  /** ADMM iterations; 0 for methods without. */
-  iterations: number;
-  /** Iterations of the conjugate gradient. */
-  refineIterations: number;
-  trace: TracePoint[];
-  /** Whether ADMM was ended by its iteration cap. */
-  capped: boolean;
   /** λ₂ in units of the Gram matrix. */
   ridge: number;
   /** How many times the ridge had to be raised (×10 each) because H was not positive definite in float32. */
   dampingSteps: number;
-  /** Milliseconds. */
+  /** Milliseconds. `admm` is the whole search of the methods without ADMM. */
   time: { factorise: number; admm: number; refine: number; error: number };
 }
 
@@ -74,13 +71,14 @@ async function solveOnce(
   precision: Precision,
   dampingSteps: number,
 ): Promise<GroupResult> {
-  const problem = await LayerProblem.create(stream, group, options.pattern, options.ridge);
+  const segments = segmentsOf(group, options.pattern, isRowwise(options));
+  const problem = await LayerProblem.create(stream, group, segments, options.ridge);
   try {
     const { ridge } = problem;
     const solution = await solveBy(problem, options, precision);
     try {
       const began = performance.now();
-      const layers = await layerErrors(stream, group, solution.weight, ridge, problem.segments.keep);
+      const layers = await layerErrors(stream, group, solution.weight, ridge, segments.keep);
       return { ...solution, layers, ridge, dampingSteps, time: { ...solution.time, error: performance.now() - began } };
     } catch (error) {
       solution.weight.dispose();
@@ -92,29 +90,50 @@ async function solveOnce(
   }
 }
 
-/** The shortcuts (nothing or everything stays) and the methods. */
-async function solveBy(
-  problem: LayerProblem,
-  options: ParsedPruningOptions,
-  precision: Precision,
-): Promise<AlpsSolution> {
+type Selector = (problem: LayerProblem, options: ParsedPruningOptions, selection: Selection) => Promise<void> | void;
+
+/** The methods that find a mask, with the weights on it; the refit is separate. */
+const selectors: Record<Exclude<Method, 'alps'>, Selector> = {
+  magnitude: solveMagnitude,
+  wanda: solveWanda,
+  sparsegpt: solveSparseGpt,
+  dsnot: solveDsnot,
+};
+
+/** The shortcut (nothing or everything stays) and the methods. */
+async function solveBy(problem: LayerProblem, options: ParsedPruningOptions, precision: Precision): Promise<Solution> {
   const { segments, m, n } = problem;
   const kept = segments.keep.reduce((sum, k) => sum + k, 0);
-  if (options.method === 'magnitude' || kept === 0 || kept === m * n) return keepLargest(problem, options);
-  return solveAlps(problem, options, precision);
+  if (kept === 0 || kept === m * n) return select(problem, { ...options, refit: 'none' }, solveMagnitude);
+  if (options.method === 'alps') return solveAlps(problem, options, precision);
+  return select(problem, options, selectors[options.method]);
 }
 
-/** Magnitude pruning (MP): the largest weights of each layer stay as they are. */
-async function keepLargest(problem: LayerProblem, options: ParsedPruningOptions): Promise<AlpsSolution> {
-  const { stream, device, group, segments } = problem;
-  const shape = group.weight.shape;
-  const weight = device.tensor('float32', shape, 'the pruned weights');
-  const mask = device.tensor('uint8', shape, 'the support');
-  stream.copy(group.weight, weight);
-  stream.project(weight, mask, nativePattern(options.pattern), segments);
-  stream.applyMask(weight, mask);
-  const time = { factorise: 0, admm: 0, refine: 0 };
-  return { weight, mask, iterations: 0, refineIterations: 0, trace: [], capped: false, time };
+/** Runs a selector, then the refit. */
+async function select(problem: LayerProblem, options: ParsedPruningOptions, selector: Selector): Promise<Solution> {
+  const { stream, device, group } = problem;
+  const weight = device.tensor('float32', group.weight.shape, 'the pruned weights');
+  const mask = device.tensor('uint8', group.weight.shape, 'the support');
+  try {
+    const began = performance.now();
+    await selector(problem, options, { weight, mask });
+    await stream.sync();
+    const searched = performance.now();
+    let refineIterations = 0;
+    if (options.refit !== 'none') {
+      using b = problem.scaled(weight);
+      refineIterations = await refit(problem, b, mask, options);
+      problem.unscale(b);
+      stream.copy(b, weight);
+      await stream.sync();
+    }
+    const time = { factorise: 0, admm: searched - began, refine: performance.now() - searched };
+    return { weight, mask, iterations: 0, refineIterations, trace: [], capped: false, time };
+  } catch (error) {
+    weight.dispose();
+    mask.dispose();
+    throw error;
+  }
 }
 
 /** The relative error of each layer, from the Gram matrix: two products, row sums in double. */

@@ -152,6 +152,24 @@ __attribute__((flatten)) static void norm(const T* x, const float* weight, doubl
   });
 }
 
+template <typename T, typename U>
+__attribute__((flatten)) static void layerNorm(const T* x, const float* weight, const float* bias, double eps, U* out,
+                                               size_t n) {
+  double total = longSum(n, [&](size_t i, size_t count) { return load(x + i, count); });
+  float mean = static_cast<float>(total / static_cast<double>(n));
+  // The lanes past the end of a row are 0 and would count as −mean.
+  double sum = longSum(n, [&](size_t i, size_t count) {
+    float padded[floatLanes];
+    store(load(x + i, count) - mean, padded);
+    Floats v = load(padded, count, 0.0f);
+    return v * v;
+  });
+  float factor = static_cast<float>(1 / __builtin_sqrt(sum / static_cast<double>(n) + eps));
+  vectors(n, [&](size_t i, size_t count) {
+    store((load(x + i, count) - mean) * factor * load(weight + i, count) + load(bias + i, count), out + i, count);
+  });
+}
+
 template <typename T>
 __attribute__((flatten)) static void rope(T* x, const float* cosine, const float* sine, size_t half, size_t headDim,
                                           size_t heads) {
@@ -190,16 +208,33 @@ static inline Floats normalDistribution(Floats x) {
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
+template <Activation activation>
+static inline Floats activated(Floats g) {
+  if constexpr (activation == silu) return g * sigmoid(g);
+  if constexpr (activation == gelu) return g * normalDistribution(g);
+  // x (1 + tanh u) / 2 = x sigmoid(2 u), u = √(2 / π) (x + 0.044715 x³)
+  if constexpr (activation == geluTanh) return g * sigmoid(g * (1.59576912f + 0.0713548163f * g * g));
+  if constexpr (activation == relu) return g < 0.0f ? Floats{} : g;
+}
+
 template <Activation activation, typename T>
 __attribute__((flatten)) static void gated(const T* gate, const T* up, T* out, size_t n) {
   vectors(n, [&](size_t i, size_t count) {
-    Floats g = load(gate + i, count), value;
-    if constexpr (activation == silu) value = g * sigmoid(g);
-    if constexpr (activation == gelu) value = g * normalDistribution(g);
-    // x (1 + tanh u) / 2 = x sigmoid(2 u), u = √(2 / π) (x + 0.044715 x³)
-    if constexpr (activation == geluTanh) value = g * sigmoid(g * (1.59576912f + 0.0713548163f * g * g));
-    if constexpr (activation == relu) value = g < 0.0f ? Floats{} : g;
-    store(value * load(up + i, count), out + i, count);
+    store(activated<activation>(load(gate + i, count)) * load(up + i, count), out + i, count);
+  });
+}
+
+template <Activation activation, typename T>
+__attribute__((flatten)) static void activate(const T* x, T* out, size_t n) {
+  vectors(n, [&](size_t i, size_t count) { store(activated<activation>(load(x + i, count)), out + i, count); });
+}
+
+// tanh |u| = (1 − e) / (1 + e) with e = exp(−2 |u|).
+__attribute__((flatten)) static void softCap(float* x, float cap, size_t n) {
+  vectors(n, [&](size_t i, size_t count) {
+    Floats u = load(x + i, count), e = expNegative(absolute(u) * (-2.0f / cap));
+    Floats value = cap * (1.0f - e) / (1.0f + e);
+    store(u < 0.0f ? -value : value, x + i, count);
   });
 }
 
@@ -212,8 +247,15 @@ static const TransformerKernels transformerTable = {
     norm<float, bf16_t>,
     norm<bf16_t, float>,
     norm<bf16_t, bf16_t>,
+    layerNorm<float, float>,
+    layerNorm<float, bf16_t>,
+    layerNorm<bf16_t, float>,
+    layerNorm<bf16_t, bf16_t>,
     rope<float>,
     rope<bf16_t>,
     {gated<silu, float>, gated<gelu, float>, gated<geluTanh, float>, gated<relu, float>},
     {gated<silu, bf16_t>, gated<gelu, bf16_t>, gated<geluTanh, bf16_t>, gated<relu, bf16_t>},
+    {activate<silu, float>, activate<gelu, float>, activate<geluTanh, float>, activate<relu, float>},
+    {activate<silu, bf16_t>, activate<gelu, bf16_t>, activate<geluTanh, bf16_t>, activate<relu, bf16_t>},
+    softCap,
 };

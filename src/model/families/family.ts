@@ -1,22 +1,56 @@
 import type { DecoderConfig } from '../config.js';
 
-/** Names of one block's linear layers, in the order of a decoder's dataflow. */
-export type LinearRole = 'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down';
+/** What a part of a matrix does. A plain MLP's first layer is `up`. */
+export type Part = 'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down';
 
-/** What a model family needs to say about itself; see docs/architecture.md, "A new family". */
+/** One matrix of the checkpoint, or one expert's slice of it; it is pruned as one. */
+export interface LinearSpec {
+  /** Tensor name without ".weight" and ".bias". */
+  name: string;
+  /** The parts whose rows lie in it, one below the other: `['q', 'k', 'v']` in a fused tensor. */
+  parts: Part[];
+  bias?: boolean;
+  /** Stored [inputs, outputs], as GPT-2's Conv1D. */
+  transposed?: boolean;
+  /** The tensor, named without ".weight", holds all experts [experts, outputs, inputs], and this one is at `index`. */
+  expert?: { index: number; count: number };
+}
+
+/** The tensors of one block. Names of norms are without ".weight" and ".bias". */
+export interface BlockSpec {
+  attentionNorm: string;
+  mlpNorm: string;
+  /** Norms of what attention and MLP add to the residual stream, where `normPlacement` is `sandwich`. */
+  attentionOutNorm?: string;
+  mlpOutNorm?: string;
+  queryNorm?: string;
+  keyNorm?: string;
+  /** The layers that make queries, keys and values; then the one behind attention. */
+  attention: [inputs: LinearSpec[], output: LinearSpec];
+  /** The MLP's layers by stage, or one such pair for each expert. */
+  mlp: [inputs: LinearSpec[], output: LinearSpec][];
+  /** The router [experts, hidden] where `mlp` are experts. */
+  router?: string;
+}
+
+/** A decoder as its checkpoint has it. */
+export interface Architecture {
+  config: DecoderConfig;
+  embedding: string;
+  /** Learned positions; token t of a window has row t + offset. */
+  positions?: { name: string; offset: number; rows: number };
+  /** Between the embedding's size and the blocks'. */
+  projectIn?: string;
+  projectOut?: string;
+  finalNorm?: string;
+  head: string;
+  block(layer: number): BlockSpec;
+}
+
+/** What a model family says about itself; see docs/architecture.md, "A new family". */
 export interface Family {
   /** Values of config.json's `model_type`. */
   modelTypes: readonly string[];
-  readConfig(config: Readonly<Record<string, unknown>>): DecoderConfig;
-  /** Tensor names without ".weight" and ".bias". */
-  names: {
-    embedding: string;
-    finalNorm: string;
-    head: string;
-    attentionNorm(layer: number): string;
-    mlpNorm(layer: number): string;
-    queryNorm(layer: number): string;
-    keyNorm(layer: number): string;
-    linear(layer: number, role: LinearRole): string;
-  };
+  /** @param has whether the checkpoint has a tensor */
+  read(config: Readonly<Record<string, unknown>>, has: (tensor: string) => boolean): Architecture;
 }

@@ -1,8 +1,13 @@
 import { AlpsError, describe } from '../../errors.js';
+import { expertsFamily } from './experts.js';
 import type { Family } from './family.js';
+import { gemmaFamily } from './gemma.js';
+import { gpt2Family } from './gpt2.js';
 import { llamaFamily } from './llama.js';
+import { optFamily } from './opt.js';
+import { phi3Family } from './phi3.js';
 
-const families: readonly Family[] = [llamaFamily];
+const families: readonly Family[] = [llamaFamily, phi3Family, gemmaFamily, expertsFamily, optFamily, gpt2Family];
 
 /** Every `model_type` that can be run. */
 export const knownModelTypes: readonly string[] = families.flatMap((family) => family.modelTypes);

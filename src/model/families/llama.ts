@@ -1,72 +1,94 @@
-import { ConfigReader, type DecoderConfig } from '../config.js';
-import type { Family, LinearRole } from './family.js';
+import { ConfigReader, type DecoderConfig, usualConfig } from '../config.js';
+import type { BlockSpec, Family } from './family.js';
 
 /** Llama 1-3, SmolLM2, Mistral, Qwen2, Qwen3: RMSNorm, rotary positions, grouped queries, gated MLP. */
 export const llamaFamily: Family = {
   modelTypes: ['llama', 'mistral', 'qwen2', 'qwen3'],
 
-  readConfig(config): DecoderConfig {
-    const reader = new ConfigReader(config);
-    const modelType = String(config.model_type);
-    const hidden = reader.size('hidden_size');
-    const layers = reader.size('num_hidden_layers');
-    const heads = reader.size('num_attention_heads');
-    const qwen3 = modelType === 'qwen3';
-    const llama = modelType === 'llama';
-    const llamaBias = (llama || qwen3) && reader.flag('attention_bias', false);
+  read(raw) {
+    const reader = new ConfigReader(raw);
+    const config = readLlamaConfig(reader);
+    const { modelType } = config;
+    const bias = (modelType === 'llama' || modelType === 'qwen3') && reader.flag('attention_bias', false);
+    const mlpBias = modelType === 'llama' && reader.flag('mlp_bias', false);
     return {
-      modelType,
-      hidden,
-      layers,
-      heads,
-      intermediate: reader.size('intermediate_size'),
-      kvHeads: reader.size('num_key_value_heads', heads),
-      headDim: reader.size('head_dim', qwen3 ? 128 : Math.floor(hidden / heads)),
-      vocabulary: reader.size('vocab_size'),
-      maxPositions: reader.size('max_position_embeddings', 2048),
-      normEps: reader.positive('rms_norm_eps', 1e-6),
-      activation: reader.activation('hidden_act', 'silu'),
-      ...reader.rope(),
-      attentionBias: modelType === 'qwen2' || llamaBias,
-      attentionOutputBias: llamaBias,
-      mlpBias: llama && reader.flag('mlp_bias', false),
-      qkNorm: qwen3,
-      slidingWindow: slidingWindows(reader, modelType, layers),
-      tiedEmbeddings: reader.flag('tie_word_embeddings', false),
+      config,
+      ...llamaNames,
+      block: (layer) => llamaBlock(layer, config, { qkv: modelType === 'qwen2' || bias, o: bias, mlp: mlpBias }),
     };
   },
-
-  names: {
-    embedding: 'model.embed_tokens',
-    finalNorm: 'model.norm',
-    head: 'lm_head',
-    attentionNorm: (layer) => `model.layers.${layer}.input_layernorm`,
-    mlpNorm: (layer) => `model.layers.${layer}.post_attention_layernorm`,
-    queryNorm: (layer) => `model.layers.${layer}.self_attn.q_norm`,
-    keyNorm: (layer) => `model.layers.${layer}.self_attn.k_norm`,
-    linear: (layer, role) => `model.layers.${layer}.${linears[role]}`,
-  },
 };
 
-const linears: Record<LinearRole, string> = {
-  q: 'self_attn.q_proj',
-  k: 'self_attn.k_proj',
-  v: 'self_attn.v_proj',
-  o: 'self_attn.o_proj',
-  gate: 'mlp.gate_proj',
-  up: 'mlp.up_proj',
-  down: 'mlp.down_proj',
-};
+/** The names outside the blocks. */
+export const llamaNames = { embedding: 'model.embed_tokens', finalNorm: 'model.norm', head: 'lm_head' } as const;
 
-/** Mistral: every layer. Qwen: the layers from `max_window_layers` on, or those that `layer_types` names. Llama: none. */
+/** What decoders in the manner of Llama have in their config.json. */
+export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
+  const modelType = String(reader.config.model_type);
+  const hidden = reader.size('hidden_size');
+  const layers = reader.size('num_hidden_layers');
+  const heads = reader.size('num_attention_heads');
+  const qwen3 = modelType.startsWith('qwen3');
+  const headDim = reader.size('head_dim', qwen3 ? 128 : Math.floor(hidden / heads));
+  return {
+    ...usualConfig,
+    modelType,
+    hidden,
+    layers,
+    heads,
+    headDim,
+    intermediate: reader.size('intermediate_size'),
+    kvHeads: reader.size('num_key_value_heads', heads),
+    vocabulary: reader.size('vocab_size'),
+    maxPositions: reader.size('max_position_embeddings', 2048),
+    normEps: reader.positive('rms_norm_eps', 1e-6),
+    activation: reader.activation('hidden_act', 'silu'),
+    ropes: [reader.rope(headDim)],
+    ropeOf: new Array(layers).fill(0),
+    attentionScale: 1 / Math.sqrt(headDim),
+    qkNorm: qwen3,
+    slidingWindow: slidingWindows(reader, modelType, layers),
+    embeddingSize: hidden,
+    tiedEmbeddings: reader.flag('tie_word_embeddings', false),
+  };
+}
+
+/** The tensors of a block in the manner of Llama. */
+export function llamaBlock(
+  layer: number,
+  { qkNorm }: DecoderConfig,
+  bias: { qkv?: boolean; o?: boolean; mlp?: boolean } = {},
+): BlockSpec {
+  const at = (name: string) => `model.layers.${layer}.${name}`;
+  return {
+    attentionNorm: at('input_layernorm'),
+    mlpNorm: at('post_attention_layernorm'),
+    ...(qkNorm ? { queryNorm: at('self_attn.q_norm'), keyNorm: at('self_attn.k_norm') } : {}),
+    attention: [
+      [
+        { name: at('self_attn.q_proj'), parts: ['q'], bias: bias.qkv },
+        { name: at('self_attn.k_proj'), parts: ['k'], bias: bias.qkv },
+        { name: at('self_attn.v_proj'), parts: ['v'], bias: bias.qkv },
+      ],
+      { name: at('self_attn.o_proj'), parts: ['o'], bias: bias.o },
+    ],
+    mlp: [
+      [
+        [
+          { name: at('mlp.gate_proj'), parts: ['gate'], bias: bias.mlp },
+          { name: at('mlp.up_proj'), parts: ['up'], bias: bias.mlp },
+        ],
+        { name: at('mlp.down_proj'), parts: ['down'], bias: bias.mlp },
+      ],
+    ],
+  };
+}
+
+/** Mistral, Mixtral: every layer. Qwen: the layers from `max_window_layers` on, or those that `layer_types` names. Llama: none. */
 function slidingWindows(reader: ConfigReader, modelType: string, layers: number): number[] {
-  const { sliding_window: window, layer_types: types, use_sliding_window: used } = reader.config;
-  if (modelType === 'llama' || typeof window !== 'number' || (modelType !== 'mistral' && used !== true)) {
-    return new Array(layers).fill(0);
-  }
-  const size = reader.size('sliding_window');
-  if (Array.isArray(types))
-    return Array.from({ length: layers }, (_, i) => (types[i] === 'sliding_attention' ? size : 0));
-  const first = modelType === 'mistral' ? 0 : Number(reader.config.max_window_layers ?? 28);
-  return Array.from({ length: layers }, (_, i) => (i >= first ? size : 0));
+  const everywhere = modelType === 'mistral' || modelType === 'mixtral' || modelType === 'phi3';
+  const used = everywhere || (modelType.startsWith('qwen') && reader.config.use_sliding_window === true);
+  if (!used) return new Array(layers).fill(0);
+  const first = everywhere ? 0 : Number(reader.config.max_window_layers ?? 28);
+  return reader.slidingWindows(layers, (layer) => layer >= first);
 }

@@ -1,0 +1,150 @@
+import type { CheckpointWriter } from './checkpoint/writer.js';
+import type { Stream } from './device/stream.js';
+import { Scope, type Tensor } from './device/tensor.js';
+import { AlpsError } from './errors.js';
+import type { Linear } from './model/block.js';
+import { type DecoderModel, type F32, tensorOf } from './model/decoder.js';
+import { type InputMoments, segmentsOf } from './pruning/layer-problem.js';
+import { solveMagnitude } from './pruning/magnitude.js';
+import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
+import { type GroupResult, type LayerResult, layerErrors, solveGroup } from './pruning/solve-group.js';
+import type { BlockReport, LayerReport } from './traversal.js';
+
+/** What a group of layers sees. */
+export interface GroupInputs extends Disposable {
+  /** XᵀX, both triangles. */
+  gram: F32;
+  tokens: number;
+  moments: InputMoments | undefined;
+  dispose(): void;
+}
+
+export interface GroupPruningOptions {
+  parsed: ParsedPruningOptions;
+  writer: CheckpointWriter;
+  timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T>;
+}
+
+/**
+ * Prunes layers that share an input, writes them, and puts what was written into the block.
+ * @param inputs undefined, or without tokens, where only the weights decide
+ */
+export async function pruneGroup(
+  model: DecoderModel,
+  linears: readonly Linear[],
+  inputs: GroupInputs | undefined,
+  options: GroupPruningOptions,
+): Promise<Omit<LayerReport, 'block'>[]> {
+  const began = performance.now();
+  const { stream, device, precision } = model;
+  const { timed } = options;
+  const [{ inputs: width }] = linears as [Linear];
+  const outputs = linears.reduce((sum, linear) => sum + linear.outputs, 0);
+  using scope = new Scope();
+  const weight = scope.hold(device.tensor('float32', [outputs, width], `the weights of ${linears[0]!.name}`));
+  await eachRows(linears, weight, async (linear, rows) => {
+    // From the checkpoint's bits, not from a rounded copy of them.
+    using stored = await timed('read', () => model.loadLinear(linear.spec, 'float32'));
+    stream.copy(stored, rows);
+  });
+  const layers = linears.map(({ name, outputs: count }) => ({ name, outputs: count }));
+  const seen = inputs && inputs.tokens > 0 ? inputs : undefined;
+  const fallback = inputs !== undefined && !seen && options.parsed.method !== 'magnitude';
+  const parsed: ParsedPruningOptions = fallback ? { ...options.parsed, comparisonGroup: 'layer' } : options.parsed;
+  const result = await timed('solve', async () =>
+    seen
+      ? solveGroup(stream, { layers, weight, gram: seen.gram, moments: seen.moments }, parsed, precision)
+      : byMagnitude(stream, { layers, weight }, { ...parsed, method: 'magnitude' }),
+  );
+  scope.hold(result.weight);
+  scope.hold(result.mask);
+  await eachRows(linears, result.weight, (linear, rows) =>
+    timed('write', () => store(model, linear, rows, options.writer)),
+  );
+  const kept = result.layers.map((layer) => layer.kept);
+  const errors = seen
+    ? await layerErrors(stream, { layers, weight, gram: seen.gram }, result.weight, result.ridge, kept)
+    : undefined;
+  const { iterations, refineIterations, dampingSteps, capped } = result;
+  return linears.map(({ name, outputs: count }, i) => ({
+    name,
+    outputs: count,
+    inputs: width,
+    kept: kept[i]!,
+    sparsity: result.layers[i]!.sparsity,
+    error: errors ? errors[i]!.error : null,
+    iterations,
+    refineIterations,
+    dampingSteps,
+    capped,
+    ...(fallback ? { fallback: 'magnitude' as const } : {}),
+    milliseconds: performance.now() - began,
+  }));
+}
+
+/** Calls `use` for each linear with its rows of a matrix that holds all of them. */
+async function eachRows(
+  linears: readonly Linear[],
+  matrix: F32,
+  use: (linear: Linear, rows: F32) => Promise<void>,
+): Promise<void> {
+  let row = 0;
+  for (const linear of linears) {
+    using rows = matrix.rows(row, row + linear.outputs);
+    await use(linear, rows);
+    row += linear.outputs;
+  }
+}
+
+/** Writes a layer's weights in its checkpoint's dtype and layout, and puts what was written (rounded to it) into `rows` and the block. */
+async function store(model: DecoderModel, linear: Linear, rows: F32, writer: CheckpointWriter): Promise<void> {
+  const { stream, device } = model;
+  const { spec } = linear;
+  const name = tensorOf(spec);
+  using stored = device.tensor(model.storedDtype(name), rows.shape, name);
+  stream.copy(rows, stored);
+  stream.copy(stored, rows);
+  stream.copy(stored, linear.weight);
+  const data = await readStored(stream, stored, spec.transposed === true);
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  if (spec.expert) await writer.writePart(name, bytes, spec.expert);
+  else await writer.write(name, bytes);
+}
+
+async function readStored(stream: Stream, stored: Tensor, transposed: boolean) {
+  if (!transposed) return stream.read(stored);
+  const [outputs = 0, inputs = 0] = stored.shape;
+  using turned = stream.device.tensor(stored.dtype, [inputs, outputs]);
+  stream.transpose(stored, turned);
+  return stream.read(turned);
+}
+
+/** Magnitude pruning without calibration. */
+export async function byMagnitude(
+  stream: Stream,
+  group: { layers: { name: string; outputs: number }[]; weight: F32 },
+  parsed: ParsedPruningOptions,
+): Promise<GroupResult> {
+  const { device } = stream;
+  const { shape } = group.weight;
+  using bad = device.tensor('uint32', [1]);
+  stream.countNonFinite(group.weight, bad);
+  const [count = 0] = await stream.read(bad);
+  if (count > 0) {
+    throw new AlpsError(
+      'NOT_FINITE',
+      `${count} weights of ${group.layers.map(({ name }) => name).join(', ')} are NaN or infinite`,
+    );
+  }
+  const segments = segmentsOf(group, parsed.pattern, isRowwise(parsed));
+  const weight = device.tensor('float32', shape, 'the pruned weights');
+  const mask = device.tensor('uint8', shape, 'the support');
+  solveMagnitude({ stream, group, segments }, parsed, { weight, mask });
+  const layers: LayerResult[] = group.layers.map(({ name, outputs }, i) => {
+    const kept = segments.keep[i]!;
+    return { name, kept, sparsity: 1 - kept / (outputs * shape[1]!), error: 0, errorWithRidge: 0 };
+  });
+  const time = { factorise: 0, admm: 0, refine: 0, error: 0 };
+  const none = { iterations: 0, refineIterations: 0, trace: [], capped: false, ridge: 0, dampingSteps: 0 };
+  return { ...none, layers, weight, mask, time };
+}

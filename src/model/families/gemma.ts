@@ -1,0 +1,81 @@
+import { ConfigReader, type DecoderConfig, usualConfig } from '../config.js';
+import type { Family } from './family.js';
+import { llamaBlock, llamaNames } from './llama.js';
+
+/** Gemma 2 and 3 (text): norms before and after, their weights offset by 1, soft caps, sliding windows on most layers. */
+export const gemmaFamily: Family = {
+  modelTypes: ['gemma2', 'gemma3_text'],
+
+  read(raw) {
+    const reader = new ConfigReader(raw);
+    const config = readConfig(reader);
+    const bias = reader.flag('attention_bias', false);
+    return {
+      config,
+      ...llamaNames,
+      block(layer) {
+        const at = (name: string) => `model.layers.${layer}.${name}`;
+        return {
+          ...llamaBlock(layer, config, { qkv: bias, o: bias }),
+          attentionOutNorm: at('post_attention_layernorm'),
+          mlpNorm: at('pre_feedforward_layernorm'),
+          mlpOutNorm: at('post_feedforward_layernorm'),
+        };
+      },
+    };
+  },
+};
+
+function readConfig(reader: ConfigReader): DecoderConfig {
+  const modelType = String(reader.config.model_type);
+  const third = modelType === 'gemma3_text';
+  const hidden = reader.size('hidden_size');
+  const layers = reader.size('num_hidden_layers');
+  const headDim = reader.size('head_dim', 256);
+  const heads = reader.size('num_attention_heads');
+  const every = reader.size('sliding_window_pattern', third ? 6 : 2);
+  const slidingWindow = reader.slidingWindows(layers, (layer) => (layer + 1) % every !== 0);
+  const cap = (key: string, usual: number | null) =>
+    (reader.config[key] === undefined ? usual : reader.config[key]) === null ? 0 : reader.positive(key, usual ?? 0);
+  const global = reader.rope(headDim, { kind: 'full_attention', theta: third ? 1e6 : 1e4 });
+  const local = localRope(reader, headDim);
+  return {
+    ...usualConfig,
+    modelType,
+    hidden,
+    layers,
+    heads,
+    headDim,
+    intermediate: reader.size('intermediate_size'),
+    kvHeads: reader.size('num_key_value_heads', heads),
+    vocabulary: reader.size('vocab_size'),
+    maxPositions: reader.size('max_position_embeddings', 8192),
+    normEps: reader.positive('rms_norm_eps', 1e-6),
+    normOffset: 1,
+    normPlacement: 'sandwich',
+    activation: reader.activation(
+      reader.config.hidden_activation == null ? 'hidden_act' : 'hidden_activation',
+      'gelu_pytorch_tanh',
+    ),
+    ropes: third ? [global, local] : [global],
+    ropeOf: slidingWindow.map((window) => (third && window > 0 ? 1 : 0)),
+    attentionScale: 1 / Math.sqrt(reader.positive('query_pre_attn_scalar', 256)),
+    attentionSoftCap: cap('attn_logit_softcapping', third ? null : 50),
+    logitSoftCap: cap('final_logit_softcapping', third ? null : 30),
+    qkNorm: third,
+    slidingWindow,
+    embeddingScale: Math.sqrt(hidden),
+    embeddingSize: hidden,
+    tiedEmbeddings: reader.flag('tie_word_embeddings', true),
+  };
+}
+
+/** Gemma 3's layers with a sliding window turn faster and are never stretched. */
+function localRope(reader: ConfigReader, headDim: number) {
+  const { rope_parameters: nested } = reader.config;
+  if (typeof nested === 'object' && nested !== null && 'sliding_attention' in nested) {
+    return reader.rope(headDim, { kind: 'sliding_attention' });
+  }
+  const theta = reader.positive('rope_local_base_freq', 1e4);
+  return { theta, dimensions: headDim, scaling: { type: 'none' } } as const;
+}

@@ -1,0 +1,25 @@
+import { ConfigReader } from '../config.js';
+import type { Family } from './family.js';
+import { llamaBlock, llamaNames, readLlamaConfig } from './llama.js';
+
+/** Phi-3: Llama with q, k and v in one matrix, and gate and up in one. */
+export const phi3Family: Family = {
+  modelTypes: ['phi3'],
+
+  read(raw) {
+    const config = readLlamaConfig(new ConfigReader(raw));
+    return {
+      config,
+      ...llamaNames,
+      block(layer) {
+        const at = (name: string) => `model.layers.${layer}.${name}`;
+        const block = llamaBlock(layer, config);
+        return {
+          ...block,
+          attention: [[{ name: at('self_attn.qkv_proj'), parts: ['q', 'k', 'v'] }], block.attention[1]],
+          mlp: [[[{ name: at('mlp.gate_up_proj'), parts: ['gate', 'up'] }], block.mlp[0]![1]]],
+        };
+      },
+    };
+  },
+};

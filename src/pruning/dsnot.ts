@@ -1,0 +1,52 @@
+import { Scope } from '../device/tensor.js';
+import { AlpsError } from '../errors.js';
+import { type LayerProblem, nativePattern } from './layer-problem.js';
+import type { ParsedPruningOptions } from './options.js';
+import { isNm } from './pattern.js';
+import { chooseLargest, sparseGptScores, wandaScores } from './scores.js';
+import { keepOnMask, type Selection } from './selection.js';
+
+/**
+ * DSnoT: swaps a row's pruned and kept weights as long as that lessens the expected change of its output. Source: "Dynamic
+ * Sparse No Training: Training-Free Fine-tuning for Sparse LLMs", ICLR 2024, and its code where the paper is silent: growing
+ * by w E[x] / Var[x], pruning by Wanda's score (in N:M by the initial one, within the group), sums over a window.
+ */
+export async function solveDsnot(
+  problem: LayerProblem,
+  options: ParsedPruningOptions,
+  selection: Selection,
+): Promise<void> {
+  const { stream, group, segments, diagonal } = problem;
+  const { pattern, dsnot } = options;
+  using scope = new Scope();
+  const initial = scope.hold(await initialScores(problem, dsnot.initial));
+  chooseLargest(stream, initial, selection.mask, { pattern, segments, byRow: true });
+  const { moments } = group;
+  if (!moments) {
+    const names = group.layers.map(({ name }) => name).join(', ');
+    throw new AlpsError(
+      'INVALID_ARGUMENT',
+      `DSnoT needs the means of the inputs of ${names}: give activations, or inputMean and tokens beside the Gram matrix`,
+    );
+  }
+  const { sum, tokens, windowLength } = moments;
+  const expected = Float32Array.from(sum, (value) => (value * windowLength) / tokens);
+  const variance = Float32Array.from(diagonal, (d, j) => Math.max(d / tokens - (sum[j]! / tokens) ** 2, 0));
+  const n = diagonal.length;
+  const inputs = {
+    expected: scope.hold(stream.upload('float32', [n], expected)),
+    variance: scope.hold(stream.upload('float32', [n], variance)),
+  };
+  const metric = isNm(pattern) ? initial : scope.hold(wandaScores(problem));
+  const { maxCycles: cycles, threshold, sameSign } = dsnot;
+  stream.dsnot(group.weight, metric, inputs, selection.mask, nativePattern(pattern), { cycles, threshold, sameSign });
+  keepOnMask(stream, group.weight, selection);
+}
+
+async function initialScores(problem: LayerProblem, initial: 'wanda' | 'magnitude' | 'sparsegpt') {
+  if (initial === 'wanda') return wandaScores(problem);
+  if (initial === 'sparsegpt') return sparseGptScores(problem);
+  const scores = problem.device.tensor('float32', problem.group.weight.shape, 'magnitudes');
+  problem.stream.copy(problem.group.weight, scores);
+  return scores;
+}

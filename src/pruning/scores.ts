@@ -1,0 +1,56 @@
+import type { Segments, Stream } from '../device/stream.js';
+import type { Tensor } from '../device/tensor.js';
+import { type LayerProblem, nativePattern } from './layer-problem.js';
+import { isNm, keptPerRow, type Pattern } from './pattern.js';
+
+type F32 = Tensor<'float32'>;
+
+/**
+ * The mask of the largest |scores|: of each N:M group, each row, or each layer; ties to the lowest index.
+ * @param byRow unstructured: whether each row has its own budget
+ */
+export function chooseLargest(
+  stream: Stream,
+  scores: F32,
+  mask: Tensor<'uint8'>,
+  options: { pattern: Pattern; segments: Segments; byRow: boolean },
+): void {
+  const { pattern, segments, byRow } = options;
+  if (byRow && !isNm(pattern)) stream.projectRows(scores, mask, keptPerRow(pattern, scores.shape[1]!));
+  else stream.project(scores, mask, nativePattern(pattern), segments);
+}
+
+/** Wanda's score |w| √(XᵀX)ⱼⱼ, up to a factor ("A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024). */
+export function wandaScores({ stream, device, group, diagonal }: LayerProblem): F32 {
+  const scores = device.tensor('float32', group.weight.shape, 'Wanda’s scores');
+  using norms = stream.upload('float32', [diagonal.length], diagonal.map(Math.sqrt));
+  stream.scaleRowsColumns(group.weight, { column: norms }, scores);
+  return scores;
+}
+
+/** L with H'⁻¹ = L Lᵀ, float32 [n, n]. The next await rejects with `NOT_POSITIVE_DEFINITE` where H' cannot be factorised. */
+export function inverseFactor({ stream, device, gram, n }: LayerProblem): F32 {
+  const factor = device.tensor('float32', [n, n], 'the factor of the inverse Gram matrix');
+  stream.copy(gram, factor);
+  stream.cholesky(factor);
+  stream.choleskyInverse(factor);
+  stream.cholesky(factor);
+  return factor;
+}
+
+/** SparseGPT's score w / Lⱼⱼ before anything was pruned (its square is what it ranks by). */
+export async function sparseGptScores(problem: LayerProblem): Promise<F32> {
+  const { stream, device, base, n } = problem;
+  using factor = inverseFactor(problem);
+  using diagonal = device.tensor('float32', [n]);
+  stream.diagonal(factor, diagonal);
+  const values = await stream.read(diagonal);
+  const scores = device.tensor('float32', base.shape, 'SparseGPT’s scores');
+  using inverse = stream.upload(
+    'float32',
+    [n],
+    values.map((d) => 1 / d),
+  );
+  stream.scaleRowsColumns(base, { column: inverse }, scores);
+  return scores;
+}

@@ -1,0 +1,29 @@
+import type { Tensor } from '../device/tensor.js';
+
+/** One look at the support. */
+export interface TracePoint {
+  /** ADMM iterations done. */
+  iteration: number;
+  /** ρ of these iterations. */
+  rho: number;
+  /** Entries of the support that differ from the last look, all layers of the group together. */
+  changed: number;
+  /** With `traceErrors`: the relative error (with ridge) of stopping here, before a refit, all layers together. */
+  error?: number;
+}
+
+/** What a method makes of a group of layers. */
+export interface Solution {
+  /** The pruned weights, float32 [m, n], in the layers' own units. The caller disposes both. */
+  weight: Tensor<'float32'>;
+  /** 1 where a weight stays, uint8 [m, n]. */
+  mask: Tensor<'uint8'>;
+  /** ADMM iterations; 0 for methods without. */
+  iterations: number;
+  refineIterations: number;
+  trace: TracePoint[];
+  /** Whether the iteration cap was reached before the support settled. */
+  capped: boolean;
+  /** Milliseconds; phases overlap with nothing, each ends with an await. `admm` is the whole search of the methods without ADMM. */
+  time: { factorise: number; admm: number; refine: number };
+}
