@@ -4,8 +4,11 @@
     python scripts/make_dsnot_golden.py --dsnot DSNOT_CHECKOUT --model models/smollm2-135m --text build/sotu/calibration.jsonl
 
 Its function for a whole model runs on a model of one block with one linear layer, whose inputs are those of the real
-layer, with its defaults and no layer left out. Written are ``dsnot.json`` (errors in float64) and ``input-sums.safetensors``
-(the sum of each input over all tokens, which the Gram matrices of the fixtures do not hold). Needs what make_golden.py needs.
+layer, with its defaults and no layer left out. The weights' ties are broken (``without_ties``): they were 4-bit numbers
+once, and choices among equal magnitudes would hide all else. Two results are kept for each case: of the code as it is,
+and of the code with one condition more, that a row ends when no weight with the sought sign is left. As it is it then
+goes on with weights of the other sign, the largest first, which happens where few weights are kept. Written are ``dsnot.json`` (errors in float64) and ``input-moments.safetensors``
+(mean and variance of each input, which the Gram matrices of the fixtures do not hold). Needs what make_golden.py needs.
 """
 
 from __future__ import annotations
@@ -28,8 +31,19 @@ from whole_model import Pattern, load_model
 INITIAL = ("wanda", "magnitude", "sparsegpt")
 
 
-def load_dsnot(checkout: Path) -> types.ModuleType:
-    """lib/prune.py and what it imports, on the CPU."""
+STEP = "weight_mask.scatter_(1, pruning_indice, update_mask)"
+STOP = "update_mask = update_mask & (pruning_metric * reconstruction_error < 0) & (regrowing_metric * reconstruction_error > 0)"
+
+
+def without_ties(weight: torch.Tensor) -> torch.Tensor:
+    """Each weight times 1 + u / 1000 with u in [0, 1) from its place."""
+    place = torch.arange(weight.numel(), dtype=torch.int64)
+    noise = ((place * 2654435761) % 2**32).double() / 2**32
+    return (weight.double().flatten() * (1 + noise / 1000)).float().reshape(weight.shape)
+
+
+def load_dsnot(checkout: Path, stops: bool) -> types.ModuleType:
+    """lib/prune.py and what it imports, on the CPU; with the condition of the module's docstring where ``stops``."""
     sys.path.insert(0, str(checkout))
     for name in ("lib.data", "lib.eval", "lib.save_results"):
         stub = types.ModuleType(name)
@@ -40,7 +54,12 @@ def load_dsnot(checkout: Path) -> types.ModuleType:
     torch.cuda.empty_cache = lambda *_: None
     path = checkout / "lib" / "prune.py"
     module = types.ModuleType("dsnot_prune")
-    exec(compile(path.read_text(encoding="utf-8").replace("cuda:0", "cpu").replace("from .", "from lib."), str(path), "exec"), module.__dict__)
+    source = path.read_text(encoding="utf-8").replace("cuda:0", "cpu").replace("from .", "from lib.")
+    if stops:
+        before, after = source.rsplit(STEP, 1)  # the last one is that of unstructured pruning
+        indent = before[before.rindex("\n") :]
+        source = before + STOP + indent + STEP + after
+    exec(compile(source, str(path), "exec"), module.__dict__)
     return module
 
 
@@ -114,29 +133,33 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     options = parser.parse_args()
     folder = ROOT / "test" / "fixtures" / "golden"
-    peer = load_dsnot(options.dsnot)
+    peers = {"error": load_dsnot(options.dsnot, False), "errorStopping": load_dsnot(options.dsnot, True)}
     windows = calibration_windows(options.text, Tokenizer.from_file(str(options.model / "tokenizer.json")), 32, 1024, 0)
     inputs = collect_inputs(load_model(options.model), windows)
-    sums, layers = {}, {}
+    moments, layers = {}, {}
     for key in LAYERS:
         weight, gram = read_fixture(folder / f"{key}.safetensors")
+        weight = without_ties(weight)
         x = inputs[key].double().reshape(-1, weight.shape[1])
         drift = float((x.T @ x - gram).abs().max() / gram.abs().max())
         if drift > 1e-5:
             raise SystemExit(f"{key}: the Gram matrix of these inputs differs from the fixture's by {drift}")
-        sums[key] = x.sum(0).float()
+        moments[f"{key}.mean"] = x.mean(0).float()
+        moments[f"{key}.variance"] = inputs[key].double().var(dim=1, unbiased=False).mean(0).float()
         layers[key] = {
             label: {
-                initial: {"error": relative_error(weight, pruned, gram, 0), "nonZeros": int((pruned != 0).sum())}
+                initial: {
+                    name: relative_error(weight, run_dsnot(peer, weight, inputs[key], initial, Pattern(text)), gram, 0)
+                    for name, peer in peers.items()
+                }
                 for initial in INITIAL
-                for pruned in [run_dsnot(peer, weight, inputs[key], initial, Pattern(text))]
             }
             for label, text in PATTERNS.items()
         }
         print(key, json.dumps(layers[key]), file=sys.stderr)
-    save_file(sums, folder / "input-sums.safetensors")
-    (folder / "input-sums.safetensors").chmod(0o644)
-    golden = {"windows": len(windows), "seqlen": windows.shape[1], "settings": "defaults, no layer skipped", "layers": layers}
+    save_file(moments, folder / "input-moments.safetensors")
+    (folder / "input-moments.safetensors").chmod(0o644)
+    golden = {"windows": len(windows), "seqlen": windows.shape[1], "settings": "defaults, no layer skipped, ties broken", "layers": layers}
     (folder / "dsnot.json").write_text(json.dumps(golden, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,12 @@
 import type { CheckpointWriter } from './checkpoint/writer.js';
+import type { Stream } from './device/stream.js';
 import { Scope } from './device/tensor.js';
 import { throwIfAborted } from './errors.js';
 import { type GroupInputs, pruneGroup } from './group-pruning.js';
 import { type Block, type Linear, stageCount } from './model/block.js';
 import { Activations, type Windows } from './model/block-run.js';
-import type { DecoderModel } from './model/decoder.js';
+import type { DecoderModel, F32 } from './model/decoder.js';
+import { MomentCollector } from './pruning/input-moments.js';
 import type { ParsedPruningOptions } from './pruning/options.js';
 
 /** Whose outputs a layer's inputs come from: the pruned layers before it, or the still dense block. */
@@ -155,15 +157,15 @@ class BlockPruning {
       const scope = new Scope();
       try {
         const gram = scope.hold(device.tensor('float32', [inputs, inputs], label));
-        const sums = this.#parsed.method === 'dsnot' ? scope.hold(device.tensor('float64', [inputs])) : undefined;
+        using collector = this.#parsed.method === 'dsnot' ? new MomentCollector(stream, activations.length) : undefined;
         activations.input(block, stage, group, (x) => {
           stream.gramAccumulate(x, gram);
-          if (sums) stream.columnSums(x, sums);
+          collector?.add(x);
         });
         stream.symmetrize(gram);
         await stream.sync();
         const tokens = activations.tokensOf(block, stage, group);
-        const moments = sums && { sum: await stream.read(sums), tokens, windowLength: activations.length };
+        const moments = collector && (await collector.finish(await diagonalOf(gram, stream)));
         return { gram, tokens, moments, dispose: () => scope.dispose(), [Symbol.dispose]: () => scope.dispose() };
       } catch (error) {
         scope.dispose();
@@ -190,6 +192,12 @@ class BlockPruning {
       this.#phases[phase] += performance.now() - began;
     }
   }
+}
+
+async function diagonalOf(gram: F32, stream: Stream): Promise<Float32Array> {
+  using diagonal = stream.device.tensor('float32', [gram.shape[0]!]);
+  stream.diagonal(gram, diagonal);
+  return stream.read(diagonal);
 }
 
 /** DSnoT without swaps in the stages that it is to leave out. */

@@ -1,12 +1,8 @@
 import { readFileSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import { SafetensorsFile } from '../src/checkpoint/safetensors.js';
 import { type PruneLayerOptions, pruneLayer } from '../src/pruning/prune-layer.js';
-import { fromBf16 } from './helpers/numbers.js';
+import { goldenFolder as folder, readGoldenLayer as readLayer } from './helpers/golden.js';
 
 // Layers of SmolLM2-135M with the Gram matrices of real text, and what the published code reaches on them; made by scripts/make_golden.py.
-const folder = fileURLToPath(new URL('fixtures/golden/', import.meta.url));
-
 interface Golden {
   layers: Record<string, { file: string; patterns: Record<string, GoldenPattern> }>;
 }
@@ -21,22 +17,6 @@ const golden = JSON.parse(readFileSync(`${folder}golden.json`, 'utf8')) as Golde
 const cases = Object.entries(golden.layers).flatMap(([name, { file, patterns }]) =>
   Object.entries(patterns).map(([title, expected]) => ({ name, title, file, expected })),
 );
-
-async function readLayer(file: string) {
-  const tensors = await SafetensorsFile.open(folder + file);
-  const bytes = await tensors.read('weight');
-  const info = tensors.tensors.get('weight')!;
-  const weight =
-    info.dtype === 'BF16'
-      ? fromBf16(new Uint16Array(bytes.buffer as ArrayBuffer))
-      : new Float32Array(bytes.buffer as ArrayBuffer);
-  const upper = new Float32Array((await tensors.read('gram_upper')).buffer as ArrayBuffer);
-  await tensors.close();
-  const [m, n] = info.shape as [number, number];
-  const gram = new Float32Array(n * n);
-  for (let i = 0, at = 0; i < n; i++) for (let j = i; j < n; j++) gram[i * n + j] = gram[j * n + i] = upper[at++]!;
-  return { weight, gram, shape: [m, n] as [number, number] };
-}
 
 const schedules: [string, Partial<PruneLayerOptions>][] = [
   ['published schedule and metric', { schedule: 'alps', metric: 'diagonal' }],
@@ -56,3 +36,47 @@ describe.each(schedules)('against the published code: %s', (_title, options) => 
     expect(result.error / alps.error).toBeLessThan(1.002);
   });
 });
+
+const asOptions = (pattern: GoldenPattern['pattern']) =>
+  typeof pattern === 'number' ? { sparsity: pattern } : { pattern };
+
+// The published SparseGPT keeps one weight fewer in each block of 128 columns; nothing else differs.
+test.each(cases)('SparseGPT, $name at $title: within 0.5 % of the published code', async ({ file, expected }) => {
+  const result = await pruneLayer({
+    ...(await readLayer(file)),
+    ...asOptions(expected.pattern),
+    method: 'sparsegpt',
+  });
+  const { sparsegpt } = expected.methods;
+  expect(Math.abs(result.error / sparsegpt.error - 1)).toBeLessThan(0.005);
+  const blocks = Math.ceil(result.mask.length / result.kept / 128) * 8;
+  expect(Math.abs(result.kept - sparsegpt.nonZeros)).toBeLessThanOrEqual(blocks);
+});
+
+test.each(cases)('Wanda, $name at $title: the published error and number', async ({ file, expected }) => {
+  const result = await pruneLayer({ ...(await readLayer(file)), ...asOptions(expected.pattern), method: 'wanda' });
+  const { wanda } = expected.methods;
+  expect(Math.abs(result.error / wanda.error - 1)).toBeLessThan(1e-5);
+  expect(result.weight.filter((w) => w !== 0)).toHaveLength(wanda.nonZeros);
+});
+
+// Many of these weights have equal magnitudes (they were 4-bit numbers once), so masks and errors differ by the choice among ties.
+test.each(cases)(
+  'magnitude, $name at $title: the published number, none kept below one pruned',
+  async ({ file, expected }) => {
+    const layer = await readLayer(file);
+    const { mask } = await pruneLayer({ ...layer, ...asOptions(expected.pattern), method: 'magnitude' });
+    const group = typeof expected.pattern === 'number' ? mask.length : expected.pattern.of;
+    for (let start = 0; start < mask.length; start += group) {
+      let [smallestKept, largestPruned] = [Number.POSITIVE_INFINITY, 0];
+      for (let i = start; i < start + group; i++) {
+        const w = Math.abs(layer.weight[i]!);
+        if (mask[i]) smallestKept = Math.min(smallestKept, w);
+        else largestPruned = Math.max(largestPruned, w);
+      }
+      if (largestPruned > smallestKept) throw new Error(`${largestPruned} was pruned and ${smallestKept} kept`);
+    }
+    const kept = layer.weight.filter((w, i) => mask[i] && w !== 0).length;
+    expect(kept).toBe(expected.methods.magnitude.nonZeros);
+  },
+);

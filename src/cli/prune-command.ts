@@ -1,8 +1,8 @@
 import { type PruneEvent, type PruneReport, prune } from '../prune.js';
-import type { Method, Metric } from '../pruning/options.js';
+import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
 import type { ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
-import { device, deviceOptions, list, number, parse, pattern, string, UsageError } from './arguments.js';
+import { device, deviceOptions, list, number, parse, pattern, string, UsageError, type Values } from './arguments.js';
 import type { Command } from './command.js';
 import { duration, table } from './format.js';
 import { Progress } from './progress.js';
@@ -23,11 +23,17 @@ What the model reads meanwhile:
   --seed N               which windows (default 0)
 
 How:
-  --method M             alps (default) or magnitude
-  --schedule S           ladder (default) or alps, the published schedule of rho
-  --metric M             obs (default with the ladder) or diagonal, the published one
+  --method M             alps (default), sparsegpt, wanda, dsnot or magnitude (mp)
+  --refit R              what is done to the kept weights: pcg (default of alps), backsolve (exact) or none (default of the others)
+  --comparison-group G   magnitude, wanda: layer (default of magnitude) or row (default of wanda)
+  --dsnot-initial M      the mask that dsnot starts from: wanda (default), magnitude or sparsegpt
+  --dsnot-skip WHAT      layers that dsnot leaves with that mask: none (default), mlp or attention
+  --dsnot-cycles N       swaps of a row at most (default 50)
+  --dsnot-threshold T    a row stops below this expected change of its output (default 0.1)
+  --schedule S           alps: ladder (default), alps (the published schedule of rho) or fixed
+  --metric M             alps: obs (default with the ladder) or diagonal, the published one
   --propagation P        sequential (default) or block, the published one
-  --ridge R              ridge as a share of the mean diagonal of XtX (default 0.01)
+  --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
   --refine-iterations N  conjugate gradient iterations (default 10)
   --precision P          auto (default), float32 or bfloat16
   --device D             auto (default) or cpu
@@ -45,6 +51,7 @@ Examples:
   alps prune ./SmolLM2-135M --out ./paper --sparsity 0.7 --calibration speeches.jsonl \\
       --schedule alps --metric diagonal --propagation block        # exactly as published
   alps prune ./SmolLM2-135M --out ./mp --sparsity 0.5 --method magnitude
+  alps prune ./SmolLM2-135M --out ./wanda --pattern 2:4 --method wanda --refit pcg --calibration speeches.jsonl
 `;
 
 const options = {
@@ -57,6 +64,12 @@ const options = {
   length: { type: 'string' },
   seed: { type: 'string' },
   method: { type: 'string' },
+  refit: { type: 'string' },
+  'comparison-group': { type: 'string' },
+  'dsnot-initial': { type: 'string' },
+  'dsnot-skip': { type: 'string' },
+  'dsnot-cycles': { type: 'string' },
+  'dsnot-threshold': { type: 'string' },
   schedule: { type: 'string' },
   metric: { type: 'string' },
   propagation: { type: 'string' },
@@ -98,6 +111,9 @@ export const pruneCommand: Command = {
         sparsity: number(values, 'sparsity'),
         pattern: pattern(values),
         method: string(values, 'method') as Method | undefined,
+        refit: string(values, 'refit') as Refit | undefined,
+        comparisonGroup: string(values, 'comparison-group') as 'layer' | 'row' | undefined,
+        dsnot: dsnotOptions(values),
         schedule: string(values, 'schedule') as ScheduleName | undefined,
         metric: string(values, 'metric') as Metric | undefined,
         propagation: string(values, 'propagation') as Propagation | undefined,
@@ -127,6 +143,16 @@ export const pruneCommand: Command = {
     }
   },
 };
+
+function dsnotOptions(values: Values): DsnotOptions {
+  const given = {
+    initial: string(values, 'dsnot-initial') as DsnotOptions['initial'],
+    skip: string(values, 'dsnot-skip') as DsnotOptions['skip'],
+    maxCycles: number(values, 'dsnot-cycles'),
+    threshold: number(values, 'dsnot-threshold'),
+  };
+  return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
+}
 
 /** The result for people: mean error by kind of layer. */
 function summary(report: PruneReport, out: string): string {

@@ -26,16 +26,15 @@ export async function solveDsnot(
     const names = group.layers.map(({ name }) => name).join(', ');
     throw new AlpsError(
       'INVALID_ARGUMENT',
-      `DSnoT needs the means of the inputs of ${names}: give activations, or inputMean and tokens beside the Gram matrix`,
+      `DSnoT needs the means of the inputs of ${names}: give activations, or inputMean and inputVariance beside the Gram matrix`,
     );
   }
-  const { sum, tokens, windowLength } = moments;
-  const expected = Float32Array.from(sum, (value) => (value * windowLength) / tokens);
-  const variance = Float32Array.from(diagonal, (d, j) => Math.max(d / tokens - (sum[j]! / tokens) ** 2, 0));
+  const { mean, variance, windowLength } = moments;
+  const expected = Float32Array.from(mean, (value) => value * windowLength);
   const n = diagonal.length;
   const inputs = {
     expected: scope.hold(stream.upload('float32', [n], expected)),
-    variance: scope.hold(stream.upload('float32', [n], variance)),
+    variance: scope.hold(stream.upload('float32', [n], Float32Array.from(variance))),
   };
   const metric = isNm(pattern) ? initial : scope.hold(wandaScores(problem));
   const { maxCycles: cycles, threshold, sameSign } = dsnot;

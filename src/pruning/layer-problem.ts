@@ -2,6 +2,7 @@ import type { Device } from '../device/device.js';
 import type { Segments, Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
+import type { InputMoments } from './input-moments.js';
 import { isNm, keptPerRow, keptWeights, type Pattern } from './pattern.js';
 
 type F32 = Tensor<'float32'>;
@@ -20,17 +21,8 @@ export interface LayerGroup {
   weight: F32;
   /** XᵀX, float32 [n, n], both triangles. */
   gram: F32;
-  /** Sums of the inputs, for DSnoT. */
+  /** For DSnoT. */
   moments?: InputMoments;
-}
-
-/** First moments of a layer's inputs; the second ones are on the diagonal of XᵀX. */
-export interface InputMoments {
-  /** Σ x over all tokens, [n]. */
-  sum: Float64Array;
-  tokens: number;
-  /** Tokens of a calibration window: DSnoT looks at sums over a window. */
-  windowLength: number;
 }
 
 /**

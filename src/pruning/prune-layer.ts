@@ -1,7 +1,7 @@
 import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
 import { invalidArgument, throwIfAborted } from '../errors.js';
-import type { InputMoments } from './layer-problem.js';
+import { type InputMoments, MomentCollector } from './input-moments.js';
 import { type PruningOptions, parsePruningOptions } from './options.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
@@ -17,10 +17,10 @@ export interface PruneLayerOptions extends PruningOptions {
   gram?: Numbers;
   /** X, row-major `[tokens, inputs]`: the layer's calibration inputs, instead of `gram`. */
   activations?: Numbers;
-  /** Mean of each input over the calibration tokens, `[inputs]`, and their number: what DSnoT needs beside `gram`. */
+  /** Mean of each input over the calibration tokens and its variance, `[inputs]`: what DSnoT needs beside `gram`. */
   inputMean?: Numbers;
-  tokens?: number;
-  /** Tokens of a calibration window: DSnoT's threshold is on sums over one. Default 2048, or all tokens where there are fewer. */
+  inputVariance?: Numbers;
+  /** Tokens of a calibration window: DSnoT's threshold is on sums over one. Default 2048, or all tokens of `activations` where there are fewer. */
   windowLength?: number;
   /** A name for error messages. Default `the layer`. */
   name?: string;
@@ -87,10 +87,11 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayer
     stream.gramAccumulate(x, gramTensor);
     stream.symmetrize(gramTensor);
     if (parsed.method === 'dsnot') {
-      using sums = device.tensor('float64', [inputs]);
-      stream.columnSums(x, sums);
-      const windowLength = options.windowLength ?? Math.min(tokens, usualWindow);
-      moments = { sum: await stream.read(sums), tokens, windowLength };
+      using collector = new MomentCollector(stream, options.windowLength ?? Math.min(tokens, usualWindow));
+      using diagonal = device.tensor('float32', [inputs]);
+      collector.add(x);
+      stream.diagonal(gramTensor, diagonal);
+      moments = await collector.finish(await stream.read(diagonal));
     }
   }
   const weightTensor = scope.hold(stream.upload('float32', [outputs, inputs], weight, `the weights of ${name}`));
@@ -108,21 +109,16 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayer
 const usualWindow = 2048;
 
 function parseMoments(options: PruneLayerOptions, inputs: number): InputMoments | undefined {
-  const { inputMean, tokens, windowLength } = options;
-  for (const [name, value] of Object.entries({ tokens, windowLength })) {
-    if (value !== undefined && (!Number.isSafeInteger(value) || value < 1))
-      throw invalidArgument(name, 'an integer of at least 1', value);
+  const { inputMean, inputVariance, windowLength = usualWindow } = options;
+  if (!Number.isSafeInteger(windowLength) || windowLength < 1)
+    throw invalidArgument('windowLength', 'an integer of at least 1', windowLength);
+  if (inputMean === undefined && inputVariance === undefined) return undefined;
+  for (const [name, value] of Object.entries({ inputMean, inputVariance })) {
+    if (!ArrayBuffer.isView(value) || value.length !== inputs || !value.every(Number.isFinite))
+      throw invalidArgument(name, `a Float32Array of ${inputs} finite numbers, as is the other of the two,`, value);
   }
-  if (inputMean === undefined) return undefined;
-  if (!ArrayBuffer.isView(inputMean) || inputMean.length !== inputs) {
-    throw invalidArgument('inputMean', `a Float32Array [${inputs}]`, inputMean);
-  }
-  if (tokens === undefined) throw invalidArgument('tokens', 'the number of tokens that inputMean is of', tokens);
-  return {
-    sum: Float64Array.from(inputMean, (mean) => mean * tokens),
-    tokens,
-    windowLength: windowLength ?? Math.min(tokens, usualWindow),
-  };
+  const asDoubles = (values: Numbers) => Float64Array.from(values);
+  return { mean: asDoubles(inputMean!), variance: asDoubles(inputVariance!), windowLength };
 }
 
 function parseLayer(options: PruneLayerOptions) {

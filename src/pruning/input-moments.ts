@@ -1,0 +1,60 @@
+import type { Stream } from '../device/stream.js';
+import type { Tensor } from '../device/tensor.js';
+
+/** What DSnoT needs to know of a layer's inputs beside their Gram matrix. */
+export interface InputMoments {
+  /** Mean of each input over all tokens, [n]. */
+  mean: Float64Array;
+  /** Variance of each input within a window, mean over the windows, as the published code has it. */
+  variance: Float64Array;
+  /** Tokens of a window: DSnoT's threshold is on sums over one. */
+  windowLength: number;
+}
+
+/** Collects {@link InputMoments} while the inputs go by, window by window. */
+export class MomentCollector {
+  readonly #stream: Stream;
+  readonly #windowLength: number;
+  readonly #sums: { tokens: number; sum: Tensor<'float64'> }[] = [];
+
+  constructor(stream: Stream, windowLength: number) {
+    this.#stream = stream;
+    this.#windowLength = windowLength;
+  }
+
+  /** @param x [tokens, n]; cut into windows, the last of which may be shorter */
+  add(x: Tensor<'float32' | 'bfloat16'>): void {
+    const [tokens = 0, n = 0] = x.shape;
+    for (let start = 0; start < tokens; start += this.#windowLength) {
+      const end = Math.min(tokens, start + this.#windowLength);
+      const sum = this.#stream.device.tensor('float64', [n], 'sums of inputs');
+      this.#sums.push({ tokens: end - start, sum });
+      using window = x.rows(start, end);
+      this.#stream.columnSums(window, sum);
+    }
+  }
+
+  /** @param diagonal of XᵀX */
+  async finish(diagonal: ArrayLike<number>): Promise<InputMoments> {
+    const mean = new Float64Array(diagonal.length);
+    const variance = Float64Array.from(diagonal);
+    let total = 0;
+    for (const { tokens, sum } of this.#sums) {
+      const values = await this.#stream.read(sum);
+      total += tokens;
+      for (let j = 0; j < values.length; j++) {
+        mean[j]! += values[j]!;
+        variance[j]! -= values[j]! ** 2 / tokens;
+      }
+    }
+    for (let j = 0; j < mean.length; j++) {
+      mean[j]! /= total;
+      variance[j] = Math.max(variance[j]! / total, 0);
+    }
+    return { mean, variance, windowLength: this.#windowLength };
+  }
+
+  [Symbol.dispose](): void {
+    for (const { sum } of this.#sums.splice(0)) sum.dispose();
+  }
+}
