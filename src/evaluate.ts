@@ -1,9 +1,10 @@
 import { loadEvaluationWindows } from './calibration/calibration.js';
 import type { TextSource } from './calibration/text.js';
+import type { TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type DeviceName } from './device/device.js';
 import { type Perplexity, perplexity } from './evaluation/perplexity.js';
-import { DecoderModel, type Precision } from './model/decoder.js';
+import { DecoderModel, type Precision, readArchitecture } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 
 export interface EvaluateOptions {
@@ -45,17 +46,34 @@ export async function evaluatePerplexity(options: EvaluateOptions): Promise<Eval
   const { signal } = options;
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
-    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
-    using stream = device.stream({ signal });
-    const model = DecoderModel.open(checkpoint, stream, precision);
-    const windows = await loadEvaluationWindows(options.model, model.config, options, { signal });
-    const result = await perplexity(model, windows, { onBlock: options.onProgress });
-    const protocol =
-      `documents joined by a blank line, tokenised once, ${windows.windows} windows of ${windows.length} tokens without overlap, ` +
-      `${windows.length - 1} tokens scored in each`;
-    return { ...result, protocol, precision, milliseconds: performance.now() - began };
+    const architecture = readArchitecture(checkpoint);
+    const windows = await loadEvaluationWindows(options.model, architecture.config, options, { signal });
+    const result = await evaluateWindows(checkpoint, windows, options);
+    return { ...result, milliseconds: performance.now() - began };
   } finally {
     await checkpoint.close();
   }
+}
+
+/** Perplexity of an open checkpoint on token windows. */
+export async function evaluateWindows(
+  checkpoint: Checkpoint,
+  windows: TokenWindows,
+  options: Pick<EvaluateOptions, 'device' | 'threads' | 'memoryLimit' | 'precision' | 'signal' | 'onProgress'>,
+): Promise<Evaluation> {
+  const began = performance.now();
+  const device = Device.open(options.device ?? 'auto', deviceOptions(options));
+  const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
+  using stream = device.stream({ signal: options.signal });
+  const model = DecoderModel.open(checkpoint, stream, precision);
+  const result = await perplexity(model, windows, { onBlock: options.onProgress });
+  return { ...result, protocol: describeProtocol(windows), precision, milliseconds: performance.now() - began };
+}
+
+/** How the text became windows, in words. */
+export function describeProtocol({ windows, length }: TokenWindows): string {
+  return (
+    `documents joined by a blank line, tokenised once, ${windows} windows of ${length} tokens without overlap, ` +
+    `${length - 1} tokens scored in each`
+  );
 }

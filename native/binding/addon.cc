@@ -13,6 +13,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   };
   add("openDevice", openDeviceHandle);
   add("deviceInfo", deviceInfo);
+  add("resetPeak", resetPeak);
   add("openStream", openStream);
   add("cancelStream", cancelStream);
   add("closeStream", closeStream);

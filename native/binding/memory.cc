@@ -37,6 +37,13 @@ Napi::Value deviceInfo(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value resetPeak(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    unwrapDevice(info[0]).thread->backend().resetPeak();
+    return info.Env().Undefined();
+  });
+}
+
 Napi::Value openStream(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto device = unwrapDevice(info[0]).thread;

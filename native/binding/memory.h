@@ -6,6 +6,7 @@ namespace alps {
 
 Napi::Value openDeviceHandle(const Napi::CallbackInfo& info);  // (name, {threads, memoryLimit, isa}) => device
 Napi::Value deviceInfo(const Napi::CallbackInfo& info);        // (device) => {name, details, ...}
+Napi::Value resetPeak(const Napi::CallbackInfo& info);         // (device) => undefined
 Napi::Value openStream(const Napi::CallbackInfo& info);        // (device) => stream
 Napi::Value cancelStream(const Napi::CallbackInfo& info);      // (stream)
 Napi::Value closeStream(const Napi::CallbackInfo& info);       // (stream)

@@ -45,6 +45,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual DeviceInfo info() const = 0;
+  virtual void resetPeak() = 0;  // memoryPeak := memoryUsed
   virtual std::shared_ptr<Storage> allocate(size_t bytes) = 0;  // zeroed
   virtual void upload(const void* from, Tensor out) = 0;
   virtual void download(Tensor from, void* out) = 0;

@@ -59,6 +59,8 @@ DeviceInfo CpuBackend::info() const {
   return info;
 }
 
+void CpuBackend::resetPeak() { account_->peak = account_->used.load(); }
+
 std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
   class CpuStorage final : public Storage {
    public:

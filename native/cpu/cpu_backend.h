@@ -12,6 +12,7 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(const BackendOptions& options);
 
   DeviceInfo info() const override;
+  void resetPeak() override;
   std::shared_ptr<Storage> allocate(size_t bytes) override;
   void upload(const void* from, Tensor out) override;
   void download(Tensor from, void* out) override;

@@ -52,13 +52,25 @@ export function number(values: Values, name: string): number | undefined {
   return value;
 }
 
+/** A list of numbers behind one option, with commas between them. */
+export function numbers(values: Values, name: string): number[] | undefined {
+  const text = values[name];
+  if (text === undefined) return undefined;
+  return String(text)
+    .split(',')
+    .map((part) => number({ [name]: part }, name)!);
+}
+
 /** `2:4`: keeps 2 of every 4. */
 export function pattern(values: Values): { keep: number; of: number } | undefined {
   const text = values.pattern;
   if (text === undefined) return undefined;
-  const match = /^(\d+):(\d+)$/.exec(String(text));
-  if (!match)
-    throw new UsageError(`Expected N:M (keeps N of every M, such as 2:4) for --pattern but received "${text}"`);
+  return nmPattern(String(text), '--pattern');
+}
+
+export function nmPattern(text: string, name: string): { keep: number; of: number } {
+  const match = /^(\d+):(\d+)$/.exec(text);
+  if (!match) throw new UsageError(`Expected N:M (keeps N of every M, such as 2:4) for ${name} but received "${text}"`);
   return { keep: Number(match[1]), of: Number(match[2]) };
 }
 

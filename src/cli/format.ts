@@ -15,6 +15,12 @@ export function table(header: string[], rows: string[][]): string {
   return [line(header), widths.map((width) => '-'.repeat(width)).join('  '), ...rows.map(line)].join('\n');
 }
 
+/** A command line as it can be typed again. */
+export function commandLine(command: string, args: readonly string[]): string {
+  const quote = (text: string) => (/^[\w./:=,@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+  return ['alps', command, ...args.map(quote)].join(' ');
+}
+
 /** 75000 → "1:15" */
 export function duration(milliseconds: number): string {
   const seconds = Math.round(milliseconds / 1000);

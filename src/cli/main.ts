@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { AlpsError } from '../errors.js';
 import { UsageError } from './arguments.js';
 import type { Command } from './command.js';
+import { compareCommand } from './compare-command.js';
 import { devicesCommand } from './devices-command.js';
 import { evalCommand } from './eval-command.js';
 import { inspectCommand } from './inspect-command.js';
@@ -11,6 +12,7 @@ import { pruneCommand } from './prune-command.js';
 const commands: Record<string, Command> = {
   prune: pruneCommand,
   eval: evalCommand,
+  compare: compareCommand,
   inspect: inspectCommand,
   devices: devicesCommand,
 };

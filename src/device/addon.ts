@@ -32,6 +32,7 @@ type T = NativeTensor;
 export interface Addon {
   openDevice(name: string, options: { threads: number; memoryLimit: number; isa: string }): NativeDevice;
   deviceInfo(device: NativeDevice): NativeDeviceInfo;
+  resetPeak(device: NativeDevice): void;
   openStream(device: NativeDevice): S;
   cancelStream(stream: S): void;
   closeStream(stream: S): void;

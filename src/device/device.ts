@@ -65,6 +65,11 @@ export class Device {
     return native(() => addon().deviceInfo(this.handle));
   }
 
+  /** Starts the measurement of `memoryPeak` anew, for all jobs on the device. */
+  resetPeak(): void {
+    native(() => addon().resetPeak(this.handle));
+  }
+
   /** Opens a first-in-first-out queue of work. Aborting the signal cancels what is queued and running. */
   stream(options: { signal?: AbortSignal } = {}): Stream {
     return new Stream(this, options.signal);

@@ -1,0 +1,161 @@
+import { basename } from 'node:path';
+import { type CompareEvent, compare } from '../compare/compare.js';
+import { methodNames } from '../compare/method-spec.js';
+import { writeComparison } from '../report/comparison-report.js';
+import type { Propagation } from '../traversal.js';
+import {
+  device,
+  deviceOptions,
+  list,
+  nmPattern,
+  number,
+  numbers,
+  parse,
+  string,
+  UsageError,
+  type Values,
+} from './arguments.js';
+import type { Command, CommandContext } from './command.js';
+import { commandLine } from './format.js';
+import { Progress } from './progress.js';
+
+const help = `alps compare - several methods at several sparsities: one report
+
+Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LIST] [--sparsity LIST] [--pattern LIST] [options]
+
+  --methods LIST         of ${methodNames.join(', ')};
+                         each may have +refit (conjugate gradients) or +backsolve (exact) behind it
+                         (default mp,wanda,dsnot,sparsegpt,alps)
+  --sparsity LIST        such as 0.5,0.6,0.7 (default 0.5,0.6,0.7,0.8 unless --pattern is given)
+  --pattern LIST         such as 2:4,4:8
+  --calibration FILE, --field NAME, --windows N, --length N, --seed N    as for alps prune
+  --text [NAME=]FILE     text for the perplexity; may be given more than once
+  --text-length N        tokens of an evaluation window (default: as for alps eval)
+  --text-windows N       at most this many windows a text (default: all)
+  --propagation P        sequential (default) or block
+  --precision P          auto (default), float32 or bfloat16: of pruning and of evaluation
+  --device D, --threads N, --memory-limit SIZE                           as for alps prune
+
+  --out DIR              report.html, report.json, report.csv, layers.csv, and the finished parts in cells/
+  --json                 one JSON line an event on standard output (the default when it is not a terminal)
+
+A run that was stopped goes on where it was: the same command computes only what is missing.
+
+Example:
+  alps compare ./SmolLM2-135M --out ./comparison --methods mp,wanda,sparsegpt,dsnot,alps --sparsity 0.5,0.7 --pattern 2:4,4:8 \\
+      --calibration speeches.jsonl --windows 32 --length 1024 --text speeches=held-out.jsonl --text novel=moby-dick.txt --text-length 1024
+`;
+
+/** Options that the paper command takes as well. */
+export const comparisonOptions = {
+  out: { type: 'string' },
+  methods: { type: 'string' },
+  sparsity: { type: 'string' },
+  pattern: { type: 'string' },
+  calibration: { type: 'string', multiple: true },
+  field: { type: 'string' },
+  windows: { type: 'string' },
+  length: { type: 'string' },
+  seed: { type: 'string' },
+  text: { type: 'string', multiple: true },
+  'text-length': { type: 'string' },
+  'text-windows': { type: 'string' },
+  propagation: { type: 'string' },
+  ...deviceOptions,
+} as const;
+
+export const compareCommand: Command = {
+  summary: 'Compare methods: errors, perplexities, time, one report',
+  async run(args, context) {
+    const { values, positional } = parse(args, comparisonOptions, ['MODEL']);
+    const { stdout } = context;
+    if (values.help) {
+      stdout.write(help);
+      return 0;
+    }
+    const options = comparisonOf(positional[0]!, values);
+    const { out } = options;
+    const command = commandLine('compare', args);
+    const { onEvent, json, progress } = reporter(values, context);
+    try {
+      const comparison = await compare({ ...options, signal: context.signal, onEvent });
+      await writeComparison(comparison, out, command);
+      progress.clear();
+      if (json) stdout.write(`${JSON.stringify({ type: 'done', out })}\n`);
+      else stdout.write(`\nWritten to ${out}: report.html, report.json, report.csv, layers.csv\n`);
+      return 0;
+    } finally {
+      progress.clear();
+    }
+  },
+};
+
+/** The options of a comparison, as the library takes them. */
+export function comparisonOf(model: string, values: Values) {
+  const out = string(values, 'out');
+  if (out === undefined) throw new UsageError('Expected --out DIR, the folder for the report');
+  const files = list(values, 'calibration');
+  if (files.length === 0) throw new UsageError('Expected --calibration FILE');
+  const patterns = string(values, 'pattern')
+    ?.split(',')
+    .map((text) => nmPattern(text, '--pattern'));
+  const sparsities = numbers(values, 'sparsity') ?? (patterns ? [] : [0.5, 0.6, 0.7, 0.8]);
+  const texts = list(values, 'text').map((text) => {
+    const [, name, file] = /^(?:([^=/\\]+)=)?(.+)$/s.exec(text) ?? [];
+    if (file === undefined) throw new UsageError(`Expected [NAME=]FILE for --text but received "${text}"`);
+    return { name: name ?? basename(file).replace(/\.(gz|txt|jsonl|parquet|json)/g, ''), file };
+  });
+  return {
+    model,
+    out,
+    methods: (string(values, 'methods') ?? 'mp,wanda,dsnot,sparsegpt,alps').split(','),
+    sparsities,
+    ...(patterns ? { patterns } : {}),
+    calibration: {
+      text: files.length === 1 ? files[0]! : files,
+      field: string(values, 'field'),
+      windows: number(values, 'windows'),
+      length: number(values, 'length'),
+      seed: number(values, 'seed'),
+    },
+    texts: texts.map(({ name, file }) => ({ name, text: file, field: string(values, 'field') })),
+    names: {
+      calibration: files.join(' --calibration '),
+      texts: Object.fromEntries(texts.map(({ name, file }) => [name, file])),
+    },
+    length: number(values, 'text-length'),
+    windows: number(values, 'text-windows'),
+    propagation: string(values, 'propagation') as Propagation | undefined,
+    ...device(values),
+  };
+}
+
+/** Shows events: JSON lines, or a progress line with a row for each finished cell. */
+export function reporter(values: Values, { stdout, stderr }: CommandContext) {
+  const json = values.json === true || !stdout.isTTY;
+  const progress = new Progress(stderr, { enabled: !json || stderr.isTTY });
+  let [done, cells] = [0, 1];
+  const onEvent = (event: CompareEvent) => {
+    if (event.type === 'start') cells = Math.max(event.cells, 1);
+    if (event.type === 'progress') {
+      progress.update((done + 0.9 * event.share) / cells, event.doing);
+      return;
+    }
+    progress.clear();
+    if (event.type === 'cell') done = event.done;
+    if (json) stdout.write(`${JSON.stringify(event)}\n`);
+    else if (event.type === 'dense') stdout.write(`${row('dense', '', event.perplexity)}\n`);
+    else if (event.type === 'cell') {
+      const error = `error ${event.meanError.toPrecision(3)}`;
+      stdout.write(
+        `${row(event.method, event.pattern, event.perplexity)}  ${error}${event.stored ? '  (was there)' : ''}\n`,
+      );
+    }
+  };
+  return { onEvent, json, progress };
+}
+
+function row(method: string, pattern: string, perplexity: Record<string, number>): string {
+  const values = Object.entries(perplexity).map(([name, value]) => `${name} ${value.toFixed(2)}`);
+  return `${method.padEnd(22)} ${pattern.padStart(5)}  ${values.join('  ')}`;
+}

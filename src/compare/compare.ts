@@ -1,0 +1,343 @@
+import { rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { type CalibrationOptions, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
+import type { TextSource } from '../calibration/text.js';
+import type { TokenWindows } from '../calibration/windows.js';
+import { Checkpoint } from '../checkpoint/folder.js';
+import { Device, type DeviceName } from '../device/device.js';
+import { AlpsError, aborted, invalidArgument, throwIfAborted } from '../errors.js';
+import { describeProtocol, evaluateWindows } from '../evaluate.js';
+import { type Precision, readArchitecture } from '../model/decoder.js';
+import { version } from '../package-version.js';
+import { choosePrecision, deviceOptions, type PruneOptions, prune } from '../prune.js';
+import { type Pattern, parsePattern } from '../pruning/pattern.js';
+import type { Propagation } from '../traversal.js';
+import { CellStore } from './cell-store.js';
+import { fingerprint } from './fingerprint.js';
+import { type MethodSpec, parseMethods, patternFlags, patternTitle } from './method-spec.js';
+
+export interface ComparisonText {
+  /** For tables and charts. */
+  name: string;
+  text: TextSource;
+  field?: string;
+}
+
+export interface CompareOptions {
+  /** Folder of the model. */
+  model: string;
+  /** Folder for the finished cells and the reports; a run that was stopped goes on where it was. */
+  out: string;
+  /** Such as `['mp', 'wanda', 'wanda+refit', 'sparsegpt', 'dsnot', 'alps']`. */
+  methods: readonly string[];
+  sparsities?: readonly number[];
+  patterns?: readonly { keep: number; of: number }[];
+  calibration: CalibrationOptions;
+  /** Texts for the perplexities. */
+  texts: readonly ComparisonText[];
+  /** Tokens of an evaluation window. Default 2048, capped by the model and the text. */
+  length?: number;
+  /** At most this many evaluation windows a text. Default: all. */
+  windows?: number;
+  /** For the methods that do not say it themselves. Default `sequential`. */
+  propagation?: Propagation;
+  /** Of pruning and evaluation. Default `auto`. */
+  precision?: Precision | 'auto';
+  device?: DeviceName;
+  threads?: number;
+  memoryLimit?: number;
+  /** What the files are called in the commands that the report shows. */
+  names?: { calibration?: string; texts?: Record<string, string> };
+  signal?: AbortSignal;
+  onEvent?: (event: CompareEvent) => void;
+}
+
+export type CompareEvent =
+  | { type: 'start'; cells: number; methods: string[]; patterns: string[] }
+  | { type: 'dense'; perplexity: Record<string, number>; stored: boolean }
+  | { type: 'progress'; share: number; doing: string }
+  | ({ type: 'cell'; stored: boolean; done: number; cells: number } & Pick<
+      ComparisonCell,
+      'method' | 'pattern' | 'meanError' | 'perplexity'
+    >);
+
+/** One method at one pattern. */
+export interface ComparisonCell {
+  /** As it was asked for, such as `wanda+refit`. */
+  method: string;
+  title: string;
+  base: string;
+  refit: MethodSpec['refit'];
+  /** "70 %" or "2:4". */
+  pattern: string;
+  /** Of the N:M patterns: what they amount to. */
+  sparsity: number;
+  nm: boolean;
+  meanError: number;
+  layers: { block: number; name: string; error: number | null; sparsity: number }[];
+  /** By text. */
+  perplexity: Record<string, number>;
+  milliseconds: { prune: number; read: number; forward: number; solve: number; write: number; evaluate: number };
+  /** Most bytes of tensors at one time while pruning. */
+  peakBytes: number;
+  /** What makes these numbers again. */
+  commands: string[];
+}
+
+export interface Comparison {
+  version: string;
+  model: { folder: string; type: string; blocks: number; fingerprint: string };
+  device: string;
+  precision: Precision;
+  propagation: Propagation;
+  calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string };
+  texts: { name: string; protocol: string; windows: number; length: number; hash: string }[];
+  dense: { perplexity: Record<string, number>; milliseconds: number; commands: string[] };
+  cells: ComparisonCell[];
+}
+
+/**
+ * Prunes a model with several methods at several sparsities, from the same calibration tokens, and measures each: the layers' errors,
+ * the perplexity on each text, time and memory. Finished cells are kept in `out` and not computed twice.
+ * @throws AlpsError with a `code`
+ */
+export async function compare(options: CompareOptions): Promise<Comparison> {
+  const { signal, onEvent } = options;
+  const methods = parseMethods(options.methods);
+  const patterns = parsePatterns(options);
+  if (options.texts.some(({ name }, i) => options.texts.findIndex((text) => text.name === name) !== i)) {
+    throw invalidArgument('texts', 'a name of its own for each text', options.texts.map(({ name }) => name).join(', '));
+  }
+  throwIfAborted(signal);
+  const checkpoint = await Checkpoint.open(options.model, { signal });
+  try {
+    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
+    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
+    const { config } = readArchitecture(checkpoint);
+    onEvent?.({
+      type: 'start',
+      cells: methods.length * patterns.length,
+      methods: methods.map(({ id }) => id),
+      patterns: patterns.map(patternTitle),
+    });
+    const calibration = await loadCalibration(options.model, config, options.calibration, { signal });
+    const texts: { name: string; windows: TokenWindows }[] = [];
+    for (const { name, text, field } of options.texts) {
+      const asked = { text, field, length: options.length, windows: options.windows };
+      texts.push({ name, windows: await loadEvaluationWindows(options.model, config, asked, { signal }) });
+    }
+    const model = {
+      folder: options.model,
+      type: config.modelType,
+      blocks: config.layers,
+      fingerprint: await fingerprint(checkpoint, signal),
+    };
+    const run = new ComparisonRun(options, { model, device, precision, calibration, texts });
+    const dense = await run.dense(checkpoint);
+    const cells: ComparisonCell[] = [];
+    for (const pattern of patterns) {
+      for (const method of methods) {
+        throwIfAborted(signal);
+        const { result, stored } = await run.cell(method, pattern);
+        cells.push(result);
+        const { perplexity, meanError } = result;
+        const done = cells.length;
+        onEvent?.({
+          type: 'cell',
+          stored,
+          done,
+          cells: methods.length * patterns.length,
+          method: method.id,
+          pattern: result.pattern,
+          meanError,
+          perplexity,
+        });
+      }
+    }
+    const { windows, length, hash, note } = calibration;
+    const seed = options.calibration.seed ?? 0;
+    return {
+      version,
+      model,
+      device: device.info().details,
+      precision,
+      propagation: options.propagation ?? 'sequential',
+      calibration: { windows, length, tokens: windows * length, seed, hash, ...(note ? { note } : {}) },
+      texts: texts.map(({ name, windows: w }) => ({
+        name,
+        protocol: describeProtocol(w),
+        windows: w.windows,
+        length: w.length,
+        hash: w.hash,
+      })),
+      dense,
+      cells,
+    };
+  } catch (error) {
+    if (signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED')) throw aborted(signal);
+    throw error;
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Pattern[] {
+  const all = [
+    ...sparsities.map((sparsity) => parsePattern({ sparsity })),
+    ...patterns.map((pattern) => parsePattern({ pattern })),
+  ];
+  if (all.length === 0) throw invalidArgument('sparsities and patterns', 'at least one', 'none');
+  return all;
+}
+
+interface Prepared {
+  model: Comparison['model'];
+  device: Device;
+  precision: Precision;
+  calibration: TokenWindows;
+  texts: { name: string; windows: TokenWindows }[];
+}
+
+/** The cells of one comparison. */
+class ComparisonRun {
+  readonly #options: CompareOptions;
+  readonly #prepared: Prepared;
+  readonly #store: Promise<CellStore>;
+
+  constructor(options: CompareOptions, prepared: Prepared) {
+    this.#options = options;
+    this.#prepared = prepared;
+    this.#store = CellStore.open(join(options.out, 'cells'));
+  }
+
+  /** All that a cell's numbers depend on. */
+  #key(part: Record<string, unknown>) {
+    const { model, precision, texts } = this.#prepared;
+    const { fingerprint: weights } = model;
+    return { version, weights, precision, texts: texts.map(({ name, windows }) => [name, windows.hash]), ...part };
+  }
+
+  async dense(checkpoint: Checkpoint): Promise<Comparison['dense']> {
+    const store = await this.#store;
+    const { result, stored } = await store.take(this.#key({ dense: true }), async () => {
+      const began = performance.now();
+      const perplexity = await this.#perplexities(checkpoint, 'dense');
+      return { perplexity, milliseconds: performance.now() - began };
+    });
+    this.#options.onEvent?.({ type: 'dense', perplexity: result.perplexity, stored });
+    return { ...result, commands: this.#evaluationCommands(this.#options.model) };
+  }
+
+  async cell(method: MethodSpec, pattern: Pattern) {
+    const { calibration } = this.#prepared;
+    const propagation = method.options.propagation ?? this.#options.propagation ?? 'sequential';
+    const { propagation: _, ...options } = method.options;
+    const key = this.#key({ calibration: calibration.hash, pattern, propagation, options });
+    const store = await this.#store;
+    const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.folder));
+    // Titles and commands are of this run, whoever computed the numbers.
+    return { result: { ...result, ...this.#labels(method, pattern) }, stored };
+  }
+
+  #labels(method: MethodSpec, pattern: Pattern) {
+    const { id, title, base, refit } = method;
+    return {
+      method: id,
+      title,
+      base,
+      refit,
+      pattern: patternTitle(pattern),
+      nm: 'of' in pattern,
+      commands: [this.#pruneCommand(method, pattern), ...this.#evaluationCommands('PRUNED')],
+    };
+  }
+
+  async #compute(method: MethodSpec, pattern: Pattern, scratch: string) {
+    const { signal, onEvent } = this.#options;
+    const { calibration, device, precision } = this.#prepared;
+    const out = join(scratch, 'model.partial');
+    const phases = { read: 0, forward: 0, solve: 0, write: 0 };
+    const doing = `${method.id}, ${patternTitle(pattern)}`;
+    try {
+      device.resetPeak();
+      const { tokens, windows, length } = calibration;
+      const tokenIds = Array.from({ length: windows }, (_, i) => tokens.subarray(i * length, (i + 1) * length));
+      const pruneOptions: PruneOptions = {
+        ...this.#shared(),
+        propagation: this.#options.propagation,
+        ...method.options,
+        ...('of' in pattern ? { pattern } : { sparsity: pattern.sparsity }),
+        model: this.#options.model,
+        out,
+        overwrite: true,
+        precision,
+        calibration: { tokenIds },
+        signal,
+        onEvent: (event) => {
+          if (event.type !== 'block') return;
+          for (const phase of Object.keys(phases) as (keyof typeof phases)[]) phases[phase] += event.phases[phase];
+          onEvent?.({ type: 'progress', share: (event.block + 1) / event.blocks, doing });
+        },
+      };
+      const report = await prune(pruneOptions);
+      const peakBytes = device.info().memoryPeak;
+      const began = performance.now();
+      const pruned = await Checkpoint.open(out, { signal });
+      try {
+        const perplexity = await this.#perplexities(pruned, `evaluating ${doing}`);
+        return {
+          sparsity: report.sparsity,
+          meanError: report.meanError!,
+          layers: report.layers.map(({ block, name, error, sparsity }) => ({ block, name, error, sparsity })),
+          perplexity,
+          milliseconds: { prune: report.milliseconds.total, ...phases, evaluate: performance.now() - began },
+          peakBytes,
+        };
+      } finally {
+        await pruned.close();
+      }
+    } finally {
+      await rm(out, { recursive: true, force: true }).catch(() => undefined);
+    }
+  }
+
+  async #perplexities(checkpoint: Checkpoint, doing: string): Promise<Record<string, number>> {
+    const { texts, precision } = this.#prepared;
+    const { signal, onEvent } = this.#options;
+    const result: Record<string, number> = {};
+    for (const [i, { name, windows }] of texts.entries()) {
+      const onProgress = (share: number) => onEvent?.({ type: 'progress', share: (i + share) / texts.length, doing });
+      const shared = { ...this.#shared(), precision, signal, onProgress };
+      result[name] = (await evaluateWindows(checkpoint, windows, shared)).perplexity;
+    }
+    return result;
+  }
+
+  #shared() {
+    const { device, threads, memoryLimit } = this.#options;
+    return { device, ...deviceOptions({ threads, memoryLimit }) };
+  }
+
+  #pruneCommand({ flags }: MethodSpec, pattern: Pattern): string {
+    const { model, names, calibration, propagation, precision } = this.#options;
+    const text = names?.calibration ?? (typeof calibration.text === 'string' ? calibration.text : 'CALIBRATION');
+    const { windows, length } = this.#prepared.calibration;
+    const how = propagation === 'block' && !flags.includes('--propagation') ? ' --propagation block' : '';
+    const format = precision && precision !== 'auto' ? ` --precision ${precision}` : '';
+    const seed = calibration.seed ? ` --seed ${calibration.seed}` : '';
+    return (
+      `alps prune ${model} --out PRUNED ${patternFlags(pattern)} ${flags}${how}${format} --calibration ${text} ` +
+      `--windows ${windows} --length ${length}${seed}`
+    );
+  }
+
+  #evaluationCommands(folder: string): string[] {
+    const { names, texts } = this.#options;
+    const { precision } = this.#prepared;
+    return this.#prepared.texts.map(({ name, windows }, i) => {
+      const { text } = texts[i]!;
+      const file = names?.texts?.[name] ?? (typeof text === 'string' ? text : basename(name));
+      return `alps eval ${folder} --text ${file} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
+    });
+  }
+}
