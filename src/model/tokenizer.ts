@@ -12,6 +12,8 @@ export interface Tokenizer {
   readonly bosToken?: string;
   readonly bosId?: number;
   readonly eosId?: number;
+  /** What the tokenizer puts before a text where special tokens are asked for: often the begin of text, or nothing. */
+  readonly prefix: readonly number[];
   /** Encodes on the calling thread, about 2 MB/s. Half surrogate pairs become U+FFFD. */
   encode(text: string): Uint32Array;
   /** The same ids, giving the event loop a turn every few milliseconds. */
@@ -56,6 +58,7 @@ class BytePairTokenizer implements Tokenizer {
   readonly bosToken?: string;
   readonly bosId?: number;
   readonly eosId?: number;
+  readonly prefix: readonly number[];
   readonly #library: Library;
   readonly #cuts: Cuts;
   readonly #cleanUp: boolean;
@@ -68,6 +71,7 @@ class BytePairTokenizer implements Tokenizer {
     const eosToken = tokenText(files.config.eos_token);
     this.eosId = eosToken === undefined ? undefined : library.token_to_id(eosToken);
     this.#cleanUp = files.config.clean_up_tokenization_spaces === true;
+    this.prefix = prefixOf(library);
     this.#cuts = findCuts(files, (text) => library.encode(text, { add_special_tokens: false }).ids);
   }
 
@@ -138,6 +142,14 @@ class BytePairTokenizer implements Tokenizer {
       `Token id ${String(id)}${name} is outside the model's vocabulary of ${this.vocabSize}. Use the tokenizer that belongs to the model`,
     );
   }
+}
+
+/** The special ids before a text, by the tokenizer's own post-processing. */
+function prefixOf(library: Library): number[] {
+  const plain: number[] = library.encode('a', { add_special_tokens: false }).ids;
+  const whole: number[] = library.encode('a', { add_special_tokens: true }).ids;
+  const at = whole.findIndex((_, i) => plain.every((id, j) => whole[i + j] === id));
+  return at > 0 ? whole.slice(0, at) : [];
 }
 
 /** The parts, then one `undefined`: the last piece can be told apart without knowing the length beforehand. */

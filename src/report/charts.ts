@@ -13,6 +13,10 @@ export interface ChartPoint {
 export interface ChartOptions {
   /** For screen readers, and above the chart. */
   title: string;
+  /**
+   * `lines`: y over x. `dots`, `bars`: y by the name x, which stands on the left; `series` of one name are told apart by colour.
+   */
+  kind: 'lines' | 'dots' | 'bars';
   x: string;
   y: string;
   points: ChartPoint[];
@@ -21,12 +25,10 @@ export interface ChartOptions {
   logarithmic?: boolean;
   /** A level drawn across, such as the dense model's. */
   rule?: { y: number; label: string };
-  /** Bars beside each other instead of lines; `x` is then a name. */
-  bars?: boolean;
-  /** Number format of the y axis (d3). */
+  /** Number format of the values' axis (d3). */
   format?: string;
-  /** Whether each point has a mark of its own to point at. Default true; a curve of many points has none. */
-  marks?: boolean;
+  /** Lines: whether each point has a mark to point at. Default true; a curve of many points has one now and then. */
+  markEvery?: number;
 }
 
 export interface Chart {
@@ -47,97 +49,126 @@ export function chart(options: ChartOptions): Chart {
   };
 }
 
-function specification(
-  options: ChartOptions,
-  { width, height, legend }: { width: number; height: number; legend: 'right' | 'bottom' },
-): TopLevelSpec {
-  const { points, series, bars, rule, logarithmic = false, format, marks = true } = options;
+interface Size {
+  width: number;
+  height: number;
+  legend: 'right' | 'bottom';
+}
+
+function specification(options: ChartOptions, size: Size): TopLevelSpec {
+  const { title, points, kind } = options;
+  return {
+    $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
+    description: title,
+    width: kind === 'lines' ? size.width : size.width - 40,
+    height: kind === 'lines' ? size.height : { step: kind === 'bars' ? 16 : 24 },
+    background: 'transparent',
+    data: { values: points.map((point) => ({ ...point, variant: point.variant ?? '' })) },
+    layer: [...(kind === 'lines' ? lineLayers(options, size) : nameLayers(options, size)), ...ruleLayers(options)],
+    config: theme,
+  } as unknown as TopLevelSpec;
+}
+
+const legendAt = (legend: Size['legend']) =>
+  ({ orient: legend, columns: legend === 'bottom' ? 2 : 1, title: null, symbolLimit: 40 }) as const;
+
+function colourOf({ series, points }: ChartOptions, { legend }: Size) {
   const used = series.filter((name) => points.some((point) => point.series === name));
-  const variants = [...new Set(points.map(({ variant }) => variant ?? ''))];
   const scale = { domain: used, range: used.map((name) => colours[series.indexOf(name) % colours.length]!) };
-  const key = { orient: legend, columns: legend === 'bottom' ? 2 : 1, title: null, symbolLimit: 40 } as const;
-  const y = {
-    field: 'y',
+  return { field: 'series', type: 'nominal', scale, legend: used.length > 1 ? legendAt(legend) : null } as const;
+}
+
+/** The values' scale: logarithmic ones end where the values do, as whole decades would leave most of the chart empty. */
+function valueScale({ logarithmic, points, rule, kind }: ChartOptions) {
+  if (!logarithmic) return { zero: kind === 'bars' };
+  const values = [...points.map(({ y }) => y), ...(rule ? [rule.y] : [])].filter((y) => y > 0);
+  return { type: 'log', nice: false, domain: [Math.min(...values) * 0.9, Math.max(...values) * 1.1] } as const;
+}
+
+const description = { field: 'tip', type: 'nominal' } as const;
+
+function lineLayers(options: ChartOptions, size: Size) {
+  const { points, markEvery = 1 } = options;
+  const variants = [...new Set(points.map(({ variant }) => variant ?? ''))];
+  const scale = valueScale(options);
+  const axis = { ...(options.format ? { format: options.format } : {}), tickCount: 6, labelOverlap: true };
+  const y = { field: 'y', type: 'quantitative', title: options.y, scale, axis } as const;
+  const x = {
+    field: 'x',
     type: 'quantitative',
-    title: options.y,
-    scale: logarithmic ? { type: 'log' } : { zero: bars === true },
-    axis: { ...(format ? { format } : {}), tickCount: 6 },
+    title: options.x,
+    scale: { zero: false, nice: false, padding: 12 },
+    axis: { tickCount: size.legend === 'bottom' ? 5 : 8 },
   } as const;
-  const x = bars
-    ? ({ field: 'x', type: 'nominal', title: options.x, sort: null, axis: { labelAngle: 0 } } as const)
-    : ({
-        field: 'x',
-        type: 'quantitative',
-        title: options.x,
-        scale: { zero: false, nice: false, padding: 12 },
-        axis: { tickCount: legend === 'bottom' ? 5 : 8 },
-      } as const);
-  const colour = { field: 'series', type: 'nominal', scale, legend: key } as const;
-  const description = { field: 'tip', type: 'nominal' } as const;
+  const color = colourOf(options, size);
+  const dashes = [[1, 0], [6, 4], [2, 3]]; // biome-ignore format: three of them
   const dash =
     variants.length > 1
       ? {
           strokeDash: {
             field: 'variant',
             type: 'nominal',
-            scale: { domain: variants, range: variants.map((_, i) => (i === 0 ? [1, 0] : i === 1 ? [6, 4] : [2, 3])) },
-            legend: { ...key, symbolType: 'stroke' },
+            scale: { domain: variants, range: variants.map((_, i) => dashes[i % 3]!) },
+            legend: { ...legendAt(size.legend), symbolType: 'stroke' },
           } as const,
+          detail: { field: 'variant' },
         }
       : {};
-  const layer = bars
-    ? [
-        {
-          mark: { type: 'bar', cornerRadiusEnd: 2 } as const,
-          encoding: { x, y, xOffset: { field: 'series', sort: used }, color: colour, description },
-        },
-      ]
-    : [
-        {
-          mark: { type: 'line', strokeWidth: 2, aria: false } as const,
-          encoding: { x, y, color: colour, ...dash, ...(variants.length > 1 ? { detail: { field: 'variant' } } : {}) },
-        },
-        ...(marks
-          ? [
-              {
-                mark: { type: 'point', filled: true, size: 55 } as const,
-                encoding: { x, y, color: colour, description },
-              },
-            ]
-          : []),
-      ];
-  const across = rule
-    ? [
-        {
-          data: { values: [{ y: rule.y, tip: rule.label }] },
-          mark: { type: 'rule', strokeDash: [3, 3], color: 'currentColor', strokeWidth: 1.5 } as const,
-          encoding: { y, description },
-        },
-        {
-          data: { values: [{ y: rule.y, tip: rule.label }] },
-          mark: {
-            type: 'text',
-            align: 'left',
-            baseline: 'bottom',
-            dx: 4,
-            dy: -3,
-            color: 'currentColor',
-            aria: false,
-          } as const,
-          encoding: { y, x: { value: 0 }, text: { field: 'tip' } },
-        },
-      ]
-    : [];
-  return {
-    $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
-    description: options.title,
-    width,
-    height,
-    background: 'transparent',
-    data: { values: points.map((point) => ({ ...point, variant: point.variant ?? '' })) },
-    layer: [...layer, ...across],
-    config: theme,
-  } as TopLevelSpec;
+  const marked = points
+    .filter((_, i) => i % markEvery === 0)
+    .map((point) => ({ ...point, variant: point.variant ?? '' }));
+  return [
+    { mark: { type: 'line', strokeWidth: 2, aria: false } as const, encoding: { x, y, color, ...dash } },
+    {
+      data: { values: marked },
+      mark: { type: 'point', filled: true, size: markEvery > 1 ? 25 : 55 } as const,
+      encoding: { x, y, color, description },
+    },
+  ];
+}
+
+function nameLayers(options: ChartOptions, size: Size) {
+  const { points, kind, series } = options;
+  const scale = valueScale(options);
+  const axis = { ...(options.format ? { format: options.format } : {}), tickCount: 5, labelOverlap: true };
+  const x = { field: 'y', type: 'quantitative', title: options.y, scale, axis } as const;
+  const names = [...new Set(points.map((point) => point.x))];
+  const y = { field: 'x', type: 'nominal', title: null, sort: names, axis: { labelLimit: 180 } } as const;
+  const color = colourOf(options, size);
+  if (kind === 'dots')
+    return [{ mark: { type: 'point', filled: true, size: 70 } as const, encoding: { x, y, color, description } }];
+  return [
+    {
+      mark: { type: 'bar', cornerRadiusEnd: 2 } as const,
+      encoding: { x, y, yOffset: { field: 'series', sort: series }, color, description },
+    },
+  ];
+}
+
+function ruleLayers({ rule, kind }: ChartOptions) {
+  if (!rule) return [];
+  const data = { values: [{ y: rule.y, tip: rule.label }] };
+  const place = { field: 'y', type: 'quantitative' } as const;
+  const line = { type: 'rule', strokeDash: [3, 3], color: 'currentColor', strokeWidth: 1.5 } as const;
+  const text = {
+    type: 'text',
+    align: 'left',
+    baseline: 'bottom',
+    dx: 4,
+    dy: -3,
+    color: 'currentColor',
+    aria: false,
+  } as const;
+  const label = { text: { field: 'tip' } };
+  if (kind === 'lines')
+    return [
+      { data, mark: line, encoding: { y: place, description } },
+      { data, mark: text, encoding: { y: place, x: { value: 4 }, ...label } },
+    ];
+  return [
+    { data, mark: line, encoding: { x: place, description } },
+    { data, mark: text, encoding: { x: place, y: { value: 0 }, ...label } },
+  ];
 }
 
 /** Text and lines take the page's colour, so that one drawing serves light, dark and paper. */
@@ -154,7 +185,13 @@ const theme = {
     titleFontSize: 12,
     titleFontWeight: 'normal',
   },
-  legend: { labelColor: 'currentColor', titleColor: 'currentColor', labelFontSize: 12, labelLimit: 220 },
+  legend: {
+    labelColor: 'currentColor',
+    titleColor: 'currentColor',
+    labelFontSize: 12,
+    labelLimit: 220,
+    layout: { bottom: { anchor: 'start', direction: 'vertical' } },
+  },
   text: { fontSize: 12 },
   view: { stroke: null },
 } as const;

@@ -109,7 +109,7 @@ export const seriesOf = (cells: ComparisonCell[]) => unique(cells.map(({ base })
 const patternsOf = (cells: ComparisonCell[]) => unique(cells.map(({ pattern }) => pattern));
 const variantOf = ({ refit, base }: ComparisonCell) =>
   refit === 'none' || base.startsWith('ALPS')
-    ? 'as the method leaves it'
+    ? 'own weights'
     : refit === 'pcg'
       ? 'refitted by PCG'
       : 'refitted by backsolve';
@@ -137,33 +137,21 @@ function chartsOf(
     tip: `${cell.title} at ${cell.pattern}: ${show(value(cell))}`,
   });
   const lines = cells.filter(({ nm }) => !nm);
-  const bars = cells.filter(({ nm }) => nm);
+  const groups = cells.filter(({ nm }) => nm);
   const shared = { y, logarithmic, ...(rule ? { rule } : {}), ...(format ? { format } : {}) };
-  return [
-    ...(lines.length > 0
-      ? [
-          chart({
-            ...shared,
-            title,
-            series,
-            x: 'Sparsity (% of the blocks’ weights)',
-            points: lines.map((cell) => point(cell, asked(cell))),
-          }),
-        ]
-      : []),
-    ...(bars.length > 0
-      ? [
-          chart({
-            ...shared,
-            title: `${title}, N:M`,
-            series: unique(cells.map(({ title: method }) => method)),
-            x: 'Kept of every M inputs',
-            bars: true,
-            points: bars.map((cell) => ({ ...point(cell, cell.pattern), series: cell.title, variant: '' })),
-          }),
-        ]
-      : []),
-  ];
+  const x = 'Sparsity (% of the blocks’ weights)';
+  const drawn = [];
+  if (lines.length > 0) {
+    const points = lines.map((cell) => point(cell, asked(cell)));
+    drawn.push(chart({ ...shared, kind: 'lines', title, series, x, points }));
+  }
+  if (groups.length > 0) {
+    const points = groups.map((cell) => ({ ...point(cell, cell.title), series: cell.pattern, variant: '' }));
+    drawn.push(
+      chart({ ...shared, kind: 'dots', title: `${title}, N:M`, series: patternsOf(groups), x: 'Method', points }),
+    );
+  }
+  return drawn;
 }
 
 /** The sparsity that was asked for, in percent. */
@@ -281,6 +269,7 @@ function layerChart(cells: ComparisonCell[], pattern: string) {
     });
   });
   return chart({
+    kind: 'lines',
     title: `Mean error of each block at ${pattern}`,
     x: 'Block',
     y: 'Mean relative error',
@@ -325,10 +314,10 @@ function costSection({ cells, device }: Comparison): Section {
     ],
     charts: [
       chart({
+        kind: 'bars',
         title: 'Time to prune',
         x: 'Method',
         y: 'Seconds',
-        bars: true,
         series: ['forward', 'solve'],
         points: rows.flatMap(({ title, forward, solve }) => [
           { x: title, y: forward / 1000, series: 'forward', tip: `${title}: forward ${seconds(forward)} s` },

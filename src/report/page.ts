@@ -93,7 +93,9 @@ function renderTable({ caption, header, rows, best = [] }: Table): string {
     `<${tag}${isNumber[column] ? ' class="number"' : ''}${extra}>${text}</${tag}>`;
   const head = header.map((title, i) => cell('th', escapeHtml(title), i, ' scope="col"')).join('');
   const body = rows.map((row, r) => {
-    const cells = row.map((text, c) => cell('td', bold.has(`${r},${c}`) ? `<b>${escapeHtml(text)}</b>` : escapeHtml(text), c));
+    const cells = row.map((text, c) =>
+      cell('td', bold.has(`${r},${c}`) ? `<b>${escapeHtml(text)}</b>` : escapeHtml(text), c),
+    );
     return `<tr>${cells.join('')}</tr>`;
   });
   return (
@@ -107,7 +109,8 @@ function withTips(svg: string): string {
   return svg
     .replace(/^<\?xml[^>]*\?>/, '')
     .replace(/<path aria-label="([^"]*)"([^>]*?)(?:\/>|><\/path>)/g, (_all, label: string, rest: string) => {
-      return `<path aria-label="${label}" data-tip="${label}"${rest}><title>${label}</title></path>`;
+      const point = rest.includes('"point"') ? ' data-point="1"' : '';
+      return `<path aria-label="${label}" data-tip="${label}"${point}${rest}><title>${label}</title></path>`;
     });
 }
 
@@ -152,8 +155,8 @@ th { color: var(--soft); font-weight: 600 }
 pre { overflow-x: auto; font-size: .8em; line-height: 1.6; padding: 10px 12px; border: 1px solid var(--line); border-radius: 6px }
 summary { cursor: pointer }
 .commands summary { color: var(--soft); font-size: .9em }
-#tip { position: fixed; z-index: 1; max-width: 320px; padding: 5px 9px; border-radius: 5px; background: var(--tip);
-  color: var(--tip-text); font-size: .85em; line-height: 1.35; pointer-events: none }
+#tip { position: absolute; z-index: 1; max-width: 320px; padding: 5px 9px; border-radius: 5px; background: var(--tip);
+  color: var(--tip-text); font-size: .85em; line-height: 1.35; pointer-events: none; white-space: pre-line }
 @media (max-width: 640px) { .wide { display: none } .narrow { display: block } body { font-size: 15px } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 6px } }
 @media print {
   :root { --text: #000; --soft: #444; --page: #fff; --line: #bbb }
@@ -169,17 +172,22 @@ const script = `
   const show = (event) => {
     const mark = event.target.closest && event.target.closest('[data-tip]');
     if (!mark) return hide();
-    tip.textContent = mark.dataset.tip;
-    tip.hidden = false;
     const box = mark.getBoundingClientRect();
+    // Marks that lie on one another are told together.
+    const near = [...mark.closest('svg').querySelectorAll('[data-tip]')].filter((other) => {
+      const b = other.getBoundingClientRect();
+      const [dx, dy] = [b.left + b.width / 2 - box.left - box.width / 2, b.top + b.height / 2 - box.top - box.height / 2];
+      return other === mark || (mark.dataset.point && Math.hypot(dx, dy) < 10);
+    });
+    tip.textContent = near.map((other) => other.dataset.tip).join('\\n');
+    tip.hidden = false;
     const left = Math.min(Math.max(8, box.left + box.width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 8);
     const above = box.top - tip.offsetHeight - 8;
-    tip.style.left = left + 'px';
-    tip.style.top = (above > 4 ? above : box.bottom + 8) + 'px';
+    tip.style.left = left + scrollX + 'px';
+    tip.style.top = (above > 4 ? above : box.bottom + 8) + scrollY + 'px';
   };
   addEventListener('pointerover', show);
   addEventListener('pointerdown', show);
-  addEventListener('scroll', hide, { passive: true });
   for (const title of document.querySelectorAll('svg title')) title.remove();
 })();
 `;

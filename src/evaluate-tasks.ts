@@ -1,0 +1,178 @@
+import { setImmediate } from 'node:timers/promises';
+import { Checkpoint } from './checkpoint/folder.js';
+import { Device, type DeviceName } from './device/device.js';
+import { AlpsError, invalidArgument, throwIfAborted } from './errors.js';
+import { type TaskDefinition, type TaskItem, taskOf } from './evaluation/tasks/definitions.js';
+import { encodePair, type Likelihood, likelihoods, type TokenPair } from './evaluation/tasks/likelihood.js';
+import { readRecords } from './evaluation/tasks/records.js';
+import { DecoderModel, type Precision } from './model/decoder.js';
+import { loadTokenizer } from './model/tokenizer.js';
+import { choosePrecision, deviceOptions } from './prune.js';
+
+export interface TaskSource {
+  /** `arc_easy`, `arc_challenge`, `piqa`, `hellaswag`, `winogrande`, `boolq`, `rte`, `openbookqa`, `lambada_openai`, `lambada_standard`. */
+  task: string;
+  /** The data set's own file: JSON lines (also .gz) or parquet. */
+  file: string;
+}
+
+export interface EvaluateTasksOptions {
+  /** Folder of the model. */
+  model: string;
+  tasks: readonly TaskSource[];
+  /** At most this many records of each task, from the start. Default: all. */
+  limit?: number;
+  /** Whether each item's likelihoods and choices are returned. Default false. */
+  samples?: boolean;
+  /** Default `auto`. */
+  device?: DeviceName;
+  threads?: number;
+  memoryLimit?: number;
+  /** Default `float32`. */
+  precision?: Precision | 'auto';
+  signal?: AbortSignal;
+  onProgress?: (share: number, task: string) => void;
+}
+
+/** What was chosen for one item. */
+export interface TaskSample {
+  gold: number;
+  /** The likeliest answer, and the likeliest by character. */
+  choice: number;
+  choiceNormalised: number;
+  logLikelihoods: number[];
+}
+
+export interface TaskResult {
+  task: string;
+  file: string;
+  items: number;
+  /** By the likelihood of the answers; `acc_norm` divides by their length in characters. Standard errors beside. */
+  acc: number;
+  accStandardError: number;
+  accNorm?: number;
+  accNormStandardError?: number;
+  /** LAMBADA: exp of the mean negative log-likelihood of the last word. */
+  perplexity?: number;
+  /** Which definition was followed. */
+  protocol: string;
+  milliseconds: number;
+  samples?: TaskSample[];
+}
+
+/**
+ * Zero-shot tasks from the data sets' own files, scored as lm-evaluation-harness 0.4 does.
+ * @throws AlpsError with a `code`
+ */
+export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
+  const { signal, limit } = options;
+  if (!Array.isArray(options.tasks) || options.tasks.length === 0)
+    throw invalidArgument('tasks', 'at least one task', options.tasks);
+  const definitions = options.tasks.map(({ task }) => taskOf(task));
+  if (limit !== undefined && (!Number.isSafeInteger(limit) || limit < 1))
+    throw invalidArgument('limit', 'an integer of at least 1', limit);
+  throwIfAborted(signal);
+  const checkpoint = await Checkpoint.open(options.model, { signal });
+  try {
+    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
+    const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
+    using stream = device.stream({ signal });
+    const model = DecoderModel.open(checkpoint, stream, precision);
+    const results: TaskResult[] = [];
+    for (const [i, definition] of definitions.entries())
+      results.push(await runTask(model, definition, options.tasks[i]!.file, options));
+    return results;
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+async function runTask(
+  model: DecoderModel,
+  definition: TaskDefinition,
+  file: string,
+  options: EvaluateTasksOptions,
+): Promise<TaskResult> {
+  const began = performance.now();
+  const records = await readRecords(file, options.limit ?? Number.POSITIVE_INFINITY, options.signal);
+  if (records.length === 0) throw new AlpsError('INVALID_TEXT', `${file} has no records`);
+  const items = records.map((record, i) => readItem(definition, record, file, i));
+  const { vocabulary, maxPositions } = model.config;
+  const tokenizer = await loadTokenizer(model.checkpoint.folder, { vocabSize: vocabulary });
+  const pairs: TokenPair[] = [];
+  for (const item of items) {
+    throwIfAborted(options.signal);
+    for (const pair of item.pairs) pairs.push(encodePair(tokenizer, pair, maxPositions));
+    if (pairs.length % 64 < item.pairs.length) await setImmediate();
+  }
+  const onProgress = options.onProgress && ((share: number) => options.onProgress?.(share, definition.name));
+  const scores = await likelihoods(model, pairs, { onProgress });
+  return {
+    task: definition.name,
+    file,
+    ...summarise(definition, items, scores, options.samples === true),
+    protocol: `lm-evaluation-harness 0.4, ${definition.name} version ${definition.version}, zero-shot`,
+    milliseconds: performance.now() - began,
+  };
+}
+
+function readItem(
+  definition: TaskDefinition,
+  record: Parameters<TaskDefinition['read']>[0],
+  file: string,
+  index: number,
+) {
+  try {
+    return definition.read(record);
+  } catch (cause) {
+    if (!(cause instanceof AlpsError) && !(cause instanceof TypeError)) throw cause;
+    throw new AlpsError(
+      'INVALID_TEXT',
+      `${file}, record ${index + 1}: not a record of ${definition.name}: ${cause.message}`,
+      {
+        cause,
+      },
+    );
+  }
+}
+
+function summarise(definition: TaskDefinition, items: TaskItem[], scores: Likelihood[], keep: boolean) {
+  const samples: TaskSample[] = [];
+  const [right, rightNormalised]: [number[], number[]] = [[], []];
+  let [at, nll] = [0, 0];
+  for (const { pairs, gold, lengths } of items) {
+    const some = scores.slice(at, at + pairs.length);
+    at += pairs.length;
+    const logLikelihoods = some.map(({ logLikelihood }) => logLikelihood);
+    const choice = argmax(logLikelihoods);
+    const choiceNormalised = argmax(logLikelihoods.map((value, i) => value / lengths[i]!));
+    const single = pairs.length === 1;
+    right.push(single ? Number(some[0]!.greedy) : Number(choice === gold));
+    rightNormalised.push(Number(choiceNormalised === gold));
+    if (single) nll -= logLikelihoods[0]!;
+    samples.push({ gold, choice: single ? Number(!some[0]!.greedy) : choice, choiceNormalised, logLikelihoods });
+  }
+  const [acc, accStandardError] = meanOf(right);
+  const [accNorm, accNormStandardError] = meanOf(rightNormalised);
+  return {
+    items: items.length,
+    acc,
+    accStandardError,
+    ...(definition.metrics.includes('acc_norm') ? { accNorm, accNormStandardError } : {}),
+    ...(definition.metrics.includes('perplexity') ? { perplexity: Math.exp(nll / items.length) } : {}),
+    ...(keep ? { samples } : {}),
+  };
+}
+
+/** The first of the largest. */
+function argmax(values: number[]): number {
+  return values.reduce((best, value, i) => (value > values[best]! ? i : best), 0);
+}
+
+/** Mean and its standard error. */
+function meanOf(values: number[]): [mean: number, error: number] {
+  const n = values.length;
+  const mean = values.reduce((sum, value) => sum + value, 0) / n;
+  const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / Math.max(n - 1, 1);
+  return [mean, Math.sqrt(variance / n)];
+}

@@ -1,0 +1,124 @@
+import { readFileSync } from 'node:fs';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { evaluateTasks } from '../src/evaluate-tasks.js';
+import { taskNames, taskOf } from '../src/evaluation/tasks/definitions.js';
+
+const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+const folder = fileURLToPath(new URL('fixtures/tasks/', import.meta.url));
+
+interface Expected {
+  tasks: Record<
+    string,
+    {
+      version: number;
+      metrics: { acc: number; acc_norm?: number; perplexity?: number };
+      items: { logLikelihoods: number[]; greedy: boolean[]; acc: number; accNorm?: number }[];
+    }
+  >;
+}
+// What lm-evaluation-harness gives on the same files and model in float32; made by scripts/make_task_golden.py.
+const { tasks } = JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8')) as Expected;
+
+describe('against lm-evaluation-harness', () => {
+  test('every task is there, in its version', () => {
+    expect(Object.keys(tasks).sort()).toEqual([...taskNames].sort());
+    for (const name of taskNames) expect(Number(taskOf(name).version)).toBe(tasks[name]!.version);
+  });
+
+  test.each(Object.entries(tasks))('%s: the same likelihoods, choices and metrics', async (task, expected) => {
+    const options = { model, tasks: [{ task, file: join(folder, `${task}.jsonl`) }], samples: true };
+    const [result] = await evaluateTasks(options);
+    expect(result!.items).toBe(expected.items.length);
+    for (const [i, item] of expected.items.entries()) {
+      const sample = result!.samples![i]!;
+      sample.logLikelihoods.forEach((value, j) =>
+        expect(Math.abs(value / item.logLikelihoods[j]! - 1)).toBeLessThan(1e-4),
+      );
+      expect(Number(sample.choice === sample.gold)).toBe(item.acc);
+      if (item.accNorm !== undefined) expect(Number(sample.choiceNormalised === sample.gold)).toBe(item.accNorm);
+    }
+    expect(result!.acc).toBeCloseTo(expected.metrics.acc, 12);
+    if (expected.metrics.acc_norm !== undefined) expect(result!.accNorm).toBeCloseTo(expected.metrics.acc_norm, 12);
+    if (expected.metrics.perplexity !== undefined)
+      expect(Math.abs(result!.perplexity! / expected.metrics.perplexity - 1)).toBeLessThan(1e-3);
+  });
+});
+
+describe('files', () => {
+  let scratch: string;
+  beforeAll(async () => {
+    scratch = await mkdtemp(join(tmpdir(), 'alps-tasks-'));
+  });
+  afterAll(() => rm(scratch, { recursive: true, force: true }));
+
+  const write = async (name: string, lines: unknown[]) => {
+    const file = join(scratch, name);
+    await writeFile(file, lines.map((line) => (typeof line === 'string' ? line : JSON.stringify(line))).join('\n'));
+    return file;
+  };
+  const run = (task: string, file: string, limit?: number) =>
+    evaluateTasks({ model, tasks: [{ task, file }], limit, samples: true });
+
+  test('the layout of the JSON lines that AI2 published gives the same as that of the parquet files', async () => {
+    const records = (await readFile(join(folder, 'arc_easy.jsonl'), 'utf8'))
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    const published = records.map(({ question, choices, answerKey }) => ({
+      id: 'x',
+      question: {
+        stem: question,
+        choices: choices.text.map((text: string, i: number) => ({ text, label: choices.label[i] })),
+      },
+      answerKey,
+    }));
+    const [one] = await run('arc_easy', join(folder, 'arc_easy.jsonl'));
+    const [two] = await run('arc_easy', await write('published.jsonl', published));
+    expect(two!.samples).toEqual(one!.samples);
+  });
+
+  test('labels in the words of the published files', async () => {
+    const rte = { premise: 'A ship sailed.', hypothesis: 'A ship sailed.', label: 'not_entailment' };
+    expect((await run('rte', await write('rte.jsonl', [rte])))[0]!.samples![0]!.gold).toBe(1);
+    const boolq = { passage: 'Water is wet.', question: 'is water wet', answer: true };
+    expect((await run('boolq', await write('boolq.jsonl', [boolq])))[0]!.samples![0]!.gold).toBe(1);
+  });
+
+  test('a limit takes the first records', async () => {
+    const [result] = await run('piqa', join(folder, 'piqa.jsonl'), 2);
+    expect(result!.items).toBe(2);
+  });
+
+  test.each([
+    ['not JSON', ['{"goal": "x"'], 'line 1: not JSON'],
+    [
+      'a missing field',
+      [{ goal: 'x', sol1: 'a', label: 0 }],
+      'record 1: not a record of piqa: a record has no sol2 (its fields: goal, sol1, label)',
+    ],
+    [
+      'a label beyond the answers',
+      [{ goal: 'x', sol1: 'a', sol2: 'b', label: 2 }],
+      'the right answer of a record is 2 of 2',
+    ],
+    ['nothing', [''], 'has no records'],
+  ])('%s is refused with its place', async (name, lines, message) => {
+    const file = await write(`${name}.jsonl`, lines);
+    await expect(run('piqa', file)).rejects.toMatchObject({
+      code: 'INVALID_TEXT',
+      message: expect.stringContaining(message),
+    });
+  });
+
+  test('an unknown task, an unknown format, a missing file', async () => {
+    await expect(run('mmlu', 'x.jsonl')).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('arc_easy'),
+    });
+    await expect(run('piqa', 'x.csv')).rejects.toMatchObject({ code: 'INVALID_TEXT' });
+    await expect(run('piqa', join(scratch, 'none.jsonl'))).rejects.toMatchObject({ code: 'FILE_SYSTEM' });
+  });
+});
