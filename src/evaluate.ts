@@ -1,4 +1,5 @@
 import { loadEvaluationWindows } from './calibration/calibration.js';
+import { type PerplexityProtocol, protocols } from './calibration/protocols.js';
 import type { TextSource } from './calibration/text.js';
 import type { TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
@@ -12,8 +13,10 @@ export interface EvaluateOptions {
   model: string;
   /** Text files (.txt, .jsonl, .gz, .parquet), strings, or token ids as a `.json` file. */
   text: TextSource;
-  /** The text field of .jsonl and .parquet files. Default `text`. */
+  /** The text field of .jsonl and .parquet files. Default `text`, `sentence` for the protocol `ptb`. */
   field?: string;
+  /** How the text becomes tokens; see {@link PerplexityProtocol}. Default `text`. */
+  protocol?: PerplexityProtocol;
   /** Tokens of a window. Default 2048, capped by the model and the text. */
   length?: number;
   /** At most this many windows. Default: all. */
@@ -49,7 +52,8 @@ export async function evaluatePerplexity(options: EvaluateOptions): Promise<Eval
     const architecture = readArchitecture(checkpoint);
     const windows = await loadEvaluationWindows(options.model, architecture.config, options, { signal });
     const result = await evaluateWindows(checkpoint, windows, options);
-    return { ...result, milliseconds: performance.now() - began };
+    const protocol = describeProtocol(windows, options.protocol);
+    return { ...result, protocol, milliseconds: performance.now() - began };
   } finally {
     await checkpoint.close();
   }
@@ -71,9 +75,9 @@ export async function evaluateWindows(
 }
 
 /** How the text became windows, in words. */
-export function describeProtocol({ windows, length }: TokenWindows): string {
+export function describeProtocol({ windows, length }: TokenWindows, protocol: PerplexityProtocol = 'text'): string {
   return (
-    `documents joined by a blank line, tokenised once, ${windows} windows of ${length} tokens without overlap, ` +
+    `${protocols[protocol].words}, ${windows} windows of ${length} tokens without overlap, ` +
     `${length - 1} tokens scored in each`
   );
 }

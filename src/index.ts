@@ -1,12 +1,28 @@
 /** Public exports, nothing else. */
 export type { CalibrationOptions } from './calibration/calibration.js';
+export type { PerplexityProtocol } from './calibration/protocols.js';
 export type { TextSource } from './calibration/text.js';
 export { Checkpoint } from './checkpoint/folder.js';
 export type { TensorInfo } from './checkpoint/header.js';
 export { SafetensorsFile, writeSafetensors } from './checkpoint/safetensors.js';
+export {
+  type CompareEvent,
+  type CompareOptions,
+  type Comparison,
+  type ComparisonCell,
+  type ComparisonText,
+  compare,
+} from './compare/compare.js';
 export { Device, type DeviceInfo, type DeviceName, type DeviceOptions } from './device/device.js';
 export { AlpsError, type AlpsErrorCode } from './errors.js';
 export { type EvaluateOptions, type Evaluation, evaluatePerplexity } from './evaluate.js';
+export {
+  type EvaluateTasksOptions,
+  evaluateTasks,
+  type TaskResult,
+  type TaskSample,
+  type TaskSource,
+} from './evaluate-tasks.js';
 export { inspectModel, type ModelInspection, type TensorInspection } from './inspect.js';
 export { version } from './package-version.js';
 export { type PruneEvent, type PruneOptions, type PruneReport, prune } from './prune.js';
@@ -15,4 +31,5 @@ export type { Pattern } from './pruning/pattern.js';
 export { type PruneLayerOptions, type PruneLayerResult, pruneLayer } from './pruning/prune-layer.js';
 export type { ScheduleName } from './pruning/rho-schedule.js';
 export type { TracePoint } from './pruning/solution.js';
+export { writeComparison } from './report/comparison-report.js';
 export type { BlockReport, LayerReport, Propagation } from './traversal.js';

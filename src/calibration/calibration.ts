@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
 import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
+import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
 import { joinedText, type TextOptions, type TextSource } from './text.js';
 import { consecutiveWindows, sampleWindows, type TokenWindows, windowsOfIds } from './windows.js';
 
@@ -55,7 +56,13 @@ export async function loadCalibration(
 export async function loadEvaluationWindows(
   folder: string,
   config: DecoderConfig,
-  options: { text: TextSource; field?: string; length?: number; windows?: number },
+  options: {
+    text: TextSource;
+    field?: string;
+    length?: number;
+    windows?: number;
+    protocol?: PerplexityProtocol;
+  },
   { signal }: { signal?: AbortSignal } = {},
 ): Promise<TokenWindows> {
   const { text, windows } = options;
@@ -65,14 +72,39 @@ export async function loadEvaluationWindows(
   const ids = await readTokenFile(text, 'evaluation');
   if (ids) return checkedLength(windowsOfIds(ids.slice(0, windows), config.vocabulary, String(text)), config);
   const length = windowLength(options.length, config);
-  const stream = await encoded(folder, config, text, { field: options.field, signal });
-  const all = await consecutiveWindows(stream, { length, windows, maxTokens: mostEvaluationTokens });
+  const { protocol = 'text', field } = options;
+  if (!protocolNames.includes(protocol)) {
+    throw invalidArgument('protocol', protocolNames.map((name) => `"${name}"`).join(' or '), protocol);
+  }
+  const most = protocols[protocol].windows;
+  const stream =
+    protocol === 'text'
+      ? await encoded(folder, config, text, { field, signal })
+      : encodedBy(folder, config, protocol, text, { ...(field === undefined ? {} : { field }), signal });
+  const all = await consecutiveWindows(stream, {
+    length,
+    windows: most === undefined ? windows : Math.min(windows ?? most, most),
+    maxTokens: mostEvaluationTokens,
+  });
   return withCapNote(all, options.length, config);
 }
 
 async function encoded(folder: string, config: DecoderConfig, text: TextSource, options: TextOptions) {
   const tokenizer = await loadTokenizer(folder, { vocabSize: config.vocabulary });
   return tokenizer.encodeStream(joinedText(text, options), { signal: options.signal });
+}
+
+/** The tokens of a published protocol: the tokenizer's special tokens, then the text. */
+async function* encodedBy(
+  folder: string,
+  config: DecoderConfig,
+  protocol: Exclude<PerplexityProtocol, 'text'>,
+  text: TextSource,
+  options: TextOptions,
+): AsyncGenerator<Uint32Array> {
+  const tokenizer = await loadTokenizer(folder, { vocabSize: config.vocabulary });
+  if (protocols[protocol].prefix && tokenizer.prefix.length > 0) yield Uint32Array.from(tokenizer.prefix);
+  yield* tokenizer.encodeStream(joinedBy(protocol, text, options), { signal: options.signal });
 }
 
 /** 2048 unless asked otherwise, and never more positions than the model has. */

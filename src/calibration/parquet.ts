@@ -8,11 +8,14 @@ import type { TextPart } from './text.js';
 const LARGEST_COLUMN_CHUNK = 2 ** 30;
 
 /**
- * Reads one string column of a parquet file, row group by row group; each value is a document, nulls are skipped.
+ * Reads one string column of a parquet file, row group by row group; each value is a document, nulls are skipped, empty ones too unless `rows`.
  *
  * @throws AlpsError `INVALID_TEXT` (damaged file, no such column, a value that is not UTF-8), `FILE_SYSTEM`
  */
-export async function* readParquet(path: string, column: string, signal?: AbortSignal): AsyncGenerator<TextPart> {
+export async function* readParquet(
+  path: string,
+  { field: column, rows, signal }: { field: string; rows: boolean; signal?: AbortSignal },
+): AsyncGenerator<TextPart> {
   const handle = await open(path, 'r').catch((error) => {
     throw fileSystemError('read', path, error);
   });
@@ -55,7 +58,7 @@ export async function* readParquet(path: string, column: string, signal?: AbortS
       if (rowEnd > rowStart) {
         for (const value of (await scan.readColumn({ column, rowStart, rowEnd })) as ArrayLike<unknown> &
           Iterable<unknown>) {
-          if (typeof value === 'string' && value !== '') yield { text: value, end: true };
+          if (typeof value === 'string' && (value !== '' || rows)) yield { text: value, end: true };
         }
       }
       rowStart = rowEnd;

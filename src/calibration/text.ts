@@ -15,6 +15,8 @@ export type TextSource =
 export interface TextOptions {
   /** The text field of JSON lines and parquet files. Default `text`. */
   field?: string;
+  /** Whether empty documents count, and each line of a text file is one. Default false. */
+  rows?: boolean;
   signal?: AbortSignal;
 }
 
@@ -28,7 +30,7 @@ export interface TextPart {
 export const documentJoin = '\n\n';
 
 const longestLine = 64 << 20;
-const accepted = '.txt, .md, .jsonl, .ndjson, each also .gz, .json.gz (JSON lines), .parquet';
+const accepted = '.txt, .raw, .md, .jsonl, .ndjson, each also .gz, .json.gz (JSON lines), .parquet';
 const chunkSize = 256 * 1024;
 
 /**
@@ -69,14 +71,17 @@ function nameOf(source: TextSource): string {
   return Array.isArray(source) ? source.join(', ') : 'documents';
 }
 
-async function* partsOf(source: TextSource, { field = 'text', signal }: TextOptions): AsyncGenerator<TextPart> {
+async function* partsOf(
+  source: TextSource,
+  { field = 'text', rows = false, signal }: TextOptions,
+): AsyncGenerator<TextPart> {
   if (typeof field !== 'string' || field === '') throw invalidArgument('field', 'a name', field);
   const documents = documentsOf(source);
   if (documents) {
     for await (const text of documents) {
       throwIfAborted(signal);
       if (typeof text !== 'string') throw invalidArgument('documents', 'strings', text);
-      if (text !== '') yield { text, end: true };
+      if (text !== '' || rows) yield { text, end: true };
     }
     return;
   }
@@ -85,7 +90,7 @@ async function* partsOf(source: TextSource, { field = 'text', signal }: TextOpti
     throw invalidArgument('text', 'a path, paths, {documents} or an async iterable of strings', source);
   }
   for (const path of paths) kindOf(path);
-  for (const path of paths) yield* readFileText(path, { field, signal });
+  for (const path of paths) yield* readFileText(path, { field, rows, signal });
 }
 
 function documentsOf(source: TextSource): Iterable<string> | AsyncIterable<string> | undefined {
@@ -100,12 +105,12 @@ function documentsOf(source: TextSource): Iterable<string> | AsyncIterable<strin
 }
 
 function kindOf(path: string): 'txt' | 'lines' | 'parquet' {
-  const match = /\.(?:(?:(txt|text|md)|jsonl|ndjson)(?:\.gz)?|json\.gz|(parquet))$/i.exec(path);
+  const match = /\.(?:(?:(txt|text|md|raw)|jsonl|ndjson)(?:\.gz)?|json\.gz|(parquet))$/i.exec(path);
   if (!match) throw new AlpsError('INVALID_TEXT', `${path} has no known text format: expected ${accepted}`);
   return match[1] ? 'txt' : match[2] ? 'parquet' : 'lines';
 }
 
-async function* readFileText(path: string, options: { field: string; signal?: AbortSignal }): AsyncGenerator<TextPart> {
+async function* readFileText(path: string, options: FileOptions): AsyncGenerator<TextPart> {
   try {
     const info = await stat(path);
     if (!info.isFile()) throw new AlpsError('INVALID_TEXT', `${path} is not a regular file`);
@@ -113,12 +118,31 @@ async function* readFileText(path: string, options: { field: string; signal?: Ab
     throw fileSystemError('read the text file', path, cause);
   }
   const kind = kindOf(path);
-  if (kind === 'parquet') yield* readParquet(path, options.field, options.signal);
+  if (kind === 'parquet') yield* readParquet(path, options);
   else if (kind === 'lines') yield* readJsonLines(path, options);
+  else if (options.rows) yield* readLines(path, options.signal);
   else {
     for await (const text of decodeUtf8(readBytes(path, options.signal), path)) yield { text, end: false };
     yield { text: '', end: true };
   }
+}
+
+interface FileOptions {
+  field: string;
+  rows: boolean;
+  signal?: AbortSignal;
+}
+
+/** Each line with its end is a document; one of blanks is an empty document. */
+async function* readLines(path: string, signal?: AbortSignal): AsyncGenerator<TextPart> {
+  let rest = '';
+  for await (const text of decodeUtf8(readBytes(path, signal), path)) {
+    const lines = (rest + text).split('\n');
+    rest = lines.pop()!;
+    if (rest.length > longestLine) throw badLine(path, 0, `more than ${longestLine} characters in a line`);
+    for (const line of lines) yield { text: line.trim() === '' ? '' : `${line}\n`, end: true };
+  }
+  if (rest.trim() !== '') yield { text: rest, end: true };
 }
 
 /** The file's bytes, unzipped where its name ends with .gz. */
@@ -142,10 +166,8 @@ async function* readBytes(path: string, signal?: AbortSignal): AsyncGenerator<Ui
   }
 }
 
-async function* readJsonLines(
-  path: string,
-  options: { field: string; signal?: AbortSignal },
-): AsyncGenerator<TextPart> {
+async function* readJsonLines(path: string, options: FileOptions): AsyncGenerator<TextPart> {
+  const counts = (document: string | undefined) => (options.rows ? document !== undefined : document);
   let line = 1;
   let parts: string[] = [];
   let length = 0;
@@ -167,12 +189,12 @@ async function* readJsonLines(
       add(text.slice(start, end));
       start = end + 1;
       const document = take();
-      if (document) yield { text: document, end: true };
+      if (counts(document)) yield { text: document!, end: true };
     }
     add(text.slice(start));
   }
   const last = take();
-  if (last) yield { text: last, end: true };
+  if (counts(last)) yield { text: last!, end: true };
 }
 
 function documentOf(text: string, path: string, line: number, field: string): string | undefined {

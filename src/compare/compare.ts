@@ -1,6 +1,7 @@
 import { rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type CalibrationOptions, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
+import type { PerplexityProtocol } from '../calibration/protocols.js';
 import type { TextSource } from '../calibration/text.js';
 import type { TokenWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
@@ -21,6 +22,8 @@ export interface ComparisonText {
   name: string;
   text: TextSource;
   field?: string;
+  /** Default `text`. */
+  protocol?: PerplexityProtocol;
 }
 
 export interface CompareOptions {
@@ -121,10 +124,10 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       patterns: patterns.map(patternTitle),
     });
     const calibration = await loadCalibration(options.model, config, options.calibration, { signal });
-    const texts: { name: string; windows: TokenWindows }[] = [];
-    for (const { name, text, field } of options.texts) {
-      const asked = { text, field, length: options.length, windows: options.windows };
-      texts.push({ name, windows: await loadEvaluationWindows(options.model, config, asked, { signal }) });
+    const texts: Prepared['texts'] = [];
+    for (const { name, text, field, protocol = 'text' } of options.texts) {
+      const asked = { text, field, protocol, length: options.length, windows: options.windows };
+      texts.push({ name, protocol, windows: await loadEvaluationWindows(options.model, config, asked, { signal }) });
     }
     const model = {
       folder: options.model,
@@ -163,9 +166,9 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       precision,
       propagation: options.propagation ?? 'sequential',
       calibration: { windows, length, tokens: windows * length, seed, hash, ...(note ? { note } : {}) },
-      texts: texts.map(({ name, windows: w }) => ({
+      texts: texts.map(({ name, protocol, windows: w }) => ({
         name,
-        protocol: describeProtocol(w),
+        protocol: describeProtocol(w, protocol),
         windows: w.windows,
         length: w.length,
         hash: w.hash,
@@ -195,7 +198,7 @@ interface Prepared {
   device: Device;
   precision: Precision;
   calibration: TokenWindows;
-  texts: { name: string; windows: TokenWindows }[];
+  texts: { name: string; protocol: PerplexityProtocol; windows: TokenWindows }[];
 }
 
 /** The cells of one comparison. */
@@ -334,10 +337,11 @@ class ComparisonRun {
   #evaluationCommands(folder: string): string[] {
     const { names, texts } = this.#options;
     const { precision } = this.#prepared;
-    return this.#prepared.texts.map(({ name, windows }, i) => {
+    return this.#prepared.texts.map(({ name, protocol, windows }, i) => {
       const { text } = texts[i]!;
       const file = names?.texts?.[name] ?? (typeof text === 'string' ? text : basename(name));
-      return `alps eval ${folder} --text ${file} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
+      const how = protocol === 'text' ? '' : ` --protocol ${protocol}`;
+      return `alps eval ${folder} --text ${file}${how} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
     });
   }
 }
