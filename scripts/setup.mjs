@@ -100,11 +100,28 @@ function systemStep() {
   if (still.length > 0) fail(`apt-get ran, and yet these do not work: ${still.join(', ')}`);
 }
 
+/** The browser that a test opens the reports in. Without one that test is skipped. */
+function browserStep() {
+  const present = () => ['chromium', 'chromium-browser', 'google-chrome'].some((name) => has(name, '--version'));
+  if (present()) return;
+  if (process.getuid?.() !== 0 || !has('apt-get', '--version')) {
+    say('no Chromium was found: the test that opens a report in a browser will be skipped');
+    return;
+  }
+  say('installing chromium with apt-get');
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
+  const options = { cwd: root, stdio: 'ignore', env };
+  spawnSync('apt-get', ['update', '-qq'], options);
+  spawnSync('apt-get', ['install', '-y', '-qq', '--no-install-recommends', 'chromium'], options);
+  if (!present()) say('chromium could not be installed: the test that opens a report in a browser will be skipped');
+}
+
 /** All of it, in order. */
-export function setup() {
+export function setup({ browser = false } = {}) {
   const [major] = process.versions.node.split('.').map(Number);
   if (major < 20) fail(`Node 20 or newer is needed; this is ${process.version}.`);
   systemStep();
+  if (browser) browserStep();
   step('npm', ['package.json', 'package-lock.json'], ['node_modules/typescript'], () => {
     say('installing npm packages');
     run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error']);

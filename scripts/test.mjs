@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { root, setup } from './setup.mjs';
 
 try {
-  setup();
+  setup({ browser: true });
 } catch (error) {
   process.stderr.write(`setup: ${error.message}\n`);
   process.exit(1);

@@ -12,7 +12,9 @@ export {
   type ComparisonCell,
   type ComparisonText,
   compare,
+  type TaskScore,
 } from './compare/compare.js';
+export { type PaperOptions, type PaperReport, reproducePaper } from './compare/paper.js';
 export { Device, type DeviceInfo, type DeviceName, type DeviceOptions } from './device/device.js';
 export { AlpsError, type AlpsErrorCode } from './errors.js';
 export { type EvaluateOptions, type Evaluation, evaluatePerplexity } from './evaluate.js';
@@ -32,4 +34,5 @@ export { type PruneLayerOptions, type PruneLayerResult, pruneLayer } from './pru
 export type { ScheduleName } from './pruning/rho-schedule.js';
 export type { TracePoint } from './pruning/solution.js';
 export { writeComparison } from './report/comparison-report.js';
+export { writePaperReport } from './report/paper-report.js';
 export type { BlockReport, LayerReport, Propagation } from './traversal.js';

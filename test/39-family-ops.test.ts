@@ -89,7 +89,7 @@ describe.each(instructionSets())('%s', (isa) => {
         return out;
       });
       const expected = new Float64Array(n);
-      for (const values of [x, round(x)]) values.forEach((v, i) => (expected[i % n]! += v));
+      for (const values of [x, round(x)]) for (const [i, v] of values.entries()) expected[i % n]! += v;
       expect(nmse(sums, expected)).toBeLessThan(1e-25);
       const turned = await run(isa, ({ stream, up, make }) => {
         const out = make('float32', n, rows);

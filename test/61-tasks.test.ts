@@ -34,9 +34,8 @@ describe('against lm-evaluation-harness', () => {
     expect(result!.items).toBe(expected.items.length);
     for (const [i, item] of expected.items.entries()) {
       const sample = result!.samples![i]!;
-      sample.logLikelihoods.forEach((value, j) =>
-        expect(Math.abs(value / item.logLikelihoods[j]! - 1)).toBeLessThan(1e-4),
-      );
+      for (const [j, value] of sample.logLikelihoods.entries())
+        expect(Math.abs(value / item.logLikelihoods[j]! - 1)).toBeLessThan(1e-4);
       expect(Number(sample.choice === sample.gold)).toBe(item.acc);
       if (item.accNorm !== undefined) expect(Number(sample.choiceNormalised === sample.gold)).toBe(item.accNorm);
     }

@@ -16,6 +16,7 @@ import {
   type Values,
 } from './arguments.js';
 import type { Command, CommandContext } from './command.js';
+import { taskList } from './eval-command.js';
 import { commandLine } from './format.js';
 import { Progress } from './progress.js';
 
@@ -32,6 +33,7 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
   --text [NAME=]FILE     text for the perplexity; may be given more than once
   --text-length N        tokens of an evaluation window (default: as for alps eval)
   --text-windows N       at most this many windows a text (default: all)
+  --tasks LIST, --limit N                                                zero-shot tasks for each cell, as for alps eval
   --propagation P        sequential (default) or block
   --precision P          auto (default), float32 or bfloat16: of pruning and of evaluation
   --device D, --threads N, --memory-limit SIZE                           as for alps prune
@@ -60,6 +62,8 @@ export const comparisonOptions = {
   text: { type: 'string', multiple: true },
   'text-length': { type: 'string' },
   'text-windows': { type: 'string' },
+  tasks: { type: 'string', multiple: true },
+  limit: { type: 'string' },
   propagation: { type: 'string' },
   ...deviceOptions,
 } as const;
@@ -123,6 +127,8 @@ export function comparisonOf(model: string, values: Values) {
       calibration: files.join(' --calibration '),
       texts: Object.fromEntries(texts.map(({ name, file }) => [name, file])),
     },
+    tasks: taskList(values),
+    taskLimit: number(values, 'limit'),
     length: number(values, 'text-length'),
     windows: number(values, 'text-windows'),
     propagation: string(values, 'propagation') as Propagation | undefined,

@@ -7,12 +7,14 @@ import { compareCommand } from './compare-command.js';
 import { devicesCommand } from './devices-command.js';
 import { evalCommand } from './eval-command.js';
 import { inspectCommand } from './inspect-command.js';
+import { paperCommand } from './paper-command.js';
 import { pruneCommand } from './prune-command.js';
 
 const commands: Record<string, Command> = {
   prune: pruneCommand,
   eval: evalCommand,
   compare: compareCommand,
+  paper: paperCommand,
   inspect: inspectCommand,
   devices: devicesCommand,
 };

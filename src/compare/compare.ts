@@ -1,4 +1,5 @@
-import { rm } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type CalibrationOptions, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
 import type { PerplexityProtocol } from '../calibration/protocols.js';
@@ -6,8 +7,10 @@ import type { TextSource } from '../calibration/text.js';
 import type { TokenWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device, type DeviceName } from '../device/device.js';
-import { AlpsError, aborted, invalidArgument, throwIfAborted } from '../errors.js';
+import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
 import { describeProtocol, evaluateWindows } from '../evaluate.js';
+import { evaluateTasks, type TaskResult, type TaskSource } from '../evaluate-tasks.js';
+import { taskOf } from '../evaluation/tasks/definitions.js';
 import { type Precision, readArchitecture } from '../model/decoder.js';
 import { version } from '../package-version.js';
 import { choosePrecision, deviceOptions, type PruneOptions, prune } from '../prune.js';
@@ -38,6 +41,10 @@ export interface CompareOptions {
   calibration: CalibrationOptions;
   /** Texts for the perplexities. */
   texts: readonly ComparisonText[];
+  /** Zero-shot tasks, evaluated for each cell. */
+  tasks?: readonly TaskSource[];
+  /** At most this many records of each task. */
+  taskLimit?: number;
   /** Tokens of an evaluation window. Default 2048, capped by the model and the text. */
   length?: number;
   /** At most this many evaluation windows a text. Default: all. */
@@ -80,12 +87,17 @@ export interface ComparisonCell {
   layers: { block: number; name: string; error: number | null; sparsity: number }[];
   /** By text. */
   perplexity: Record<string, number>;
+  /** By task. */
+  tasks: Record<string, TaskScore>;
   milliseconds: { prune: number; read: number; forward: number; solve: number; write: number; evaluate: number };
   /** Most bytes of tensors at one time while pruning. */
   peakBytes: number;
   /** What makes these numbers again. */
   commands: string[];
 }
+
+/** Accuracies of a zero-shot task. */
+export type TaskScore = Pick<TaskResult, 'items' | 'acc' | 'accStandardError' | 'accNorm' | 'perplexity'>;
 
 export interface Comparison {
   version: string;
@@ -95,7 +107,13 @@ export interface Comparison {
   propagation: Propagation;
   calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string };
   texts: { name: string; protocol: string; windows: number; length: number; hash: string }[];
-  dense: { perplexity: Record<string, number>; milliseconds: number; commands: string[] };
+  tasks: { task: string; file: string; protocol: string }[];
+  dense: {
+    perplexity: Record<string, number>;
+    tasks: Record<string, TaskScore>;
+    milliseconds: number;
+    commands: string[];
+  };
   cells: ComparisonCell[];
 }
 
@@ -135,7 +153,8 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       blocks: config.layers,
       fingerprint: await fingerprint(checkpoint, signal),
     };
-    const run = new ComparisonRun(options, { model, device, precision, calibration, texts });
+    const tasks = await readTasks(options);
+    const run = new ComparisonRun(options, { model, device, precision, calibration, texts, tasks });
     const dense = await run.dense(checkpoint);
     const cells: ComparisonCell[] = [];
     for (const pattern of patterns) {
@@ -173,6 +192,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
         length: w.length,
         hash: w.hash,
       })),
+      tasks: tasks.map(({ task, file, protocol }) => ({ task, file, protocol })),
       dense,
       cells,
     };
@@ -193,12 +213,33 @@ function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Patt
   return all;
 }
 
+/** The tasks with what tells their files apart from others. */
+async function readTasks({ tasks = [], taskLimit }: CompareOptions): Promise<PreparedTask[]> {
+  return Promise.all(
+    tasks.map(async ({ task, file }) => {
+      const { version: taskVersion } = taskOf(task);
+      const content = await readFile(file).catch((cause) => {
+        throw fileSystemError('read', file, cause);
+      });
+      const hash = createHash('sha256').update(content).digest('hex');
+      const most = taskLimit === undefined ? '' : `, the first ${taskLimit} records`;
+      return { task, file, hash, protocol: `lm-evaluation-harness 0.4, version ${taskVersion}, zero-shot${most}` };
+    }),
+  );
+}
+
+interface PreparedTask extends TaskSource {
+  hash: string;
+  protocol: string;
+}
+
 interface Prepared {
   model: Comparison['model'];
   device: Device;
   precision: Precision;
   calibration: TokenWindows;
   texts: { name: string; protocol: PerplexityProtocol; windows: TokenWindows }[];
+  tasks: PreparedTask[];
 }
 
 /** The cells of one comparison. */
@@ -215,9 +256,17 @@ class ComparisonRun {
 
   /** All that a cell's numbers depend on. */
   #key(part: Record<string, unknown>) {
-    const { model, precision, texts } = this.#prepared;
+    const { model, precision, texts, tasks } = this.#prepared;
     const { fingerprint: weights } = model;
-    return { version, weights, precision, texts: texts.map(({ name, windows }) => [name, windows.hash]), ...part };
+    return {
+      version,
+      weights,
+      precision,
+      texts: texts.map(({ name, windows }) => [name, windows.hash]),
+      // Left out where there are none, so that results from before tasks were asked for stay good.
+      ...(tasks.length > 0 ? { tasks: tasks.map(({ task, hash, protocol }) => [task, hash, protocol]) } : {}),
+      ...part,
+    };
   }
 
   async dense(checkpoint: Checkpoint): Promise<Comparison['dense']> {
@@ -225,7 +274,8 @@ class ComparisonRun {
     const { result, stored } = await store.take(this.#key({ dense: true }), async () => {
       const began = performance.now();
       const perplexity = await this.#perplexities(checkpoint, 'dense');
-      return { perplexity, milliseconds: performance.now() - began };
+      const tasks = await this.#tasks(this.#options.model, 'dense');
+      return { perplexity, tasks, milliseconds: performance.now() - began };
     });
     this.#options.onEvent?.({ type: 'dense', perplexity: result.perplexity, stored });
     return { ...result, commands: this.#evaluationCommands(this.#options.model) };
@@ -293,6 +343,7 @@ class ComparisonRun {
           meanError: report.meanError!,
           layers: report.layers.map(({ block, name, error, sparsity }) => ({ block, name, error, sparsity })),
           perplexity,
+          tasks: await this.#tasks(out, doing),
           milliseconds: { prune: report.milliseconds.total, ...phases, evaluate: performance.now() - began },
           peakBytes,
         };
@@ -316,6 +367,27 @@ class ComparisonRun {
     return result;
   }
 
+  async #tasks(model: string, doing: string): Promise<Record<string, TaskScore>> {
+    const { tasks, precision } = this.#prepared;
+    if (tasks.length === 0) return {};
+    const { signal, onEvent, taskLimit: limit } = this.#options;
+    const onProgress = (share: number, task: string) =>
+      onEvent?.({ type: 'progress', share, doing: `${task}, ${doing}` });
+    const results = await evaluateTasks({ ...this.#shared(), model, tasks, limit, precision, signal, onProgress });
+    return Object.fromEntries(
+      results.map(({ task, items, acc, accStandardError, accNorm, perplexity }) => [
+        task,
+        {
+          items,
+          acc,
+          accStandardError,
+          ...(accNorm === undefined ? {} : { accNorm }),
+          ...(perplexity === undefined ? {} : { perplexity }),
+        },
+      ]),
+    );
+  }
+
   #shared() {
     const { device, threads, memoryLimit } = this.#options;
     return { device, ...deviceOptions({ threads, memoryLimit }) };
@@ -337,11 +409,16 @@ class ComparisonRun {
   #evaluationCommands(folder: string): string[] {
     const { names, texts } = this.#options;
     const { precision } = this.#prepared;
-    return this.#prepared.texts.map(({ name, protocol, windows }, i) => {
+    const { tasks } = this.#prepared;
+    const limit = this.#options.taskLimit === undefined ? '' : ` --limit ${this.#options.taskLimit}`;
+    const list = tasks.map(({ task, file }) => `${task}=${file}`).join(',');
+    const zeroShot = tasks.length > 0 ? [`alps eval ${folder} --tasks ${list}${limit} --precision ${precision}`] : [];
+    const perplexities = this.#prepared.texts.map(({ name, protocol, windows }, i) => {
       const { text } = texts[i]!;
       const file = names?.texts?.[name] ?? (typeof text === 'string' ? text : basename(name));
       const how = protocol === 'text' ? '' : ` --protocol ${protocol}`;
       return `alps eval ${folder} --text ${file}${how} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
     });
+    return [...perplexities, ...zeroShot];
   }
 }

@@ -93,6 +93,10 @@ class Admm {
   readonly #time: { factorise: number };
   readonly #previous: Tensor<'uint8'>;
   readonly #counts: Tensor<'uint32'>;
+  /** The support at the last point of the trace. */
+  readonly #traced: Tensor<'uint8'> | undefined;
+  #iteration = 0;
+  readonly trace: TracePoint[] = [];
   #rho = Number.NaN;
   #whole: number | undefined;
 
@@ -115,6 +119,10 @@ class Admm {
         ? this.#inverse
         : scope.hold(device.tensor('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
     this.#previous = scope.hold(device.tensor('uint8', [m, n], 'the support at the last check'));
+    this.#traced =
+      options.traceEvery > 0
+        ? scope.hold(device.tensor('uint8', [m, n], 'the support at the last point of the trace'))
+        : undefined;
     this.#counts = scope.hold(device.tensor('uint32', [segments.rowEnds.length]));
   }
 
@@ -131,9 +139,15 @@ class Admm {
     stream.admmStart(base, mask, state, y);
   }
 
-  /** Makes the current support the one that the next {@link changed} compares with. */
+  /** Makes the current support the one that the next {@link changed}, and the trace, compare with. */
   markSupport(): void {
     this.#problem.stream.copy(this.#iterate.mask, this.#previous);
+    if (this.#traced) this.#problem.stream.copy(this.#iterate.mask, this.#traced);
+  }
+
+  /** Iterations done. */
+  get iterations(): number {
+    return this.#iteration;
   }
 
   /** Factorises for another ρ. The dual part of the state is U = V / ρ, so it is scaled when a run goes on (not at its start). */
@@ -154,7 +168,21 @@ class Admm {
     this.#time.factorise += performance.now() - began;
   }
 
-  iterate(count: number): void {
+  /** Iterates, with the points of the trace that were asked for on the way. */
+  async iterate(count: number): Promise<void> {
+    const { traceEvery } = this.#options;
+    if (traceEvery === 0) {
+      this.#run(count);
+      return;
+    }
+    for (let i = 0; i < count; i++) {
+      this.#run(1);
+      if (this.#traced && this.#iteration % traceEvery === 0)
+        await this.#tracePoint(await this.#changedSince(this.#traced));
+    }
+  }
+
+  #run(count: number): void {
     const { stream, base, segments } = this.#problem;
     const { b, state, mask, y } = this.#iterate;
     const pattern = nativePattern(this.#options.pattern);
@@ -162,22 +190,27 @@ class Admm {
       stream.gemm(y, this.#operator, b, { alpha: this.#rho });
       stream.admmUpdate(b, base, state, mask, y, pattern, segments);
     }
+    this.#iteration += count;
   }
 
-  /** Entries of the support that changed since the last call or {@link markSupport}. */
-  async #changed(): Promise<number> {
+  /** A look of the schedule: entries of the support that changed since the last one or {@link markSupport}. */
+  async look(): Promise<number> {
+    const changed = await this.#changedSince(this.#previous);
+    if (!this.#traced) await this.#tracePoint(changed);
+    return changed;
+  }
+
+  async #tracePoint(changed: number): Promise<void> {
+    const point: TracePoint = { iteration: this.#iteration, rho: this.#rho, changed };
+    if (this.#options.traceErrors) point.error = await this.#error();
+    this.trace.push(point);
+  }
+
+  async #changedSince(support: Tensor<'uint8'>): Promise<number> {
     const { stream, segments } = this.#problem;
-    stream.maskChanges(this.#iterate.mask, this.#previous, segments, this.#counts);
+    stream.maskChanges(this.#iterate.mask, support, segments, this.#counts);
     const counts = await stream.read(this.#counts);
     return counts.reduce((sum, count) => sum + count, 0);
-  }
-
-  /** A look at the support; see {@link TracePoint}. */
-  async look(iteration: number, rho: number): Promise<TracePoint> {
-    const changed = await this.#changed();
-    return this.#options.traceErrors
-      ? { iteration, rho, changed, error: await this.#error() }
-      : { iteration, rho, changed };
   }
 
   /** tr((B₀ − P(B)) H' (B₀ − P(B))ᵀ) / tr(B₀ H' B₀ᵀ) */
@@ -213,54 +246,46 @@ class Admm {
 
 type Run = Pick<Solution, 'iterations' | 'trace' | 'capped'>;
 
+function runOf(admm: Admm, capped: boolean): Run {
+  return { iterations: admm.iterations, trace: admm.trace, capped };
+}
+
 async function runLadder(admm: Admm): Promise<Run> {
-  const trace: TracePoint[] = [];
-  let iteration = 0;
   admm.start();
   admm.markSupport();
   for (const [rho, count] of ladder) {
     await admm.setRho(rho);
-    admm.iterate(count);
-    iteration += count;
-    trace.push(await admm.look(iteration, rho));
+    await admm.iterate(count);
+    await admm.look();
   }
-  return { iterations: iteration, trace, capped: false };
+  return runOf(admm, false);
 }
 
 async function runFixed(admm: Admm, options: ParsedPruningOptions): Promise<Run> {
-  const { initialRho: rho, checkEvery, maxIterations } = options.alpsSchedule;
-  const trace: TracePoint[] = [];
+  const { initialRho, checkEvery, maxIterations } = options.alpsSchedule;
+  let changed = 0;
   admm.start();
   admm.markSupport();
-  await admm.setRho(rho);
-  for (let iteration = 0; iteration < maxIterations; ) {
-    const count = Math.min(checkEvery, maxIterations - iteration);
-    admm.iterate(count);
-    iteration += count;
-    trace.push(await admm.look(iteration, rho));
+  await admm.setRho(initialRho);
+  while (admm.iterations < maxIterations) {
+    await admm.iterate(Math.min(checkEvery, maxIterations - admm.iterations));
+    changed = await admm.look();
   }
-  return { iterations: maxIterations, trace, capped: trace.at(-1)!.changed > 0 };
+  return runOf(admm, changed > 0);
 }
 
 async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<Run> {
   const { initialRho, checkEvery, maxIterations } = options.alpsSchedule;
   const kept = admm.keptTotal;
-  const trace: TracePoint[] = [];
   let state = { rho: initialRho, grew: false };
-  let iteration = 0;
   admm.start();
   admm.markSupport();
   await admm.setRho(state.rho);
   while (true) {
-    const count = Math.min(checkEvery, maxIterations - iteration);
-    admm.iterate(count);
-    iteration += count;
-    const point = await admm.look(iteration, state.rho);
-    trace.push(point);
-    const { changed } = point;
-    const decision = checkAlps(state, iteration, changed, kept, options.alpsSchedule);
-    if (decision.action === 'stop')
-      return { iterations: iteration, trace, capped: iteration >= maxIterations && changed > 0 };
+    await admm.iterate(Math.min(checkEvery, maxIterations - admm.iterations));
+    const changed = await admm.look();
+    const decision = checkAlps(state, admm.iterations, changed, kept, options.alpsSchedule);
+    if (decision.action === 'stop') return runOf(admm, admm.iterations >= maxIterations && changed > 0);
     state = decision.state;
     await admm.setRho(state.rho);
     // A restart keeps the support of the last check as the one to compare with, as the published code does.

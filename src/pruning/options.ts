@@ -65,7 +65,9 @@ export interface PruningOptions {
   refineTolerance?: number;
   /** Constants of the published schedule; `initialRho`, `checkEvery` and `maxIterations` also of the fixed one. */
   alpsSchedule?: AlpsScheduleOptions;
-  /** Whether each look at the support also measures the error that stopping there would give. Default false. */
+  /** Iterations between two points of the trace. Default: where the schedule looks at the support. */
+  traceEvery?: number;
+  /** Whether each point of the trace also has the error that stopping there would give. Default false. */
   traceErrors?: boolean;
   /** SparseGPT: columns of a block. Default 128. For N:M the next multiple of M below, at least M. */
   blockSize?: number;
@@ -85,6 +87,8 @@ export interface ParsedPruningOptions {
   refineIterations: number;
   refineTolerance: number;
   alpsSchedule: Required<AlpsScheduleOptions>;
+  /** 0: where the schedule looks. */
+  traceEvery: number;
   traceErrors: boolean;
   blockSize: number;
   dsnot: Required<DsnotOptions>;
@@ -144,6 +148,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     refineIterations: integerFrom('refineIterations', refineIterations, 0),
     refineTolerance: numberIn('refineTolerance', refineTolerance, 0, 1),
     alpsSchedule: parseAlpsSchedule(options.alpsSchedule),
+    traceEvery: options.traceEvery === undefined ? 0 : integerFrom('traceEvery', options.traceEvery, 1),
     traceErrors: flag('traceErrors', traceErrors),
     blockSize: integerFrom('blockSize', blockSize, 1),
     dsnot: parseDsnot(options.dsnot, pattern),

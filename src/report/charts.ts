@@ -198,7 +198,8 @@ const theme = {
 
 /** The drawing of a specification, as the text of an `<svg>` element. */
 export async function drawSvg(spec: TopLevelSpec): Promise<string> {
-  const [vega, lite] = await Promise.all([import('vega'), import('vega-lite')]);
+  const vega = await import('vega');
+  const lite = await import('vega-lite');
   const view = new vega.View(vega.parse(lite.compile(spec).spec), { renderer: 'none', logLevel: vega.Error });
   try {
     return await view.toSVG();

@@ -1,6 +1,6 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Comparison, ComparisonCell } from '../compare/compare.js';
+import type { Comparison, ComparisonCell, TaskScore } from '../compare/compare.js';
 import { fileSystemError } from '../errors.js';
 import { type ChartPoint, chart } from './charts.js';
 import { csv } from './csv.js';
@@ -10,11 +10,14 @@ import { type Page, renderPage, type Section, type Table } from './page.js';
 export async function writeComparison(comparison: Comparison, folder: string, command: string): Promise<void> {
   const files = {
     'report.json': `${JSON.stringify({ ...comparison, command }, null, 1)}\n`,
-    'report.csv': cellsCsv(comparison),
-    'layers.csv': layersCsv(comparison),
+    ...comparisonCsvs(comparison),
     'report.html': await renderPage(comparisonPage(comparison, command)),
   };
   await writeReports(folder, files);
+}
+
+export function comparisonCsvs(comparison: Comparison): Record<string, string> {
+  return { 'report.csv': cellsCsv(comparison), 'layers.csv': layersCsv(comparison) };
 }
 
 export async function writeReports(folder: string, files: Record<string, string>): Promise<void> {
@@ -83,7 +86,12 @@ export function comparisonPage(comparison: Comparison, command: string): Page {
       `${seriesOf(cells).length} methods and their refits at ${patternsOf(cells).join(', ')}: perplexity, relative error of each layer, ` +
       'time and memory. All from the same calibration tokens.',
     facts: factsOf(comparison, command),
-    sections: [...perplexitySections(comparison), ...errorSections(comparison), costSection(comparison)],
+    sections: [
+      ...perplexitySections(comparison),
+      ...taskSections(comparison),
+      ...errorSections(comparison),
+      costSection(comparison),
+    ],
     data: comparison,
   };
 }
@@ -297,7 +305,48 @@ function layerTable(cells: ComparisonCell[], pattern: string): Table {
   };
 }
 
-function costSection({ cells, device }: Comparison): Section {
+/** Accuracies of the zero-shot tasks: normalised where the task has them so. */
+export function taskSections({ cells, tasks, dense }: Comparison): Section[] {
+  if (tasks.length === 0) return [];
+  const accuracy = (scores: Record<string, TaskScore>, task: string) => scores[task]!.accNorm ?? scores[task]!.acc;
+  const mean = (scores: Record<string, TaskScore>) =>
+    tasks.reduce((sum, { task }) => sum + accuracy(scores, task), 0) / tasks.length;
+  const percent = (value: number) => (value * 100).toFixed(1);
+  const patterns = patternsOf(cells).map((pattern): Table => {
+    const some = cells.filter((cell) => cell.pattern === pattern);
+    const rowOf = (title: string, scores: Record<string, TaskScore>) => [
+      title,
+      ...tasks.map(({ task }) => percent(accuracy(scores, task))),
+      percent(mean(scores)),
+    ];
+    return {
+      caption: `Accuracy at ${pattern}, %`,
+      header: ['Method', ...tasks.map(({ task }) => task), 'mean'],
+      rows: [rowOf('dense', dense.tasks), ...some.map((cell) => rowOf(cell.title, cell.tasks))],
+    };
+  });
+  const items = tasks.map(({ task }) => `${task} (${dense.tasks[task]!.items})`).join(', ');
+  const { protocol } = tasks[0]!;
+  return [
+    {
+      heading: 'Zero-shot tasks',
+      text: [
+        `${items} records; ${protocol}. Normalised by the answers’ length where the task is usually reported so. Higher is better.`,
+      ],
+      charts: chartsOf(cells, {
+        title: 'Mean accuracy of the tasks',
+        y: 'Mean accuracy, %',
+        value: (cell) => mean(cell.tasks) * 100,
+        show: (value) => `${value.toFixed(1)} %`,
+        rule: { y: mean(dense.tasks) * 100, label: `dense ${percent(mean(dense.tasks))} %` },
+      }),
+      tables: patterns,
+      commands: dense.commands.slice(-1),
+    },
+  ];
+}
+
+export function costSection({ cells, device }: Comparison): Section {
   const seconds = (value: number) => (value / 1000).toFixed(1);
   const rows = unique(cells.map(({ title }) => title)).map((title) => {
     const some = cells.filter((cell) => cell.title === title);

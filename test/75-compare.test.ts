@@ -1,0 +1,151 @@
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type CompareEvent, type CompareOptions, type Comparison, compare } from '../src/compare/compare.js';
+import { parseMethods } from '../src/compare/method-spec.js';
+import { evaluatePerplexity } from '../src/evaluate.js';
+import { prune } from '../src/prune.js';
+import { writeComparison } from '../src/report/comparison-report.js';
+
+const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+const tasks = fileURLToPath(new URL('fixtures/tasks/', import.meta.url));
+const heldOut = join(model, 'held-out.txt.gz');
+const calibration = { text: join(model, 'calibration.txt.gz'), windows: 8, length: 128 };
+
+let out: string;
+beforeAll(async () => {
+  out = await mkdtemp(join(tmpdir(), 'alps-compare-'));
+});
+afterAll(() => rm(out, { recursive: true, force: true }));
+
+const events: CompareEvent[] = [];
+const options = (change: Partial<CompareOptions> = {}): CompareOptions => ({
+  model,
+  out,
+  methods: ['mp', 'wanda', 'wanda+refit', 'dsnot', 'sparsegpt', 'alps', 'alps-published'],
+  sparsities: [0.5, 0.7],
+  patterns: [{ keep: 2, of: 4 }],
+  calibration,
+  texts: [{ name: 'speeches', text: heldOut }],
+  length: 128,
+  windows: 12,
+  tasks: [{ task: 'piqa', file: join(tasks, 'piqa.jsonl') }],
+  onEvent: (event) => events.push(event),
+  ...change,
+});
+const cellsOf = (stored: boolean) => events.filter((event) => event.type === 'cell' && event.stored === stored);
+
+describe('compare', () => {
+  let report: Comparison;
+
+  test('a run that is stopped keeps its finished cells and nothing else', async () => {
+    const controller = new AbortController();
+    const onEvent = (event: CompareEvent) => event.type === 'cell' && event.done === 4 && controller.abort();
+    await expect(compare(options({ signal: controller.signal, onEvent }))).rejects.toMatchObject({ code: 'ABORTED' });
+    const names = await readdir(join(out, 'cells'));
+    expect(names).toHaveLength(4 + 1); // and the dense model's
+    expect(names.filter((name) => name.includes('partial'))).toEqual([]);
+  });
+
+  test('run again it computes only what is missing', async () => {
+    report = await compare(options());
+    expect(cellsOf(true)).toHaveLength(4);
+    expect(cellsOf(false)).toHaveLength(3 * 7 - 4);
+    events.length = 0;
+    expect(await compare(options())).toEqual(report);
+    expect(cellsOf(false)).toEqual([]);
+  });
+
+  test('every cell is there; ALPS loses less than SparseGPT, that less than Wanda', () => {
+    expect(report.cells).toHaveLength(21);
+    const at = (method: string, pattern: string) =>
+      report.cells.find((cell) => cell.method === method && cell.pattern === pattern)!;
+    for (const pattern of ['50 %', '70 %', '2:4']) {
+      const errors = ['alps', 'sparsegpt', 'wanda'].map((method) => at(method, pattern).meanError);
+      expect(errors[0]!).toBeLessThan(errors[1]!);
+      expect(errors[1]!).toBeLessThan(errors[2]!);
+      expect(at('wanda+refit', pattern).meanError).toBeLessThan(at('wanda', pattern).meanError);
+    }
+    for (const cell of report.cells) {
+      expect(cell.layers).toHaveLength(5 * 7);
+      expect(cell.perplexity.speeches).toBeGreaterThan(report.dense.perplexity.speeches!);
+      expect(cell.tasks.piqa!.items).toBe(4);
+      expect(cell.peakBytes).toBeGreaterThan(1e6);
+    }
+  });
+
+  test('a cell’s numbers are those of its own commands', async () => {
+    const cell = report.cells.find(({ method, pattern }) => method === 'wanda+refit' && pattern === '70 %')!;
+    expect(cell.commands[0]).toContain('--sparsity 0.7 --method wanda --refit pcg');
+    const folder = join(out, 'again');
+    const { precision } = report;
+    const again = await prune({ model, out: folder, sparsity: 0.7, method: 'wanda', refit: 'pcg', calibration });
+    expect(again.meanError).toBe(cell.meanError);
+    const { perplexity } = await evaluatePerplexity({
+      model: folder,
+      text: heldOut,
+      length: 128,
+      windows: 12,
+      precision,
+    });
+    expect(perplexity).toBe(cell.perplexity.speeches);
+    await rm(folder, { recursive: true });
+  });
+
+  test('other calibration tokens, another method’s options: other cells', async () => {
+    events.length = 0;
+    const change = { methods: ['wanda'], sparsities: [0.5], patterns: [], calibration: { ...calibration, seed: 1 } };
+    await compare(options(change));
+    expect(cellsOf(false)).toHaveLength(1);
+  });
+
+  test('reports: JSON, CSV and one HTML file that asks for nothing', async () => {
+    const folder = join(out, 'report');
+    await writeComparison(report, folder, 'alps compare <&>');
+    expect(JSON.parse(await readFile(join(folder, 'report.json'), 'utf8'))).toMatchObject({ cells: report.cells });
+    const [header, dense, ...rows] = (await readFile(join(folder, 'report.csv'), 'utf8')).trim().split('\n');
+    expect(header).toMatch(/^method,pattern,sparsity,mean_relative_error,perplexity_speeches,/);
+    expect(dense).toMatch(/^dense,/);
+    expect(rows).toHaveLength(21);
+    const layers = (await readFile(join(folder, 'layers.csv'), 'utf8')).trim().split('\n');
+    expect(layers).toHaveLength(1 + 21 * 35);
+    const html = await readFile(join(folder, 'report.html'), 'utf8');
+    expect(html).toContain('alps compare &#60;&#38;&#62;');
+    expect(html.match(/(?:src|href)="(?!data:)[^"]*"/g)).toBeNull();
+    for (const cell of report.cells)
+      expect(html).toContain(`${cell.title} at ${cell.pattern}: ${cell.perplexity.speeches!.toFixed(2)}`);
+  });
+
+  test.each<[string, Partial<CompareOptions>, string]>([
+    ['an unknown method', { methods: ['best'] }, 'Expected one of mp, mp-row, wanda, dsnot'],
+    ['an unknown suffix', { methods: ['wanda+tune'] }, 'with +refit or +backsolve or nothing behind it, for methods'],
+    ['a method twice', { methods: ['mp', 'mp'] }, 'Expected each method once for methods'],
+    ['no pattern', { sparsities: [], patterns: [] }, 'Expected at least one for sparsities and patterns'],
+    ['a wrong sparsity', { sparsities: [50] }, 'Expected a number from 0 to 1 for sparsity'],
+    [
+      'two texts of one name',
+      { texts: [1, 2].map(() => ({ name: 'a', text: heldOut })) },
+      'a name of its own for each text',
+    ],
+    ['an unknown task', { tasks: [{ task: 'x', file: 'y' }] }, 'for a task but received "x"'],
+  ])('%s is refused', async (_name, change, message) => {
+    await expect(compare(options(change))).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining(message),
+    });
+  });
+});
+
+test('method names: what they stand for', () => {
+  const [plain, refitted, exact, published] = parseMethods([
+    'sparsegpt',
+    'mp+refit',
+    'wanda+backsolve',
+    'alps-published',
+  ]);
+  expect(plain).toMatchObject({ title: 'SparseGPT', refit: 'none', flags: '--method sparsegpt' });
+  expect(refitted).toMatchObject({ title: 'MP + refit', base: 'MP', refit: 'pcg', flags: '--method mp --refit pcg' });
+  expect(exact!.options).toEqual({ method: 'wanda', refit: 'backsolve' });
+  expect(published!.options).toMatchObject({ schedule: 'alps', metric: 'diagonal', propagation: 'block' });
+});
