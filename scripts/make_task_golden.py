@@ -4,7 +4,7 @@
     python scripts/make_task_golden.py --model models/union-4m --out test/fixtures/tasks
 
 The items are made up for the test, in the layouts of the data sets' own files. ``expected.json`` holds, for each task, the
-log-likelihoods and metrics of the harness in float32. Needs lm-eval, torch and transformers.
+log-likelihoods and metrics of the harness in float32. Needs lm-eval, pyarrow, torch and transformers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
@@ -119,6 +121,7 @@ def main() -> None:
             ],
         }
         print(name, expected[name]["metrics"])
+    pq.write_table(pa.Table.from_pylist(DATA["arc_easy"]), options.out / "arc_easy.parquet")
     result = {"harness": f"lm-eval {lm_eval.__version__}", "tasks": expected}
     (options.out / "expected.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -5,15 +5,15 @@ export type { TextSource } from './calibration/text.js';
 export { Checkpoint } from './checkpoint/folder.js';
 export type { TensorInfo } from './checkpoint/header.js';
 export { SafetensorsFile, writeSafetensors } from './checkpoint/safetensors.js';
-export {
-  type CompareEvent,
-  type CompareOptions,
-  type Comparison,
-  type ComparisonCell,
-  type ComparisonText,
-  compare,
-  type TaskScore,
-} from './compare/compare.js';
+export { compare } from './compare/compare.js';
+export type {
+  CompareEvent,
+  CompareOptions,
+  Comparison,
+  ComparisonCell,
+  ComparisonText,
+  TaskScore,
+} from './compare/comparison.js';
 export { type PaperOptions, type PaperReport, reproducePaper } from './compare/paper.js';
 export { Device, type DeviceInfo, type DeviceName, type DeviceOptions } from './device/device.js';
 export { AlpsError, type AlpsErrorCode } from './errors.js';

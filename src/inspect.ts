@@ -2,8 +2,9 @@ import { setImmediate } from 'node:timers/promises';
 import { dtypeBits } from './checkpoint/dtype.js';
 import { Checkpoint, quantizationOf } from './checkpoint/folder.js';
 import { AlpsError, throwIfAborted } from './errors.js';
-import { linearsOf, readArchitecture, tensorOf } from './model/decoder.js';
+import { readArchitecture } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
+import { linearsOf, tensorOf } from './model/shapes.js';
 
 export interface TensorInspection {
   name: string;

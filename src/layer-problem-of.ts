@@ -1,7 +1,8 @@
 import { Scope } from './device/tensor.js';
 import { AlpsError, describe } from './errors.js';
 import { Activations, type Windows } from './model/block-run.js';
-import { type DecoderModel, titleOf } from './model/decoder.js';
+import type { DecoderModel } from './model/decoder.js';
+import { titleOf } from './model/shapes.js';
 
 /** One layer of a dense model: its weights and the Gram matrix of its calibration inputs. */
 export interface DenseLayer {

@@ -77,6 +77,8 @@ describe('files', () => {
     const [one] = await run('arc_easy', join(folder, 'arc_easy.jsonl'));
     const [two] = await run('arc_easy', await write('published.jsonl', published));
     expect(two!.samples).toEqual(one!.samples);
+    const [three] = await run('arc_easy', join(folder, 'arc_easy.parquet'));
+    expect(three!.samples).toEqual(one!.samples);
   });
 
   test('labels in the words of the published files', async () => {

@@ -1,4 +1,4 @@
-import { open } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { type AsyncBuffer, parquetMetadataAsync, parquetScan, parquetSchema } from 'hyparquet';
 import { compressors } from 'hyparquet-compressors';
 import { AlpsError, fileSystemError, throwIfAborted } from '../errors.js';
@@ -20,19 +20,7 @@ export async function* readParquet(
     throw fileSystemError('read', path, error);
   });
   try {
-    const file: AsyncBuffer = {
-      byteLength: (await handle.stat()).size,
-      slice: async (start, end = file.byteLength) => {
-        throwIfAborted(signal);
-        const bytes = new Uint8Array(Math.max(0, end - start));
-        for (let done = 0; done < bytes.length; ) {
-          const { bytesRead } = await handle.read(bytes, done, bytes.length - done, start + done);
-          if (bytesRead === 0) throw new Error('the file ends too early');
-          done += bytesRead;
-        }
-        return bytes.buffer;
-      },
-    };
+    const file = await parquetBytes(handle, signal);
     const metadata = await parquetMetadataAsync(file);
     checkColumn(path, column, parquetSchema(metadata).children);
     const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
@@ -72,6 +60,24 @@ export async function* readParquet(
   } finally {
     await handle.close();
   }
+}
+
+/** A file's bytes as hyparquet asks for them. */
+export async function parquetBytes(handle: FileHandle, signal?: AbortSignal): Promise<AsyncBuffer> {
+  const { size: byteLength } = await handle.stat();
+  return {
+    byteLength,
+    slice: async (start, end = byteLength) => {
+      throwIfAborted(signal);
+      const bytes = new Uint8Array(Math.max(0, end - start));
+      for (let done = 0; done < bytes.length; ) {
+        const { bytesRead } = await handle.read(bytes, done, bytes.length - done, start + done);
+        if (bytesRead === 0) throw new Error('the file ends too early');
+        done += bytesRead;
+      }
+      return bytes.buffer;
+    },
+  };
 }
 
 function checkColumn(path: string, column: string, children: ReturnType<typeof parquetSchema>['children']): void {

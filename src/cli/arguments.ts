@@ -20,6 +20,15 @@ export const deviceOptions: Options = {
   precision: { type: 'string' },
 };
 
+/** Options of commands that prune. */
+export const calibrationOptions: Options = {
+  calibration: { type: 'string', multiple: true },
+  field: { type: 'string' },
+  windows: { type: 'string' },
+  length: { type: 'string' },
+  seed: { type: 'string' },
+};
+
 /** Parses a command's arguments; `positionals` names what stands without a dash. */
 export function parse(
   args: string[],

@@ -1,9 +1,11 @@
 import { basename } from 'node:path';
-import { type CompareEvent, compare } from '../compare/compare.js';
+import { compare } from '../compare/compare.js';
+import type { CompareEvent } from '../compare/comparison.js';
 import { methodNames } from '../compare/method-spec.js';
 import { writeComparison } from '../report/comparison-report.js';
 import type { Propagation } from '../traversal.js';
 import {
+  calibrationOptions,
   device,
   deviceOptions,
   list,
@@ -54,11 +56,7 @@ export const comparisonOptions = {
   methods: { type: 'string' },
   sparsity: { type: 'string' },
   pattern: { type: 'string' },
-  calibration: { type: 'string', multiple: true },
-  field: { type: 'string' },
-  windows: { type: 'string' },
-  length: { type: 'string' },
-  seed: { type: 'string' },
+  ...calibrationOptions,
   text: { type: 'string', multiple: true },
   'text-length': { type: 'string' },
   'text-windows': { type: 'string' },

@@ -2,7 +2,18 @@ import { type PruneEvent, type PruneReport, prune } from '../prune.js';
 import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
 import type { ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
-import { device, deviceOptions, list, number, parse, pattern, string, UsageError, type Values } from './arguments.js';
+import {
+  calibrationOptions,
+  device,
+  deviceOptions,
+  list,
+  number,
+  parse,
+  pattern,
+  string,
+  UsageError,
+  type Values,
+} from './arguments.js';
 import type { Command } from './command.js';
 import { duration, table } from './format.js';
 import { Progress } from './progress.js';
@@ -58,11 +69,7 @@ const options = {
   out: { type: 'string' },
   sparsity: { type: 'string' },
   pattern: { type: 'string' },
-  calibration: { type: 'string', multiple: true },
-  field: { type: 'string' },
-  windows: { type: 'string' },
-  length: { type: 'string' },
-  seed: { type: 'string' },
+  ...calibrationOptions,
   method: { type: 'string' },
   refit: { type: 'string' },
   'comparison-group': { type: 'string' },

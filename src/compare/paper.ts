@@ -4,13 +4,15 @@ import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
 import { throwIfAborted } from '../errors.js';
 import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
-import { DecoderModel, linearShape, readArchitecture, titleOf } from '../model/decoder.js';
+import { DecoderModel, readArchitecture } from '../model/decoder.js';
+import { linearShape, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { choosePrecision, deviceOptions } from '../prune.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
 import { CellStore } from './cell-store.js';
-import { type CompareOptions, type Comparison, compare } from './compare.js';
+import { compare } from './compare.js';
+import type { CompareOptions, Comparison } from './comparison.js';
 
 export interface PaperOptions extends CompareOptions {
   /** The layer of the support figure. Default: the first block's k matrix, or its first matrix. */

@@ -30,15 +30,7 @@ export async function perplexity(
   const { config, stream } = model;
   const steps = config.layers + 1;
   using activations = await Activations.create(model, input);
-  for (let layer = 0; layer < config.layers; layer++) {
-    const block = await model.loadBlock(layer);
-    try {
-      await activations.run(block);
-    } finally {
-      block.dispose();
-    }
-    options.onBlock?.((layer + 1) / steps);
-  }
+  await activations.runAll((layer) => options.onBlock?.((layer + 1) / steps));
   const nll = await tokenLosses(model, activations, shiftedTargets(input));
   let sum = 0;
   for (let i = 0; i < nll.length; i++) if ((i + 1) % input.length !== 0) sum += nll[i]!;

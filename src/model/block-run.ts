@@ -215,6 +215,19 @@ export class Activations {
     await this.#stream.sync();
   }
 
+  /** The whole model, block by block: each is read, run and dropped. */
+  async runAll(onBlock?: (layer: number) => void): Promise<void> {
+    for (let layer = 0; layer < this.model.config.layers; layer++) {
+      const block = await this.model.loadBlock(layer);
+      try {
+        await this.run(block);
+      } finally {
+        block.dispose();
+      }
+      onBlock?.(layer);
+    }
+  }
+
   dispose(): void {
     this.#scope.dispose();
   }

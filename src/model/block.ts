@@ -1,6 +1,7 @@
 import { Scope } from '../device/tensor.js';
-import { type DecoderModel, type F32, type Float, linearShape, type Norm, partRows, titleOf } from './decoder.js';
+import type { DecoderModel, F32, Float, Norm } from './decoder.js';
 import type { LinearSpec, Part } from './families/family.js';
+import { linearShape, partRows, titleOf } from './shapes.js';
 
 /** A matrix of a block that is pruned as one. */
 export interface Linear {

@@ -1,14 +1,7 @@
 import type { PaperReport } from '../compare/paper.js';
 import { chart } from './charts.js';
-import {
-  comparisonCsvs,
-  costSection,
-  errorSections,
-  factsOf,
-  perplexitySections,
-  taskSections,
-  writeReports,
-} from './comparison-report.js';
+import { comparisonCsvs, factsOf, writeReports } from './comparison-report.js';
+import { costSection, errorSections, perplexitySections, taskSections } from './comparison-sections.js';
 import { csv } from './csv.js';
 import { type Page, renderPage, type Section } from './page.js';
 

@@ -76,7 +76,7 @@ export async function likelihoods(
 }
 
 async function batchLikelihoods(model: DecoderModel, pairs: TokenPair[], length: number): Promise<Likelihood[]> {
-  const { stream, device, config } = model;
+  const { stream, device } = model;
   const tokens = new Uint32Array(pairs.length * length);
   const rows: number[] = [];
   const targets: number[] = [];
@@ -89,14 +89,7 @@ async function batchLikelihoods(model: DecoderModel, pairs: TokenPair[], length:
   }
   using scope = new Scope();
   const activations = scope.hold(await Activations.create(model, { tokens, windows: pairs.length, length }));
-  for (let layer = 0; layer < config.layers; layer++) {
-    const block = await model.loadBlock(layer);
-    try {
-      await activations.run(block);
-    } finally {
-      block.dispose();
-    }
-  }
+  await activations.runAll();
   const ids = scope.hold(stream.upload('uint32', [targets.length], Uint32Array.from(targets)));
   const losses = scope.hold(device.tensor('float64', [targets.length]));
   const likeliest = scope.hold(device.tensor('uint32', [targets.length, 1]));

@@ -2,8 +2,9 @@ import { createReadStream } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { createGunzip } from 'node:zlib';
-import { type AsyncBuffer, parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
+import { parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
 import { compressors } from 'hyparquet-compressors';
+import { parquetBytes } from '../../calibration/parquet.js';
 import { AlpsError, fileSystemError, throwIfAborted } from '../../errors.js';
 
 export type TaskRecord = Readonly<Record<string, unknown>>;
@@ -63,16 +64,7 @@ async function readParquetRecords(path: string, limit: number, signal?: AbortSig
     throw fileSystemError('read', path, cause);
   });
   try {
-    const file: AsyncBuffer = {
-      byteLength: (await handle.stat()).size,
-      slice: async (start, end = file.byteLength) => {
-        throwIfAborted(signal);
-        const bytes = new Uint8Array(Math.max(0, end - start));
-        const { bytesRead } = await handle.read(bytes, 0, bytes.length, start);
-        if (bytesRead < bytes.length) throw new Error('the file ends too early');
-        return bytes.buffer;
-      },
-    };
+    const file = await parquetBytes(handle, signal);
     const metadata = await parquetMetadataAsync(file);
     const rowEnd = Math.min(limit, Number(metadata.num_rows));
     return (await parquetReadObjects({ file, metadata, compressors, rowStart: 0, rowEnd })) as TaskRecord[];

@@ -1,0 +1,211 @@
+import { rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import type { PerplexityProtocol } from '../calibration/protocols.js';
+import type { TokenWindows } from '../calibration/windows.js';
+import { Checkpoint } from '../checkpoint/folder.js';
+import type { Device } from '../device/device.js';
+import { evaluateWindows } from '../evaluate.js';
+import { evaluateTasks, type TaskSource } from '../evaluate-tasks.js';
+import type { Precision } from '../model/decoder.js';
+import { version } from '../package-version.js';
+import { deviceOptions, type PruneOptions, prune } from '../prune.js';
+import type { Pattern } from '../pruning/pattern.js';
+import { CellStore } from './cell-store.js';
+import type { CompareOptions, Comparison, TaskScore } from './comparison.js';
+import { type MethodSpec, patternFlags, patternTitle } from './method-spec.js';
+
+export interface PreparedTask extends TaskSource {
+  hash: string;
+  protocol: string;
+}
+
+/** What all cells share. */
+export interface Prepared {
+  model: Comparison['model'];
+  device: Device;
+  precision: Precision;
+  calibration: TokenWindows;
+  texts: { name: string; protocol: PerplexityProtocol; windows: TokenWindows }[];
+  tasks: PreparedTask[];
+}
+
+/** The cells of one comparison. */
+export class ComparisonRun {
+  readonly #options: CompareOptions;
+  readonly #prepared: Prepared;
+  readonly #store: Promise<CellStore>;
+
+  constructor(options: CompareOptions, prepared: Prepared) {
+    this.#options = options;
+    this.#prepared = prepared;
+    this.#store = CellStore.open(join(options.out, 'cells'));
+  }
+
+  /** All that a cell's numbers depend on. */
+  #key(part: Record<string, unknown>) {
+    const { model, precision, texts, tasks } = this.#prepared;
+    const { fingerprint: weights } = model;
+    return {
+      version,
+      weights,
+      precision,
+      texts: texts.map(({ name, windows }) => [name, windows.hash]),
+      // Left out where there are none, so that results from before tasks were asked for stay good.
+      ...(tasks.length > 0 ? { tasks: tasks.map(({ task, hash, protocol }) => [task, hash, protocol]) } : {}),
+      ...part,
+    };
+  }
+
+  async dense(checkpoint: Checkpoint): Promise<Comparison['dense']> {
+    const store = await this.#store;
+    const { result, stored } = await store.take(this.#key({ dense: true }), async () => {
+      const began = performance.now();
+      const perplexity = await this.#perplexities(checkpoint, 'dense');
+      const tasks = await this.#tasks(this.#options.model, 'dense');
+      return { perplexity, tasks, milliseconds: performance.now() - began };
+    });
+    this.#options.onEvent?.({ type: 'dense', perplexity: result.perplexity, stored });
+    return { ...result, commands: this.#evaluationCommands(this.#options.model) };
+  }
+
+  async cell(method: MethodSpec, pattern: Pattern) {
+    const { calibration } = this.#prepared;
+    const propagation = method.options.propagation ?? this.#options.propagation ?? 'sequential';
+    const { propagation: _, ...options } = method.options;
+    const key = this.#key({ calibration: calibration.hash, pattern, propagation, options });
+    const store = await this.#store;
+    const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.folder));
+    // Titles and commands are of this run, whoever computed the numbers.
+    return { result: { ...result, ...this.#labels(method, pattern) }, stored };
+  }
+
+  #labels(method: MethodSpec, pattern: Pattern) {
+    const { id, title, base, refit } = method;
+    return {
+      method: id,
+      title,
+      base,
+      refit,
+      pattern: patternTitle(pattern),
+      nm: 'of' in pattern,
+      commands: [this.#pruneCommand(method, pattern), ...this.#evaluationCommands('PRUNED')],
+    };
+  }
+
+  async #compute(method: MethodSpec, pattern: Pattern, scratch: string) {
+    const { signal, onEvent } = this.#options;
+    const { calibration, device, precision } = this.#prepared;
+    const out = join(scratch, 'model.partial');
+    const phases = { read: 0, forward: 0, solve: 0, write: 0 };
+    const doing = `${method.id}, ${patternTitle(pattern)}`;
+    try {
+      device.resetPeak();
+      const { tokens, windows, length } = calibration;
+      const tokenIds = Array.from({ length: windows }, (_, i) => tokens.subarray(i * length, (i + 1) * length));
+      const pruneOptions: PruneOptions = {
+        ...this.#shared(),
+        propagation: this.#options.propagation,
+        ...method.options,
+        ...('of' in pattern ? { pattern } : { sparsity: pattern.sparsity }),
+        model: this.#options.model,
+        out,
+        overwrite: true,
+        precision,
+        calibration: { tokenIds },
+        signal,
+        onEvent: (event) => {
+          if (event.type !== 'block') return;
+          for (const phase of Object.keys(phases) as (keyof typeof phases)[]) phases[phase] += event.phases[phase];
+          onEvent?.({ type: 'progress', share: (event.block + 1) / event.blocks, doing });
+        },
+      };
+      const report = await prune(pruneOptions);
+      const peakBytes = device.info().memoryPeak;
+      const began = performance.now();
+      const pruned = await Checkpoint.open(out, { signal });
+      try {
+        const perplexity = await this.#perplexities(pruned, `evaluating ${doing}`);
+        return {
+          sparsity: report.sparsity,
+          meanError: report.meanError!,
+          layers: report.layers.map(({ block, name, error, sparsity }) => ({ block, name, error, sparsity })),
+          perplexity,
+          tasks: await this.#tasks(out, doing),
+          milliseconds: { prune: report.milliseconds.total, ...phases, evaluate: performance.now() - began },
+          peakBytes,
+        };
+      } finally {
+        await pruned.close();
+      }
+    } finally {
+      await rm(out, { recursive: true, force: true }).catch(() => undefined);
+    }
+  }
+
+  async #perplexities(checkpoint: Checkpoint, doing: string): Promise<Record<string, number>> {
+    const { texts, precision } = this.#prepared;
+    const { signal, onEvent } = this.#options;
+    const result: Record<string, number> = {};
+    for (const [i, { name, windows }] of texts.entries()) {
+      const onProgress = (share: number) => onEvent?.({ type: 'progress', share: (i + share) / texts.length, doing });
+      const shared = { ...this.#shared(), precision, signal, onProgress };
+      result[name] = (await evaluateWindows(checkpoint, windows, shared)).perplexity;
+    }
+    return result;
+  }
+
+  async #tasks(model: string, doing: string): Promise<Record<string, TaskScore>> {
+    const { tasks, precision } = this.#prepared;
+    if (tasks.length === 0) return {};
+    const { signal, onEvent, taskLimit: limit } = this.#options;
+    const onProgress = (share: number, task: string) =>
+      onEvent?.({ type: 'progress', share, doing: `${task}, ${doing}` });
+    const results = await evaluateTasks({ ...this.#shared(), model, tasks, limit, precision, signal, onProgress });
+    return Object.fromEntries(
+      results.map(({ task, items, acc, accStandardError, accNorm, perplexity }) => [
+        task,
+        {
+          items,
+          acc,
+          accStandardError,
+          ...(accNorm === undefined ? {} : { accNorm }),
+          ...(perplexity === undefined ? {} : { perplexity }),
+        },
+      ]),
+    );
+  }
+
+  #shared() {
+    const { device, threads, memoryLimit } = this.#options;
+    return { device, ...deviceOptions({ threads, memoryLimit }) };
+  }
+
+  #pruneCommand({ flags }: MethodSpec, pattern: Pattern): string {
+    const { model, names, calibration, propagation, precision } = this.#options;
+    const text = names?.calibration ?? (typeof calibration.text === 'string' ? calibration.text : 'CALIBRATION');
+    const { windows, length } = this.#prepared.calibration;
+    const how = propagation === 'block' && !flags.includes('--propagation') ? ' --propagation block' : '';
+    const format = precision && precision !== 'auto' ? ` --precision ${precision}` : '';
+    const seed = calibration.seed ? ` --seed ${calibration.seed}` : '';
+    return (
+      `alps prune ${model} --out PRUNED ${patternFlags(pattern)} ${flags}${how}${format} --calibration ${text} ` +
+      `--windows ${windows} --length ${length}${seed}`
+    );
+  }
+
+  #evaluationCommands(folder: string): string[] {
+    const { names, texts } = this.#options;
+    const { precision } = this.#prepared;
+    const { tasks } = this.#prepared;
+    const limit = this.#options.taskLimit === undefined ? '' : ` --limit ${this.#options.taskLimit}`;
+    const list = tasks.map(({ task, file }) => `${task}=${file}`).join(',');
+    const zeroShot = tasks.length > 0 ? [`alps eval ${folder} --tasks ${list}${limit} --precision ${precision}`] : [];
+    const perplexities = this.#prepared.texts.map(({ name, protocol, windows }, i) => {
+      const { text } = texts[i]!;
+      const file = names?.texts?.[name] ?? (typeof text === 'string' ? text : basename(name));
+      const how = protocol === 'text' ? '' : ` --protocol ${protocol}`;
+      return `alps eval ${folder} --text ${file}${how} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
+    });
+    return [...perplexities, ...zeroShot];
+  }
+}

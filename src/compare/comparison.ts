@@ -1,0 +1,105 @@
+import type { CalibrationOptions } from '../calibration/calibration.js';
+import type { PerplexityProtocol } from '../calibration/protocols.js';
+import type { TextSource } from '../calibration/text.js';
+import type { DeviceName } from '../device/device.js';
+import type { TaskResult, TaskSource } from '../evaluate-tasks.js';
+import type { Precision } from '../model/decoder.js';
+import type { Propagation } from '../traversal.js';
+import type { MethodSpec } from './method-spec.js';
+
+export interface ComparisonText {
+  /** For tables and charts. */
+  name: string;
+  text: TextSource;
+  field?: string;
+  /** Default `text`. */
+  protocol?: PerplexityProtocol;
+}
+
+export interface CompareOptions {
+  /** Folder of the model. */
+  model: string;
+  /** Folder for the finished cells and the reports; a run that was stopped goes on where it was. */
+  out: string;
+  /** Such as `['mp', 'wanda', 'wanda+refit', 'sparsegpt', 'dsnot', 'alps']`. */
+  methods: readonly string[];
+  sparsities?: readonly number[];
+  patterns?: readonly { keep: number; of: number }[];
+  calibration: CalibrationOptions;
+  /** Texts for the perplexities. */
+  texts: readonly ComparisonText[];
+  /** Zero-shot tasks, evaluated for each cell. */
+  tasks?: readonly TaskSource[];
+  /** At most this many records of each task. */
+  taskLimit?: number;
+  /** Tokens of an evaluation window. Default 2048, capped by the model and the text. */
+  length?: number;
+  /** At most this many evaluation windows a text. Default: all. */
+  windows?: number;
+  /** For the methods that do not say it themselves. Default `sequential`. */
+  propagation?: Propagation;
+  /** Of pruning and evaluation. Default `auto`. */
+  precision?: Precision | 'auto';
+  device?: DeviceName;
+  threads?: number;
+  memoryLimit?: number;
+  /** What the files are called in the commands that the report shows. */
+  names?: { calibration?: string; texts?: Record<string, string> };
+  signal?: AbortSignal;
+  onEvent?: (event: CompareEvent) => void;
+}
+
+export type CompareEvent =
+  | { type: 'start'; cells: number; methods: string[]; patterns: string[] }
+  | { type: 'dense'; perplexity: Record<string, number>; stored: boolean }
+  | { type: 'progress'; share: number; doing: string }
+  | ({ type: 'cell'; stored: boolean; done: number; cells: number } & Pick<
+      ComparisonCell,
+      'method' | 'pattern' | 'meanError' | 'perplexity'
+    >);
+
+/** One method at one pattern. */
+export interface ComparisonCell {
+  /** As it was asked for, such as `wanda+refit`. */
+  method: string;
+  title: string;
+  base: string;
+  refit: MethodSpec['refit'];
+  /** "70 %" or "2:4". */
+  pattern: string;
+  /** Of the N:M patterns: what they amount to. */
+  sparsity: number;
+  nm: boolean;
+  meanError: number;
+  layers: { block: number; name: string; error: number | null; sparsity: number }[];
+  /** By text. */
+  perplexity: Record<string, number>;
+  /** By task. */
+  tasks: Record<string, TaskScore>;
+  milliseconds: { prune: number; read: number; forward: number; solve: number; write: number; evaluate: number };
+  /** Most bytes of tensors at one time while pruning. */
+  peakBytes: number;
+  /** What makes these numbers again. */
+  commands: string[];
+}
+
+/** Accuracies of a zero-shot task. */
+export type TaskScore = Pick<TaskResult, 'items' | 'acc' | 'accStandardError' | 'accNorm' | 'perplexity'>;
+
+export interface Comparison {
+  version: string;
+  model: { folder: string; type: string; blocks: number; fingerprint: string };
+  device: string;
+  precision: Precision;
+  propagation: Propagation;
+  calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string };
+  texts: { name: string; protocol: string; windows: number; length: number; hash: string }[];
+  tasks: { task: string; file: string; protocol: string }[];
+  dense: {
+    perplexity: Record<string, number>;
+    tasks: Record<string, TaskScore>;
+    milliseconds: number;
+    commands: string[];
+  };
+  cells: ComparisonCell[];
+}
