@@ -45,7 +45,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual DeviceInfo info() const = 0;
-  virtual void resetPeak() = 0;  // memoryPeak := memoryUsed
+  virtual void resetPeak() = 0;                                 // memoryPeak := memoryUsed
   virtual std::shared_ptr<Storage> allocate(size_t bytes) = 0;  // zeroed
   virtual void upload(const void* from, Tensor out) = 0;
   virtual void download(Tensor from, void* out) = 0;
@@ -126,8 +126,8 @@ class Backend {
   virtual void sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep,
                          int64_t block) = 0;
   // DSnoT's prune-and-grow on a mask, in place, each row by itself. expected [n]: sum of an input over a window, mean
-  // over windows; variance [n]; metric [m, n]: the lowest magnitudes are pruned first. At most `cycles` swaps a row, none once
-  // |expected change of the output| is at most `threshold` or, with sameSign, would change its sign.
+  // over windows; variance [n]; metric [m, n]: the lowest magnitudes are pruned first. At most `cycles` swaps a row,
+  // none once |expected change of the output| is at most `threshold` or, with sameSign, would change its sign.
   virtual void dsnot(Tensor weight, Tensor metric, Tensor expected, Tensor variance, Tensor mask, Pattern pattern,
                      int64_t cycles, double threshold, bool sameSign) = 0;
 

@@ -84,7 +84,9 @@ class Row {
   int64_t lowestOfGroup(int64_t index, int64_t group) const {
     int64_t start = index / group * group, best = -1;
     for (int64_t j = start; j < start + group; j++)
-      if (mask_[j] && !swapped_[static_cast<size_t>(j)] && (best < 0 || std::fabs(metric_[j]) < std::fabs(metric_[best]))) best = j;
+      if (mask_[j] && !swapped_[static_cast<size_t>(j)] &&
+          (best < 0 || std::fabs(metric_[j]) < std::fabs(metric_[best])))
+        best = j;
     return best;
   }
 
