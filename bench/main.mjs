@@ -1,31 +1,13 @@
 // npm run bench: pruneLayer on synthetic layers, time per phase, rates, and the share of what the machine's matrix products reach in the same
 // run. Prints a Markdown table; --json prints the numbers.
 import { Device, pruneLayer } from '../lib/index.js';
+import { layer } from './layer.mjs';
 
 const shapes = [
   [1024, 1024],
   [4096, 1024],
 ];
 const sparsity = 0.7;
-
-/** Inputs with correlations, so that the Gram matrix is not a multiple of the identity. */
-function layer(outputs, inputs) {
-  let state = 12345;
-  const random = () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 32 - 0.5;
-  };
-  const tokens = 2 * inputs;
-  const activations = new Float32Array(tokens * inputs);
-  for (let t = 0; t < tokens; t++) {
-    let carried = 0;
-    for (let j = 0; j < inputs; j++) {
-      carried = 0.7 * carried + random();
-      activations[t * inputs + j] = carried * (1 + (j % 5));
-    }
-  }
-  return { weight: Float32Array.from({ length: outputs * inputs }, random), shape: [outputs, inputs], activations };
-}
 
 /** GFLOP/s of the device's products at n = 2048, best of five. */
 async function productRate(device, dtype) {
