@@ -129,6 +129,7 @@ describe('compare', () => {
       { texts: [1, 2].map(() => ({ name: 'a', text: heldOut })) },
       'a name of its own for each text',
     ],
+    ['a group that does not divide a width', { patterns: [{ keep: 3, of: 7 }] }, 'Expected a width that 7 divides'],
     ['an unknown task', { tasks: [{ task: 'x', file: 'y' }] }, 'for a task but received "x"'],
   ])('%s is refused', async (_name, change, message) => {
     await expect(compare(options(change))).rejects.toMatchObject({

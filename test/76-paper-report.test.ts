@@ -62,6 +62,23 @@ describe('the paper’s figures', () => {
   });
 });
 
+test('a layer that is not there is told first', async () => {
+  const options = {
+    model,
+    out: join(out, 'no'),
+    methods: ['mp'],
+    sparsities: [0.5],
+    calibration: { text: 'none.txt' },
+    texts: [],
+  };
+  await expect(reproducePaper({ ...options, supportLayer: 'layers.9' })).rejects.toMatchObject({
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringContaining(
+      'Expected a layer of the model, such as model.layers.0.self_attn.q_proj, for supportLayer',
+    ),
+  });
+});
+
 const browserPath = findBrowser();
 (browserPath ? describe : describe.skip)('the report in a browser', () => {
   test.each([

@@ -7,9 +7,10 @@ import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } 
 import { describeProtocol } from '../evaluate.js';
 import { taskOf } from '../evaluation/tasks/definitions.js';
 import { readArchitecture } from '../model/decoder.js';
+import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { choosePrecision, deviceOptions } from '../prune.js';
-import { type Pattern, parsePattern } from '../pruning/pattern.js';
+import { keptWeights, type Pattern, parsePattern } from '../pruning/pattern.js';
 import type { CompareOptions, Comparison, ComparisonCell } from './comparison.js';
 import { ComparisonRun, type Prepared, type PreparedTask } from './comparison-run.js';
 import { fingerprint } from './fingerprint.js';
@@ -32,7 +33,12 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   try {
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
-    const { config } = readArchitecture(checkpoint);
+    const architecture = readArchitecture(checkpoint);
+    const { config } = architecture;
+    for (const spec of linearsOf(architecture)) {
+      const [outputs, inputs] = linearShape(config, spec);
+      for (const pattern of patterns) keptWeights(pattern, outputs, inputs, titleOf(spec));
+    }
     onEvent?.({
       type: 'start',
       cells: methods.length * patterns.length,

@@ -2,10 +2,10 @@ import { join } from 'node:path';
 import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
-import { throwIfAborted } from '../errors.js';
+import { invalidArgument, throwIfAborted } from '../errors.js';
 import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
 import { DecoderModel, readArchitecture } from '../model/decoder.js';
-import { linearShape, titleOf } from '../model/shapes.js';
+import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { choosePrecision, deviceOptions } from '../prune.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
@@ -59,6 +59,7 @@ const supportIterations = 100;
  * tasks, the change of the support by iteration, and conjugate gradients against the exact refit.
  */
 export async function reproducePaper(options: PaperOptions): Promise<PaperReport> {
+  await checkLayers(options);
   const comparison = await compare(options);
   const { signal, onEvent } = options;
   throwIfAborted(signal);
@@ -91,6 +92,22 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
       refitFigure(await layerOf(refitLayer), refitSparsities, device, signal),
     );
     return { comparison, support: support.result, refit: refit.result };
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+/** A wrong name is told before the hours that a comparison may take. */
+async function checkLayers({ model, supportLayer, refitLayer, signal }: PaperOptions): Promise<void> {
+  const checkpoint = await Checkpoint.open(model, { signal });
+  try {
+    const names = new Set(linearsOf(readArchitecture(checkpoint)).map(titleOf));
+    for (const [option, name] of Object.entries({ supportLayer, refitLayer })) {
+      if (name !== undefined && !names.has(name)) {
+        const [example] = names;
+        throw invalidArgument(option, `a layer of the model, such as ${example},`, name);
+      }
+    }
   } finally {
     await checkpoint.close();
   }
