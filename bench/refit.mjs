@@ -9,7 +9,9 @@ const problem = layer(size, size);
 const run = (sparsity, refit) => pruneLayer({ ...problem, sparsity, device, method: 'magnitude', refit });
 await run(0.5, 'pcg'); // warm-up
 process.stdout.write(`${device.info().details}, ${size} × ${size}\n\n`);
-process.stdout.write('| sparsity | PCG | backsolve | ratio | error MP | error PCG | error backsolve | PCG / backsolve |\n|---|---|---|---|---|---|---|---|\n');
+process.stdout.write(
+  '| sparsity | PCG | backsolve | ratio | error MP | error PCG | error backsolve | PCG / backsolve |\n|---|---|---|---|---|---|---|---|\n',
+);
 for (const sparsity of [0.5, 0.6, 0.7, 0.8, 0.9]) {
   const plain = await run(sparsity, 'none');
   const runs = [await run(sparsity, 'pcg'), await run(sparsity, 'pcg'), await run(sparsity, 'pcg')];

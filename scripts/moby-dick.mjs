@@ -46,7 +46,10 @@ if (speeches) {
     process.stderr.write(`moby-dick: ${path} does not exist; make it with: node scripts/sotu-split.mjs ${speeches}\n`);
     process.exit(1);
   }
-  const spoken = readFileSync(path, 'utf8').trim().split('\n').map((line) => JSON.parse(line).text);
+  const spoken = readFileSync(path, 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line).text);
   const book = [...pieces(chapters.slice(Math.floor(chapters.length / 2)), 6000)];
   const talk = [...pieces(spoken, 6000)];
   const every = Math.floor(talk.length / book.length);

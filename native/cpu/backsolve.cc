@@ -19,32 +19,35 @@ void useOneThread();  // cpu/cholesky.cc
 void CpuBackend::backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) {
   int64_t n = gram.dim(0);
   useOneThread();
-  pool_.run(right.dim(0), [&](int64_t i) {
-    throwIfCancelled();
-    thread_local std::vector<int64_t> support;
-    thread_local std::vector<float> a, b;
-    support.clear();
-    for (int64_t j = 0; j < n; j++)
-      if (mask.as<uint8_t>()[i * n + j]) support.push_back(j);
-    size_t size = support.size();
-    a.resize(size * size);
-    b.resize(size);
-    for (size_t r = 0; r < size; r++) {
-      const float* row = gram.as() + support[r] * n;
-      for (size_t c = 0; c <= r; c++) a[r * size + c] = row[support[c]];  // row-major lower is LAPACK's upper
-      b[r] = right.as()[i * n + support[r]];
+  constexpr int64_t rowsPerTask = 8;
+  pool_.ranges(right.dim(0), rowsPerTask, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> support;
+    std::vector<float> a, b;
+    for (int64_t i = begin; i < end; i++) {
+      throwIfCancelled();
+      support.clear();
+      for (int64_t j = 0; j < n; j++)
+        if (mask.as<uint8_t>()[i * n + j]) support.push_back(j);
+      size_t size = support.size();
+      a.resize(size * size);
+      b.resize(size);
+      for (size_t r = 0; r < size; r++) {
+        const float* row = gram.as() + support[r] * n;
+        for (size_t c = 0; c <= r; c++) a[r * size + c] = row[support[c]];  // row-major lower is LAPACK's upper
+        b[r] = right.as()[i * n + support[r]];
+      }
+      int order = static_cast<int>(size), one = 1, info = 0;
+      if (size > 0) {
+        spotrf_("U", &order, a.data(), &order, &info, 1);
+        if (info > 0)
+          fail("NOT_POSITIVE_DEFINITE", "The Gram matrix on the support of row ", i, " is not positive definite");
+        if (info == 0) spotrs_("U", &order, &one, a.data(), &order, b.data(), &order, &info, 1);
+        if (info < 0) fail("INTERNAL", "LAPACK refused argument ", -info);
+      }
+      float* out = x.as() + i * n;
+      std::fill_n(out, n, 0.0f);
+      for (size_t r = 0; r < size; r++) out[support[r]] = b[r];
     }
-    int order = static_cast<int>(size), one = 1, info = 0;
-    if (size > 0) {
-      spotrf_("U", &order, a.data(), &order, &info, 1);
-      if (info > 0)
-        fail("NOT_POSITIVE_DEFINITE", "The Gram matrix on the support of row ", i, " is not positive definite");
-      if (info == 0) spotrs_("U", &order, &one, a.data(), &order, b.data(), &order, &info, 1);
-      if (info < 0) fail("INTERNAL", "LAPACK refused argument ", -info);
-    }
-    float* out = x.as() + i * n;
-    std::fill_n(out, n, 0.0f);
-    for (size_t r = 0; r < size; r++) out[support[r]] = b[r];
   });
 }
 

@@ -53,7 +53,6 @@ void CpuBackend::sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pa
       });
       Counts budget;
       for (uint64_t k : keep) budget.push_back(shareBefore(k, end, n) - shareBefore(k, start, n));
-      // A block cannot hold more than all of its weights.
       SelectionLoops loops;
       loops.sample = [&](int64_t at, int64_t count, float* out) { std::copy_n(scores.data() + at, count, out); };
       loops.use = [&](int64_t at, int64_t count, int32_t above) {

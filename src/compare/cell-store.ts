@@ -4,6 +4,18 @@ import { flushPath } from '../checkpoint/output-folder.js';
 import { fileSystemError } from '../errors.js';
 import { digestOf } from './fingerprint.js';
 
+/** Ours, and the checkpoint writer's folder beside it. */
+const scratchName = /\.(\d+)\.partial(?:\.partial-[0-9a-f]+(?:\.old)?)?$/;
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as { code?: string }).code === 'EPERM';
+  }
+}
+
 /**
  * Finished parts of a long computation, one JSON file each in a folder. A part's name is the digest of all that its result
  * depends on, so a run with other options, another model or another version never takes it for its own.
@@ -18,9 +30,12 @@ export class CellStore {
   static async open(folder: string): Promise<CellStore> {
     try {
       await mkdir(folder, { recursive: true });
-      // What a killed process was writing.
-      for (const name of await readdir(folder))
-        if (name.endsWith('.partial')) await rm(join(folder, name), { force: true, recursive: true });
+      // What killed processes were writing.
+      for (const name of await readdir(folder)) {
+        const pid = scratchName.exec(name)?.[1];
+        if (pid !== undefined && !isRunning(Number(pid)))
+          await rm(join(folder, name), { force: true, recursive: true });
+      }
     } catch (cause) {
       throw fileSystemError('make the folder', folder, cause);
     }
@@ -37,12 +52,18 @@ export class CellStore {
     }
   }
 
+  /** A name in the folder for what is not finished; should the process be killed, the next one removes it. */
+  scratch(name: string): string {
+    return join(this.folder, `${name}.${process.pid}.partial`);
+  }
+
   async save(key: unknown, result: unknown): Promise<void> {
-    const path = join(this.folder, `${digestOf(key).slice(0, 32)}.json`);
+    const name = `${digestOf(key).slice(0, 32)}.json`;
+    const [path, partial] = [join(this.folder, name), this.scratch(name)];
     try {
-      await writeFile(`${path}.partial`, `${JSON.stringify({ key, result })}\n`);
-      await flushPath(`${path}.partial`);
-      await rename(`${path}.partial`, path);
+      await writeFile(partial, `${JSON.stringify({ key, result })}\n`);
+      await flushPath(partial);
+      await rename(partial, path);
     } catch (cause) {
       throw fileSystemError('write', path, cause);
     }

@@ -74,7 +74,7 @@ export class ComparisonRun {
     const { propagation: _, ...options } = method.options;
     const key = this.#key({ calibration: calibration.hash, pattern, propagation, options });
     const store = await this.#store;
-    const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.folder));
+    const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.scratch('model')));
     // Titles and commands are of this run, whoever computed the numbers.
     return { result: { ...result, ...this.#labels(method, pattern) }, stored };
   }
@@ -92,10 +92,9 @@ export class ComparisonRun {
     };
   }
 
-  async #compute(method: MethodSpec, pattern: Pattern, scratch: string) {
+  async #compute(method: MethodSpec, pattern: Pattern, out: string) {
     const { signal, onEvent } = this.#options;
     const { calibration, device, precision } = this.#prepared;
-    const out = join(scratch, 'model.partial');
     const phases = { read: 0, forward: 0, solve: 0, write: 0 };
     const doing = `${method.id}, ${patternTitle(pattern)}`;
     try {

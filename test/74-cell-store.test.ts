@@ -1,0 +1,54 @@
+import { spawnSync } from 'node:child_process';
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { CellStore } from '../src/compare/cell-store.js';
+import { digestOf } from '../src/compare/fingerprint.js';
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'alps-cells-'));
+});
+afterEach(() => rm(folder, { recursive: true, force: true }));
+
+describe('the store of finished parts', () => {
+  test('computes once, also for another process and whatever the order of keys', async () => {
+    const store = await CellStore.open(folder);
+    const first = await store.take({ a: 1, b: [2, { c: 3, d: 4 }] }, async () => ({ value: 0.1 }));
+    const again = await CellStore.open(folder);
+    const never = () => Promise.reject(new Error('computed twice'));
+    const second = await again.take({ b: [2, { d: 4, c: 3 }], a: 1 }, never);
+    expect(first).toEqual({ result: { value: 0.1 }, stored: false });
+    expect(second).toEqual({ result: { value: 0.1 }, stored: true });
+    expect(await again.find({ a: 1, b: [2, { c: 3, d: 5 }] })).toBeUndefined();
+  });
+
+  test('a failed computation leaves nothing', async () => {
+    const store = await CellStore.open(folder);
+    await expect(store.take('x', () => Promise.reject(new Error('no')))).rejects.toThrow('no');
+    expect(await readdir(folder)).toEqual([]);
+  });
+
+  test('a damaged file counts as not there', async () => {
+    const store = await CellStore.open(folder);
+    await store.save('x', 1);
+    const [name] = await readdir(folder);
+    await writeFile(join(folder, name!), '{"key":"x","res');
+    expect(await store.find('x')).toBeUndefined();
+    expect(await store.take('x', async () => 2)).toEqual({ result: 2, stored: false });
+  });
+
+  test('what a killed process left is removed, what a running one writes is not', async () => {
+    const dead = spawnSync(process.execPath, ['-e', '']).pid;
+    await writeFile(join(folder, `abc.json.${dead}.partial`), '');
+    await mkdir(join(folder, `.model.${dead}.partial.partial-0a1b2c`));
+    await mkdir(join(folder, `model.${process.pid}.partial`));
+    await CellStore.open(folder);
+    expect(await readdir(folder)).toEqual([`model.${process.pid}.partial`]);
+  });
+});
+
+test('digests tell values apart', () => {
+  expect(digestOf({ a: [1, 2] })).not.toBe(digestOf({ a: [2, 1] }));
+  expect(digestOf({ a: undefined, b: 1 })).toBe(digestOf({ b: 1 }));
+});
