@@ -29,14 +29,19 @@ function start(...args: string[]) {
 const alps = (...args: string[]) => start(...args).ended;
 
 describe('alps', () => {
-  test.each([[['--help']], [['prune', '--help']], [['eval', '-h']], [['inspect', '--help']], [['devices', '--help']]])(
-    '%j teaches by examples',
-    async (args) => {
-      const { code, stdout } = await alps(...args);
-      expect(code).toBe(0);
-      expect(stdout).toMatch(/Examples?:\n {2}alps /);
-    },
-  );
+  test.each([
+    [['--help']],
+    [['prune', '--help']],
+    [['eval', '-h']],
+    [['inspect', '--help']],
+    [['devices', '--help']],
+    [['compare', '--help']],
+    [['paper', '--help']],
+  ])('%j teaches by examples', async (args) => {
+    const { code, stdout } = await alps(...args);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/Examples?:\n {2}alps /);
+  });
 
   test.each([
     [['frobnicate'], 'Expected a command'],

@@ -195,15 +195,3 @@ const theme = {
   text: { fontSize: 12 },
   view: { stroke: null },
 } as const;
-
-/** The drawing of a specification, as the text of an `<svg>` element. */
-export async function drawSvg(spec: TopLevelSpec): Promise<string> {
-  const vega = await import('vega');
-  const lite = await import('vega-lite');
-  const view = new vega.View(vega.parse(lite.compile(spec).spec), { renderer: 'none', logLevel: vega.Error });
-  try {
-    return await view.toSVG();
-  } finally {
-    view.finalize();
-  }
-}

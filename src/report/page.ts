@@ -1,4 +1,5 @@
-import { type Chart, drawSvg } from './charts.js';
+import type { Chart } from './charts.js';
+import { drawSvgs } from './draw.js';
 
 export interface Table {
   caption: string;
@@ -33,8 +34,9 @@ export interface Page {
 
 /** One HTML file with everything in it: drawings, data, style and the few lines that show values. It asks for nothing else. */
 export async function renderPage(page: Page): Promise<string> {
-  const sections: string[] = [];
-  for (const section of page.sections) sections.push(await renderSection(section));
+  const specs = page.sections.flatMap(({ charts = [] }) => charts.flatMap(({ wide, narrow }) => [wide, narrow]));
+  const drawings = (await drawSvgs(specs)).values();
+  const sections = page.sections.map((section) => renderSection(section, drawings));
   const facts = page.facts.map(([name, value]) => `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(value)}</dd>`).join('');
   return `<!doctype html>
 <html lang="en">
@@ -61,11 +63,12 @@ ${sections.join('\n')}
 `;
 }
 
-async function renderSection(section: Section): Promise<string> {
+/** @param drawings the next ones are this section's */
+function renderSection(section: Section, drawings: Iterator<string>): string {
   const { heading, text = [], charts = [], tables = [], commands = [], folded } = section;
   const parts: string[] = text.map((paragraph) => `<p>${escapeHtml(paragraph)}</p>`);
-  for (const { title, wide, narrow } of charts) {
-    const [large, small] = [await drawSvg(wide), await drawSvg(narrow)];
+  for (const { title } of charts) {
+    const [large, small] = [drawings.next().value as string, drawings.next().value as string];
     parts.push(
       `<figure><figcaption>${escapeHtml(title)}</figcaption><div class="wide">${withTips(large)}</div>` +
         `<div class="narrow" aria-hidden="true">${withTips(small)}</div></figure>`,

@@ -1,0 +1,82 @@
+import { spawn } from 'node:child_process';
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+// The compiled command, as users run it; `npm test` compiles it first.
+const main = fileURLToPath(new URL('../lib/cli/main.js', import.meta.url));
+const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+const tasks = fileURLToPath(new URL('fixtures/tasks/', import.meta.url));
+
+let scratch: string;
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'alps-cli-compare-'));
+});
+afterAll(() => rm(scratch, { recursive: true, force: true }));
+
+/** Runs a command; with `until` it is killed (SIGKILL) once its output has that many such lines. */
+function alps(args: string[], until?: { text: string; count: number }) {
+  const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let [stdout, stderr] = ['', ''];
+  child.stderr.setEncoding('utf8').on('data', (data) => (stderr += data));
+  child.stdout.setEncoding('utf8').on('data', (data) => {
+    stdout += data;
+    if (until && stdout.split(until.text).length > until.count) child.kill('SIGKILL');
+  });
+  return new Promise<{ code: number | null; events: Record<string, unknown>[]; stderr: string }>((resolve) =>
+    child.on('close', (code) => {
+      const lines = stdout.split('\n').slice(0, -1);
+      resolve({ code, events: code === 0 ? lines.map((line) => JSON.parse(line)) : [], stderr });
+    }),
+  );
+}
+
+test('alps compare: killed, it goes on where it was and leaves the same reports', async () => {
+  const args = (out: string) => [
+    ...['compare', model, '--out', join(scratch, out), '--methods', 'mp,wanda,alps', '--sparsity', '0.5,0.7'],
+    ...['--calibration', join(model, 'calibration.txt.gz'), '--windows', '4', '--length', '64'],
+    ...['--text', `speeches=${join(model, 'held-out.txt.gz')}`, '--text-length', '64', '--text-windows', '4'],
+  ];
+  await alps(args('killed'), { text: '"type":"cell"', count: 2 });
+  const { code, events, stderr } = await alps(args('killed'));
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  const cells = events.filter(({ type }) => type === 'cell');
+  expect(cells).toHaveLength(6);
+  expect(cells.filter(({ stored }) => stored).length).toBeGreaterThanOrEqual(2);
+  await alps(args('whole'));
+  const numbers = async (out: string) => {
+    const lines = (await readFile(join(scratch, out, 'report.csv'), 'utf8')).split('\n');
+    return lines.map((line) => line.split(',').slice(0, 5).join(','));
+  };
+  expect(await numbers('killed')).toEqual(await numbers('whole'));
+  expect((await readdir(join(scratch, 'killed', 'cells'))).filter((name) => !name.endsWith('.json'))).toEqual([]);
+  // Drawn by the thread of its own.
+  const html = await readFile(join(scratch, 'killed', 'report.html'), 'utf8');
+  expect(html.match(/<svg/g)!.length).toBe(2 * 5);
+});
+
+test('alps paper: every file of the report', async () => {
+  const out = join(scratch, 'paper');
+  const { code, stderr } = await alps([
+    ...['paper', model, '--out', out, '--methods', 'mp,alps', '--sparsity', '0.5'],
+    ...['--calibration', join(model, 'calibration.txt.gz'), '--windows', '4', '--length', '64'],
+    ...['--tasks', `piqa=${join(tasks, 'piqa.jsonl')}`, '--limit', '2'],
+  ]);
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  expect((await readdir(out)).sort()).toEqual(
+    ['cells', 'layers.csv', 'refit.csv', 'report.csv', 'report.html', 'report.json', 'support.csv'].sort(),
+  );
+});
+
+test('alps eval --tasks: a line a task, with samples where asked for', async () => {
+  const list = ['arc_easy', 'lambada_openai'].map((name) => `${name}=${join(tasks, `${name}.jsonl`)}`).join(',');
+  const { events } = await alps(['eval', model, '--tasks', list, '--json', '--samples', '--limit', '3']);
+  expect(events).toHaveLength(2);
+  expect(events[0]).toMatchObject({
+    task: 'arc_easy',
+    items: 3,
+    protocol: expect.stringContaining('lm-evaluation-harness'),
+  });
+  expect(events[1]!.samples).toHaveLength(3);
+});
