@@ -31,10 +31,12 @@ export function perplexitySections({ cells, texts, dense }: Comparison): Section
           shownPerplexity(level),
         ),
       ],
-      commands: [...dense.commands, ...unique(cells.flatMap(({ commands }) => commands.slice(0, 1)))],
+      commands: [...dense.commands, ...pruneCommands(cells), ...(cells[0]?.commands.slice(1) ?? [])],
     };
   });
 }
+
+const pruneCommands = (cells: ComparisonCell[]) => unique(cells.map(({ commands }) => commands[0]!));
 
 /** The mean error, and each layer's. */
 export function errorSections({ cells }: Comparison): Section[] {
@@ -50,7 +52,7 @@ export function errorSections({ cells }: Comparison): Section[] {
       format: '~g',
     }),
     tables: [gridOf('Mean relative error', cells, ({ meanError }) => meanError, shownError)],
-    commands: unique(cells.flatMap(({ commands }) => commands.slice(0, 1))),
+    commands: pruneCommands(cells),
   };
   const layers = patternsOf(cells).map((pattern): Section => {
     const some = cells.filter((cell) => cell.pattern === pattern);
@@ -149,7 +151,7 @@ export function taskSections({ cells, tasks, dense }: Comparison): Section[] {
         rule: { y: mean(dense.tasks) * 100, label: `dense ${percent(mean(dense.tasks))} %` },
       }),
       tables: patterns,
-      commands: dense.commands.slice(-1),
+      commands: [...dense.commands.slice(-1), ...pruneCommands(cells), ...(cells[0]?.commands.slice(-1) ?? [])],
     },
   ];
 }
