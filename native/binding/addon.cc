@@ -11,6 +11,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   auto add = [&](const char* name, Napi::Value (*function)(const Napi::CallbackInfo&)) {
     exports.Set(name, Napi::Function::New(env, function, name));
   };
+  add("probeCuda", probeCudaDevices);
   add("openDevice", openDeviceHandle);
   add("deviceInfo", deviceInfo);
   add("resetPeak", resetPeak);

@@ -5,6 +5,51 @@
 
 namespace alps {
 
+namespace {
+
+CudaLocation cudaLocation(const Napi::Object& object) {
+  CudaLocation where;
+  convert(object.Get("kernels"), where.kernels);
+  auto folders = object.Get("folders").As<Napi::Array>();
+  for (uint32_t i = 0; i < folders.Length(); i++) {
+    std::string folder;
+    convert(folders.Get(i), folder);
+    where.folders.push_back(folder);
+  }
+  return where;
+}
+
+}  // namespace
+
+Napi::Value probeCudaDevices(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    std::vector<CudaAttempt> attempts;
+    CudaProbe probe = probeCuda(cudaLocation(info[0].As<Napi::Object>()), attempts);
+    auto object = Napi::Object::New(info.Env());
+    auto devices = Napi::Array::New(info.Env());
+    for (const CudaDevice& device : probe.devices) {
+      auto entry = Napi::Object::New(info.Env());
+      entry.Set("name", device.name);
+      entry.Set("capability", device.capability);
+      entry.Set("memory", static_cast<double>(device.memory));
+      devices.Set(devices.Length(), entry);
+    }
+    auto tried = Napi::Array::New(info.Env());
+    for (const CudaAttempt& attempt : attempts) {
+      auto entry = Napi::Object::New(info.Env());
+      entry.Set("what", attempt.what);
+      entry.Set("outcome", attempt.outcome);
+      tried.Set(tried.Length(), entry);
+    }
+    object.Set("devices", devices);
+    object.Set("driver", probe.driver);
+    object.Set("runtime", probe.runtime);
+    object.Set("failure", probe.failure);
+    object.Set("tried", tried);
+    return object;
+  });
+}
+
 Napi::Value openDeviceHandle(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     std::string name;
@@ -17,7 +62,7 @@ Napi::Value openDeviceHandle(const Napi::CallbackInfo& info) {
     convert(object.Get("isa"), options.isa);
     options.threads = static_cast<int>(threads);
     options.memoryLimit = static_cast<uint64_t>(limit);
-    return wrap(info.Env(), new DeviceHandle{openDevice(name, options)}, deviceTag);
+    return wrap(info.Env(), new DeviceHandle{openDevice(name, options, cudaLocation(info[2].As<Napi::Object>()))}, deviceTag);
   });
 }
 

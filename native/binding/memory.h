@@ -4,7 +4,9 @@
 
 namespace alps {
 
-Napi::Value openDeviceHandle(const Napi::CallbackInfo& info);  // (name, {threads, memoryLimit, isa}) => device
+Napi::Value probeCudaDevices(const Napi::CallbackInfo& info);  // ({kernels, folders}) => {devices, tried, ...}
+Napi::Value openDeviceHandle(
+    const Napi::CallbackInfo& info);  // (name, {threads, memoryLimit, isa}, {kernels, folders}) => device
 Napi::Value deviceInfo(const Napi::CallbackInfo& info);        // (device) => {name, details, ...}
 Napi::Value resetPeak(const Napi::CallbackInfo& info);         // (device) => undefined
 Napi::Value openStream(const Napi::CallbackInfo& info);        // (device) => stream

@@ -49,6 +49,10 @@ class Backend {
   virtual std::shared_ptr<Storage> allocate(size_t bytes) = 0;  // zeroed
   virtual void upload(const void* from, Tensor out) = 0;
   virtual void download(Tensor from, void* out) = 0;
+  // Ops until the next call are of this job: where an op's failure is found only later, it is kept for its job.
+  virtual void enter(uint64_t job) { (void)job; }
+  // Waits until the job's ops have run, and throws the first failure kept for it.
+  virtual void finish() {}
 
   // ---- elementwise -------------------------------------------------------------------------------------------------
   virtual void fill(Tensor out, double value) = 0;
@@ -168,8 +172,8 @@ class Backend {
 };
 
 struct BackendOptions {
-  int threads = 0;           // 0: as many as the machine offers
-  uint64_t memoryLimit = 0;  // bytes; 0: nine tenths of the machine's (or its control group's) memory
+  int threads = 0;           // 0: as many as the machine offers; CUDA devices take no notice
+  uint64_t memoryLimit = 0;  // bytes; 0: nine tenths of the machine's (or its control group's, or the GPU's) memory
   std::string isa;           // empty: the best there is; avx512, avx2, scalar: at most that
 };
 

@@ -6,7 +6,8 @@
 
 namespace alps {
 
-class Error : public std::runtime_error {
+// Visible: it crosses from the library of the CUDA kernels to the addon.
+class __attribute__((visibility("default"))) Error : public std::runtime_error {
  public:
   Error(std::string code, const std::string& message) : std::runtime_error(message), code_(std::move(code)) {}
   const std::string& code() const { return code_; }

@@ -25,6 +25,15 @@ std::string describe(const Tensor& tensor) {
   return text + "]";
 }
 
+namespace {
+uint64_t nextStreamId() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+}  // namespace
+
+Stream::Stream(std::shared_ptr<DeviceThread> device) : device_(std::move(device)), id_(nextStreamId()) {}
+
 void Stream::push(Job job) {
   std::lock_guard lock(device_->mutex_);
   if (closed_ || device_->stopping_) return;
@@ -54,6 +63,12 @@ void Stream::run(Backend& backend, Job& job) {
   if (job.always) return job.always();
   if (job.done) {
     if (cancelled_ && !error_) error_ = Error("ABORTED", "The operation was aborted");
+    backend.enter(id_);
+    try {
+      backend.finish();
+    } catch (const Error& error) {
+      if (!error_) error_ = error;
+    }
     std::optional<Error> error;
     error.swap(error_);
     job.done(backend, error);
@@ -62,6 +77,7 @@ void Stream::run(Backend& backend, Job& job) {
   if (error_ || cancelled_) return;
   runningFlag = &cancelled_;
   try {
+    backend.enter(id_);
     job.op(backend);
   } catch (const Error& error) {
     error_ = error;
@@ -111,15 +127,39 @@ void DeviceThread::loop() {
   }
 }
 
-std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options) {
-  if (name != "cpu") fail("NO_DEVICE", "Expected the device cpu but received ", name);
-  using Key = std::tuple<std::string, int, uint64_t, std::string>;
+namespace {
+
+// The number behind "cuda:"; −1 for another device's name.
+int cudaIndex(const std::string& name) {
+  if (name.rfind("cuda:", 0) != 0 || name.size() == 5 || name.size() > 8) return -1;
+  int index = 0;
+  for (char c : name.substr(5)) {
+    if (c < '0' || c > '9') return -1;
+    index = index * 10 + (c - '0');
+  }
+  return index;
+}
+
+std::shared_ptr<Backend> openBackend(const std::string& name, const BackendOptions& options, const CudaLocation& cuda) {
+  if (name == "cpu") return makeCpuBackend(options);
+  if (int index = cudaIndex(name); index >= 0) return openCudaBackend(index, options, cuda);
+  fail("NO_DEVICE", "Expected the device cpu or cuda:N but received ", name);
+}
+
+}  // namespace
+
+std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options,
+                                         const CudaLocation& cuda) {
+  using Key = std::tuple<std::string, int, uint64_t, std::string, std::string>;
   // Never destroyed: device threads outlive static destruction, so that a host may exit with work in flight.
   static auto* mutex = new std::mutex;
   static auto* devices = new std::map<Key, std::shared_ptr<DeviceThread>>;
   std::lock_guard lock(*mutex);
-  auto& device = (*devices)[Key{name, options.threads, options.memoryLimit, options.isa}];
-  if (!device) device = std::make_shared<DeviceThread>(makeCpuBackend(options));
+  Key key{name, options.threads, options.memoryLimit, options.isa, name == "cpu" ? "" : cuda.kernels};
+  auto found = devices->find(key);
+  if (found != devices->end()) return found->second;
+  auto device = std::make_shared<DeviceThread>(openBackend(name, options, cuda));
+  devices->emplace(key, device);
   return device;
 }
 

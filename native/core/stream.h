@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "core/cuda_library.h"
 #include "core/error.h"
 
 namespace alps {
@@ -20,7 +21,7 @@ class DeviceThread;
 
 class Stream : public std::enable_shared_from_this<Stream> {
  public:
-  explicit Stream(std::shared_ptr<DeviceThread> device) : device_(std::move(device)) {}
+  explicit Stream(std::shared_ptr<DeviceThread> device);
 
   // Queues an op. When an op fails, the ops queued behind it are skipped until the next settle().
   void enqueue(std::function<void(Backend&)> op);
@@ -45,6 +46,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void run(Backend& backend, Job& job);
 
   std::shared_ptr<DeviceThread> device_;
+  const uint64_t id_;      // of this process's streams
   std::deque<Job> queue_;  // guarded by the device's mutex
   bool running_ = false;   // guarded by the device's mutex
   bool closed_ = false;    // guarded by the device's mutex
@@ -76,7 +78,9 @@ class DeviceThread : public std::enable_shared_from_this<DeviceThread> {
 void throwIfCancelled();
 bool runningCancelled();
 
-// Process-wide devices: opened once for a set of options, shared by all threads and jobs that ask for the same.
-std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options);
+// Process-wide devices: opened once for a set of options, shared by all threads and jobs that ask for the same. `name`
+// is cpu or cuda:0, cuda:1, ...; `cuda` says where the library of the kernels is.
+std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options,
+                                         const CudaLocation& cuda);
 
 }  // namespace alps

@@ -24,13 +24,39 @@ export interface NativeDeviceInfo {
 /** `{keep: 2, of: 4}` keeps 2 of every 4 consecutive inputs; `null` is unstructured. */
 export type NativePattern = { keep: number; of: number } | null;
 
+/** Where the CUDA kernels and the libraries they need are looked for. */
+export interface CudaLocation {
+  /** Path of libalps_cuda.so. */
+  kernels: string;
+  /** Folders of CUDA's own libraries, in order; `''` is the system's search path. */
+  folders: string[];
+}
+
+/** What was found. */
+export interface CudaProbe {
+  devices: { name: string; capability: string; memory: number }[];
+  /** The newest CUDA version that the driver supports; empty without a driver. */
+  driver: string;
+  /** The CUDA version that the kernels were built with. */
+  runtime: string;
+  /** Why there are no devices; empty when there are. */
+  failure: string;
+  tried: { what: string; outcome: string }[];
+}
+
 type Callback = (error: (Error & { code?: string }) | null) => void;
 type S = NativeStream;
 type T = NativeTensor;
 
 /** Every export of the addon, under its own name. What each op does stands in native/core/backend.h. */
 export interface Addon {
-  openDevice(name: string, options: { threads: number; memoryLimit: number; isa: string }): NativeDevice;
+  /** Opens the library of the CUDA kernels and looks for GPUs; never throws. */
+  probeCuda(where: CudaLocation): CudaProbe;
+  openDevice(
+    name: string,
+    options: { threads: number; memoryLimit: number; isa: string },
+    where: CudaLocation,
+  ): NativeDevice;
   deviceInfo(device: NativeDevice): NativeDeviceInfo;
   resetPeak(device: NativeDevice): void;
   openStream(device: NativeDevice): S;

@@ -9,7 +9,7 @@ export interface DeviceOptions {
   /** Bytes that tensors may take together; an allocation beyond fails with `OUT_OF_MEMORY`. Default: 90 % of the machine's memory. */
   memoryLimit?: number;
   /** Instruction set of the hand-written loops, for tests and comparison. Default: the best the processor has. */
-  isa?: 'avx512' | 'avx2' | 'scalar';
+  isa?: string;
 }
 
 export interface DeviceInfo {
@@ -27,7 +27,7 @@ export interface DeviceInfo {
 }
 
 /** Names that {@link Device.open} takes: `auto` is the best device that works here. */
-export type DeviceName = 'auto' | 'cpu';
+export type DeviceName = 'auto' | 'cpu' | `cuda:${number}`;
 
 /**
  * A processor with its memory. One native thread of the process serves it; jobs reach it through streams and share it fairly.
@@ -47,7 +47,8 @@ export class Device {
    * @throws AlpsError `NO_DEVICE` when the machine lacks it, `ADDON_NOT_LOADED` when the addon cannot be loaded.
    */
   static open(name: DeviceName = 'auto', options: DeviceOptions = {}): Device {
-    if (name !== 'auto' && name !== 'cpu') throw invalidArgument('device', '"auto" or "cpu"', name);
+    if (name !== 'auto' && name !== 'cpu' && !/^cuda:\d{1,3}$/.test(name))
+      throw invalidArgument('device', '"auto", "cpu" or "cuda:N"', name);
     const { threads = 0, memoryLimit = 0, isa = '' } = options;
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
       throw invalidArgument('threads', 'an integer from 1 to 1024', threads);
@@ -55,9 +56,11 @@ export class Device {
     if (!Number.isSafeInteger(memoryLimit) || memoryLimit < 0) {
       throw invalidArgument('memoryLimit', 'a number of bytes', memoryLimit);
     }
+    const device = name === 'auto' ? 'cpu' : name;
+    const where = { kernels: process.env.ALPS_CUDA_LIBRARY ?? '', folders: [''] };
     return new Device(
-      'cpu',
-      native(() => addon().openDevice('cpu', { threads, memoryLimit, isa })),
+      device,
+      native(() => addon().openDevice(device, { threads, memoryLimit, isa }, where)),
     );
   }
 

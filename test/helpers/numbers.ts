@@ -1,4 +1,7 @@
+import { join } from 'node:path';
 import { Device } from '../../src/device/device.js';
+
+process.env.ALPS_CUDA_LIBRARY ??= join(process.cwd(), 'build', 'Release', 'libalps_cuda_host.so');
 
 /** Devices on which every op gives equal bits: thread counts differ. */
 export const threadCounts = [1, 2, 3] as const;
@@ -12,6 +15,29 @@ export function instructionSets(): ('avx512' | 'avx2' | 'scalar')[] {
       return false;
     }
   });
+}
+
+/**
+ * Where ops are tested: the instruction sets, and the CUDA kernels, on the processor (native/cuda/host) or, where ALPS_CUDA_LIBRARY
+ * names the library for GPUs, on one.
+ */
+export function opDevices(): string[] {
+  return [...instructionSets(), 'cuda'];
+}
+
+/** One of {@link opDevices}. */
+export function opDevice(name: string): Device {
+  return name === 'cuda' ? Device.open('cuda:0') : Device.open('cpu', { isa: name as 'scalar' });
+}
+
+/** CUDA devices on which every op gives equal bits: blocks and threads run in another order on each. */
+export function cudaOrders(): Device[] {
+  return ['', 'order=1', 'order=2'].map((isa) => Device.open('cuda:0', { isa }));
+}
+
+/** CUDA devices whose blocks of loops over elements have other sizes than usual. */
+export function cudaBlockSizes(): Device[] {
+  return ['block=32', 'block=96,order=3', 'block=1024'].map((isa) => Device.open('cuda:0', { isa }));
 }
 
 /** A generator of uniform numbers in [0, 1), the same for the same seed (mulberry32). */

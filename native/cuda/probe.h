@@ -1,0 +1,9 @@
+#pragma once
+#include "core/cuda_interface.h"
+
+namespace alps {
+
+// Fills in what the driver shows. In runtime_cuda.cc, and for the kernels on the processor in host/runtime_host.cc.
+void probeDevices(CudaProbe& probe);
+
+}  // namespace alps
