@@ -3,7 +3,7 @@
 
 namespace alps {
 
-// Fills in what the driver shows. In runtime_cuda.cc, and for the kernels on the processor in host/runtime_host.cc.
+// Fills in what the driver shows. In probe_cuda.cc, and for the kernels on the processor in host/runtime_host.cc.
 void probeDevices(CudaProbe& probe);
 
 }  // namespace alps
