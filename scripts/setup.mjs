@@ -1,13 +1,12 @@
 // Makes a fresh machine able to run and test the package: system packages, npm packages, the native addon, the compiled
 // TypeScript. Safe to repeat: what is there already is left alone. Uses nothing but Node itself.
 import { spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { buildKernels } from './cuda-kernels.mjs';
+import { findToolkit } from './cuda-toolkit.mjs';
+import { has, root, run, say, step } from './steps.mjs';
 
-export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
-const stamps = join(root, '.setup');
+export { root };
 
 /** What each system package is for, and how to see that it is there. */
 const systemPackages = [
@@ -17,10 +16,6 @@ const systemPackages = [
   { name: 'libdnnl-dev', present: () => compiles('#include <dnnl.h>', '-ldnnl') },
   { name: 'libopenblas-dev', present: () => compiles('', '-lopenblas') },
 ];
-
-function has(command, ...args) {
-  return spawnSync(command, args, { stdio: 'ignore' }).status === 0;
-}
 
 /** Whether a program with this first line compiles and links. */
 function compiles(include, library) {
@@ -32,48 +27,9 @@ function compiles(include, library) {
   return result.status === 0;
 }
 
-function say(text) {
-  process.stderr.write(`setup: ${text}\n`);
-}
-
-/** Runs a step; its output is shown only when it fails. */
-function run(command, args, options = {}) {
-  const result = spawnSync(command, args, { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28, ...options });
-  if (result.status !== 0) {
-    process.stderr.write(`${result.stdout ?? ''}${result.stderr ?? ''}`);
-    throw new Error(
-      `${command} ${args.join(' ')} failed${result.error ? `: ${result.error.message}` : ` with exit code ${result.status}`}`,
-    );
-  }
-  return result.stdout;
-}
-
 function fail(text) {
   say(text);
   process.exit(1);
-}
-
-/** A digest of files' contents; a step whose inputs have the digest of the last success is skipped. */
-function digest(paths) {
-  const hash = createHash('sha256');
-  const visit = (path) => {
-    const full = join(root, path);
-    if (!existsSync(full)) return;
-    if (statSync(full).isDirectory()) for (const name of readdirSync(full).sort()) visit(join(path, name));
-    else hash.update(path).update(readFileSync(full));
-  };
-  for (const path of paths) visit(path);
-  return hash.update(process.version).digest('hex');
-}
-
-function step(name, inputs, outputs, action) {
-  const stamp = join(stamps, name);
-  const key = digest(inputs);
-  if (outputs.every((path) => existsSync(join(root, path))) && existsSync(stamp) && readFileSync(stamp, 'utf8') === key)
-    return;
-  action();
-  mkdirSync(stamps, { recursive: true });
-  writeFileSync(stamp, key);
 }
 
 function systemStep() {
@@ -116,8 +72,8 @@ function browserStep() {
   if (!present()) say('chromium could not be installed: the test that opens a report in a browser will be skipped');
 }
 
-/** All of it, in order. */
-export function setup({ browser = false } = {}) {
+/** All of it, in order; the kernels for GPUs only where a CUDA toolkit is there. */
+export function setup({ browser = false, kernels = true } = {}) {
   const [major] = process.versions.node.split('.').map(Number);
   if (major < 20) fail(`Node 20 or newer is needed; this is ${process.version}.`);
   systemStep();
@@ -128,8 +84,9 @@ export function setup({ browser = false } = {}) {
   });
   step('native', ['native', 'CMakeLists.txt', 'package-lock.json'], ['build/Release/alps.node'], () => {
     say('building the native addon (about a minute)');
-    run('npx', ['--no-install', 'cmake-js', 'compile', '--CDCMAKE_BUILD_TYPE=Release']);
+    run('npx', ['--no-install', 'cmake-js', 'compile', '--CDCMAKE_BUILD_TYPE=Release', '--CDALPS_CUDA=off']);
   });
+  if (kernels && findToolkit()) buildKernels();
   step('typescript', ['src', 'tsconfig.json', 'tsconfig.build.json', 'package-lock.json'], ['lib/index.js'], () => {
     say('compiling TypeScript');
     run('npx', ['--no-install', 'tsc', '-p', 'tsconfig.build.json']);

@@ -6,14 +6,19 @@ import { join } from 'node:path';
 import { root, setup } from './setup.mjs';
 
 try {
-  setup({ browser: true });
+  setup({ browser: true, kernels: false });
 } catch (error) {
   process.stderr.write(`setup: ${error.message}\n`);
   process.exit(1);
 }
 
+/** Whether a check passed; undefined for one that says (by exit code 77) that it cannot be made here. */
 function check(name, command, args) {
   const result = spawnSync(command, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] });
+  if (result.status === 77) {
+    process.stdout.write(`SKIPPED: ${name}\n`);
+    return undefined;
+  }
   const passed = result.status === 0;
   process.stdout.write(`${passed ? 'ok' : 'FAILED'}: ${name}\n`);
   return passed;
@@ -22,6 +27,7 @@ function check(name, command, args) {
 const checks = [
   check('format and lint', process.execPath, ['scripts/lint.mjs']),
   check('types', 'npx', ['--no-install', 'tsc', '--noEmit']),
+  check('CUDA kernels compile', process.execPath, ['scripts/cuda-kernels.mjs', '--make-toolkit']),
 ];
 
 const scratch = mkdtempSync(join(tmpdir(), 'alps-test-'));
@@ -46,7 +52,8 @@ try {
 }
 rmSync(scratch, { recursive: true, force: true });
 const passed = counts.numPassedTests + checks.filter(Boolean).length;
-const failed = counts.numFailedTests + counts.numRuntimeErrorTestSuites + checks.filter((ok) => !ok).length;
-if (counts.numPendingTests > 0) process.stdout.write(`${counts.numPendingTests} skipped\n`);
+const failed = counts.numFailedTests + counts.numRuntimeErrorTestSuites + checks.filter((ok) => ok === false).length;
+const skipped = counts.numPendingTests + checks.filter((ok) => ok === undefined).length;
+if (skipped > 0) process.stdout.write(`${skipped} skipped\n`);
 process.stdout.write(`${passed} passed, ${failed} failed\n`);
-process.exit(failed === 0 && jest.status === 0 && passed > checks.length ? 0 : 1);
+process.exit(failed === 0 && jest.status === 0 && counts.numPassedTests > 0 ? 0 : 1);
