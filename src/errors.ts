@@ -14,6 +14,7 @@ import { getSystemErrorMap } from 'node:util';
  * - `DISPOSED`: a tensor, stream or device was used after its release
  * - `ABORTED`: the caller's AbortSignal fired
  * - `NO_DEVICE`: the asked-for device is not usable on this machine
+ * - `DEVICE_FAILED`: a GPU failed while it worked; the process cannot use it any more
  * - `ADDON_NOT_LOADED`: the native addon could not be loaded
  * - `INTERNAL`: a bug in this package
  */
@@ -29,6 +30,7 @@ export type AlpsErrorCode =
   | 'DISPOSED'
   | 'ABORTED'
   | 'NO_DEVICE'
+  | 'DEVICE_FAILED'
   | 'ADDON_NOT_LOADED'
   | 'INTERNAL';
 

@@ -1,4 +1,5 @@
 import { type ParseArgsConfig, parseArgs } from 'node:util';
+import type { DeviceName } from '../device/device.js';
 
 /** A command line that cannot be run; the message is for the person who typed it. Exit code 2. */
 export class UsageError extends Error {}
@@ -105,7 +106,7 @@ export function list(values: Values, name: string): string[] {
 /** The options of {@link deviceOptions}, as the library takes them. */
 export function device(values: Values) {
   return {
-    device: string(values, 'device') as 'auto' | 'cpu' | undefined,
+    device: string(values, 'device') as DeviceName | undefined,
     threads: number(values, 'threads'),
     memoryLimit: bytes(values, 'memory-limit'),
     precision: string(values, 'precision') as 'auto' | 'float32' | 'bfloat16' | undefined,

@@ -1,4 +1,5 @@
-import { Device } from '../device/device.js';
+import { type CudaFinding, findCuda } from '../device/cuda.js';
+import { Device, type DeviceName } from '../device/device.js';
 import { AlpsError } from '../errors.js';
 import { parse } from './arguments.js';
 import type { Command } from './command.js';
@@ -8,7 +9,9 @@ const help = `alps devices - what can compute on this machine
 
 Usage: alps devices [--json]
 
-Shows each device with its instruction set, number formats, threads and memory, or why it cannot be used.
+Shows the processor and each NVIDIA GPU with its instruction set or compute capability, threads or multiprocessors, and memory, or why
+it cannot be used; which one "--device auto" takes; and where the CUDA kernels and libraries were looked for.
+--json prints one line a device.
 
 Example:
   alps devices
@@ -22,7 +25,9 @@ export const devicesCommand: Command = {
       stdout.write(help);
       return 0;
     }
-    const rows = [probe('cpu')];
+    const found = findCuda();
+    const auto = Device.open('auto');
+    const rows = [probe('cpu'), ...gpus(found)].map((row) => ({ ...row, auto: row.name === auto.name }));
     if (values.json) {
       for (const row of rows) stdout.write(`${JSON.stringify(row)}\n`);
     } else {
@@ -30,19 +35,42 @@ export const devicesCommand: Command = {
         row.name,
         row.usable ? 'usable' : 'not usable',
         row.details,
-        size(row.memoryLimit),
+        row.usable ? size(row.memoryLimit) : '-',
       ]);
-      stdout.write(`${table(['device', 'state', 'details', 'memory limit'], cells)}\n`);
+      const versions = `driver: ${version(found.driver)}; kernels: ${version(found.runtime)}`;
+      const text = [
+        table(['device', 'state', 'details', 'memory limit'], cells),
+        '',
+        `"auto" is ${auto.name}${auto.fallback === undefined ? '' : `: ${auto.fallback}`}`,
+        `CUDA, ${versions}; tried:`,
+        ...found.tried.map(({ what, outcome }) => `  ${what}: ${outcome}`),
+      ];
+      stdout.write(`${text.join('\n')}\n`);
     }
     return rows.some((row) => row.usable) ? 0 : 1;
   },
 };
 
-function probe(name: 'cpu') {
+/** 13.0 → "CUDA 13.0" */
+function version(text: string): string {
+  return text === '' || text === 'none' ? 'none' : `CUDA ${text}`;
+}
+
+/** A row for each GPU, or one that says why there is none. */
+function gpus({ devices, driver, runtime, failure, tried }: CudaFinding) {
+  const cuda = { driver, runtime, tried };
+  if (failure) return [{ usable: false, name: 'cuda', details: failure, memoryLimit: 0, cuda }];
+  return devices.map(({ name: gpu, capability, memory }, i) => ({
+    ...probe(`cuda:${i}`),
+    cuda: { ...cuda, gpu, capability, memory },
+  }));
+}
+
+function probe(name: DeviceName) {
   try {
     return { usable: true, ...Device.open(name).info() };
   } catch (error) {
     if (!(error instanceof AlpsError)) throw error;
-    return { usable: false, name, details: error.message, memoryLimit: 0 };
+    return { usable: false, name, details: error.message.split('\n', 1)[0]!, memoryLimit: 0 };
   }
 }

@@ -47,7 +47,7 @@ How:
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
   --refine-iterations N  conjugate gradient iterations (default 10)
   --precision P          auto (default), float32 or bfloat16
-  --device D             auto (default) or cpu
+  --device D             auto (default: a GPU where one works, else the processor), cpu, cuda or cuda:N
   --threads N            threads that compute (default: all)
   --memory-limit SIZE    such as 12G (default: 90 % of the machine's memory)
 

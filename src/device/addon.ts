@@ -154,21 +154,30 @@ export interface Addon {
   crossEntropy(stream: S, logits: T, targets: T, out: T): void;
 }
 
+/** The package's own folder, with build/ or prebuilds/ in it. */
+export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+
+type Loader = ((folder: string) => Addon) & { path(folder: string): string };
+const loader = () => createRequire(import.meta.url)('node-gyp-build') as Loader;
+
+/** The file of the native addon. */
+export function addonFile(): string {
+  return loader().path(packageRoot);
+}
+
 let loaded: Addon | undefined;
 
 /** The native addon, loaded on first use: a prebuild, or what `npm run build:native` made. */
 export function addon(): Addon {
   if (loaded) return loaded;
-  const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
   try {
-    const load = createRequire(import.meta.url)('node-gyp-build') as (folder: string) => Addon;
-    loaded = load(root);
+    loaded = loader()(packageRoot);
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     throw new AlpsError(
       'ADDON_NOT_LOADED',
       `The native addon could not be loaded for ${process.platform}-${process.arch}: ${reason}\n` +
-        `It was looked for in ${join(root, 'build', 'Release')} and ${join(root, 'prebuilds')}.\n` +
+        `It was looked for in ${join(packageRoot, 'build', 'Release')} and ${join(packageRoot, 'prebuilds')}.\n` +
         'It needs the libraries of oneDNN and OpenBLAS (Debian, Ubuntu: apt-get install libdnnl2 libopenblas0), and is built ' +
         'from source by: npm run build:native',
       { cause },

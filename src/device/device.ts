@@ -1,15 +1,19 @@
-import { invalidArgument } from '../errors.js';
-import { addon, type DType, type NativeDevice } from './addon.js';
+import { AlpsError, invalidArgument } from '../errors.js';
+import { addon, type CudaLocation, type DType, type NativeDevice } from './addon.js';
+import { cudaForAuto, findCuda, noCudaError } from './cuda.js';
 import { Stream } from './stream.js';
 import { native, Tensor } from './tensor.js';
 
 export interface DeviceOptions {
-  /** Threads that compute. Default: as many as the machine offers. Results do not depend on it. */
+  /** Threads that compute. Default: as many as the machine offers. Results do not depend on it. GPUs take no notice. */
   threads?: number;
-  /** Bytes that tensors may take together; an allocation beyond fails with `OUT_OF_MEMORY`. Default: 90 % of the machine's memory. */
+  /**
+   * Bytes that tensors may take together; an allocation beyond fails with `OUT_OF_MEMORY`. Default: 90 % of the machine's, or the GPU's,
+   * memory.
+   */
   memoryLimit?: number;
-  /** Instruction set of the hand-written loops, for tests and comparison. Default: the best the processor has. */
-  isa?: string;
+  /** Instruction set of the processor's hand-written loops, for tests and comparison; with it, `auto` is `cpu`. Default: the best there is. */
+  isa?: 'avx512' | 'avx2' | 'scalar';
 }
 
 export interface DeviceInfo {
@@ -24,10 +28,21 @@ export interface DeviceInfo {
   memoryLimit: number;
   memoryUsed: number;
   memoryPeak: number;
+  /** Of a device opened as `auto`: why it is the processor and not a GPU. */
+  fallback?: string;
 }
 
-/** Names that {@link Device.open} takes: `auto` is the best device that works here. */
-export type DeviceName = 'auto' | 'cpu' | `cuda:${number}`;
+/**
+ * Names that {@link Device.open} takes. `cuda:1` is the second NVIDIA GPU, `cuda` the first (`cuda:0`); `auto` is the first GPU where it
+ * works, else the processor.
+ */
+export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
+
+/** As the addon takes them; 0 and '' stand for the default. */
+type Settings = { threads: number; memoryLimit: number; isa: string };
+
+/** What the processor needs of CUDA. */
+const nowhere: CudaLocation = { kernels: '', folders: [] };
 
 /**
  * A processor with its memory. One native thread of the process serves it; jobs reach it through streams and share it fairly.
@@ -35,20 +50,25 @@ export type DeviceName = 'auto' | 'cpu' | `cuda:${number}`;
  */
 export class Device {
   readonly name: string;
+  /** Of a device opened as `auto`: why it is the processor and not a GPU. */
+  readonly fallback: string | undefined;
   /** @internal */
   readonly handle: NativeDevice;
 
-  private constructor(name: string, handle: NativeDevice) {
+  private constructor(name: string, handle: NativeDevice, fallback?: string) {
     this.name = name;
     this.handle = handle;
+    this.fallback = fallback;
   }
 
   /**
-   * @throws AlpsError `NO_DEVICE` when the machine lacks it, `ADDON_NOT_LOADED` when the addon cannot be loaded.
+   * `cuda` and `cuda:N` never fall back to the processor; `auto` does, and tells why in {@link Device.fallback}.
+   *
+   * @throws AlpsError `NO_DEVICE` when the machine lacks it, with all that was tried, `ADDON_NOT_LOADED` when the addon cannot be loaded.
    */
   static open(name: DeviceName = 'auto', options: DeviceOptions = {}): Device {
-    if (name !== 'auto' && name !== 'cpu' && !/^cuda:\d{1,3}$/.test(name))
-      throw invalidArgument('device', '"auto", "cpu" or "cuda:N"', name);
+    if (name !== 'auto' && name !== 'cpu' && !/^cuda(:\d{1,3})?$/.test(name))
+      throw invalidArgument('device', '"auto", "cpu", "cuda" or "cuda:N"', name);
     const { threads = 0, memoryLimit = 0, isa = '' } = options;
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
       throw invalidArgument('threads', 'an integer from 1 to 1024', threads);
@@ -56,16 +76,50 @@ export class Device {
     if (!Number.isSafeInteger(memoryLimit) || memoryLimit < 0) {
       throw invalidArgument('memoryLimit', 'a number of bytes', memoryLimit);
     }
-    const device = name === 'auto' ? 'cpu' : name;
-    const where = { kernels: process.env.ALPS_CUDA_LIBRARY ?? '', folders: [''] };
-    return new Device(
-      device,
-      native(() => addon().openDevice(device, { threads, memoryLimit, isa }, where)),
-    );
+    if (!['', 'avx512', 'avx2', 'scalar'].includes(isa)) {
+      throw invalidArgument('isa', '"avx512", "avx2" or "scalar"', isa);
+    }
+    const settings = { threads, memoryLimit, isa };
+    if (name === 'cpu' || (name === 'auto' && isa !== '')) return Device.#open('cpu', settings);
+    if (isa !== '') throw invalidArgument('isa', 'no instruction set of the processor on a GPU', isa);
+    return name === 'auto' ? Device.#auto(settings) : Device.#cuda(name, settings);
+  }
+
+  /**
+   * A GPU, or the kernels on the processor, with settings for tests: "block=96" sets the threads a block of loops over elements,
+   * "order=3" the order in which blocks and threads run on the processor.
+   * @internal
+   */
+  static openKernels(name: `cuda:${number}`, settings: string): Device {
+    return Device.#cuda(name, { threads: 0, memoryLimit: 0, isa: settings });
+  }
+
+  static #open(name: string, settings: Settings, where = nowhere, fallback?: string): Device {
+    const handle = native(() => addon().openDevice(name, settings, where));
+    return new Device(name, handle, fallback);
+  }
+
+  static #cuda(name: string, settings: Settings): Device {
+    const device = name === 'cuda' ? 'cuda:0' : name;
+    const found = findCuda();
+    if (found.failure) throw noCudaError(device, found);
+    return Device.#open(device, settings, found.where);
+  }
+
+  static #auto(settings: Settings): Device {
+    const choice = cudaForAuto();
+    if ('reason' in choice) return Device.#open('cpu', settings, nowhere, choice.reason);
+    try {
+      return Device.#open('cuda:0', settings, choice.where);
+    } catch (error) {
+      if (!(error instanceof AlpsError)) throw error;
+      return Device.#open('cpu', settings, nowhere, error.message);
+    }
   }
 
   info(): DeviceInfo {
-    return native(() => addon().deviceInfo(this.handle));
+    const info = native(() => addon().deviceInfo(this.handle));
+    return this.fallback === undefined ? info : { ...info, fallback: this.fallback };
   }
 
   /** Starts the measurement of `memoryPeak` anew, for all jobs on the device. */

@@ -39,6 +39,7 @@ const codes: ReadonlySet<string> = new Set<AlpsErrorCode>([
   'DISPOSED',
   'ABORTED',
   'NO_DEVICE',
+  'DEVICE_FAILED',
   'INTERNAL',
 ]);
 

@@ -32,12 +32,12 @@ export function opDevice(name: string): Device {
 
 /** CUDA devices on which every op gives equal bits: blocks and threads run in another order on each. */
 export function cudaOrders(): Device[] {
-  return ['', 'order=1', 'order=2'].map((isa) => Device.open('cuda:0', { isa }));
+  return ['', 'order=1', 'order=2'].map((settings) => Device.openKernels('cuda:0', settings));
 }
 
 /** CUDA devices whose blocks of loops over elements have other sizes than usual. */
 export function cudaBlockSizes(): Device[] {
-  return ['block=32', 'block=96,order=3', 'block=1024'].map((isa) => Device.open('cuda:0', { isa }));
+  return ['block=32', 'block=96,order=3', 'block=1024'].map((settings) => Device.openKernels('cuda:0', settings));
 }
 
 /** A generator of uniform numbers in [0, 1), the same for the same seed (mulberry32). */
