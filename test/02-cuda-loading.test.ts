@@ -11,13 +11,14 @@ import { Device } from '../src/device/device.js';
 const kernelsOnProcessor = join(packageRoot, 'build', 'Release', 'libalps_cuda_host.so');
 const main = fileURLToPath(new URL('../lib/cli/main.js', import.meta.url));
 
+const before = process.env.ALPS_CUDA_LIBRARY;
+
 let scratch: string;
 beforeAll(async () => {
   scratch = await mkdtemp(join(tmpdir(), 'alps-cuda-'));
 });
 afterAll(() => rm(scratch, { recursive: true, force: true }));
 
-const before = process.env.ALPS_CUDA_LIBRARY;
 afterEach(() => {
   if (before === undefined) delete process.env.ALPS_CUDA_LIBRARY;
   else process.env.ALPS_CUDA_LIBRARY = before;
@@ -116,6 +117,57 @@ describe('a library of kernels that cannot be used', () => {
     expect(built.status).toBe(0);
     process.env.ALPS_CUDA_LIBRARY = file;
     expect(refusal('cuda')).toContain(`${file} was built for another version of the addon`);
+  });
+});
+
+// CUDA's runtime, inside the library for GPUs, meets a driver that answers as a real one would.
+const kernelsForGpus = join(packageRoot, 'build', 'Release', 'libalps_cuda.so');
+process.env.ALPS_CUDA_LIBRARY = kernelsForGpus;
+const opens = findCuda().runtime !== ''; // built, and cuBLAS is here
+(opens ? describe : describe.skip)('drivers that cannot be used', () => {
+  beforeAll(() => {
+    const source = `
+      #include <cstdlib>
+      #include <cstring>
+      static int number(const char* name) { return std::atoi(std::getenv(name)); }
+      static int noDevice() { return 100; }
+      extern "C" {
+      int cuInit(unsigned) { return number("DRIVER_INIT"); }
+      int cuDriverGetVersion(int* version) { *version = number("DRIVER_VERSION"); return 0; }
+      int cuGetProcAddress_v2(const char* name, void** function, int, unsigned long, int* status) {
+        if (status) *status = 0;
+        *function = !std::strcmp(name, "cuInit") ? (void*)cuInit
+                  : !std::strcmp(name, "cuDriverGetVersion") ? (void*)cuDriverGetVersion
+                  : !std::strcmp(name, "cuGetProcAddress") ? (void*)cuGetProcAddress_v2
+                  : (void*)noDevice;
+        return 0;
+      }
+      int cuGetProcAddress(const char* name, void** function, int version, unsigned long flags) {
+        return cuGetProcAddress_v2(name, function, version, flags, nullptr);
+      }
+      }`;
+    const file = join(scratch, 'libcuda.so.1');
+    expect(spawnSync('c++', ['-x', 'c++', '-', '-shared', '-fPIC', '-o', file], { input: source }).status).toBe(0);
+  });
+
+  test.each([
+    [12040, 0, /too old, it supports CUDA 12\.4; one for CUDA 13\.0 or newer/],
+    [13000, 100, /the NVIDIA driver shows no GPU/],
+    [13020, 999, /the NVIDIA driver failed: .+ \(cuda\w+\)/],
+  ])('version %d that answers %d', (version, answer, message) => {
+    const { status, stdout } = spawnSync(process.execPath, [main, 'devices'], {
+      encoding: 'utf8',
+      env: {
+        ...process.env,
+        ALPS_CUDA_LIBRARY: kernelsForGpus,
+        LD_LIBRARY_PATH: scratch,
+        DRIVER_VERSION: String(version),
+        DRIVER_INIT: String(answer),
+      },
+    });
+    expect(status).toBe(0);
+    expect(stdout).toMatch(message);
+    expect(stdout).toMatch(/^cuda +not usable /m);
   });
 });
 
