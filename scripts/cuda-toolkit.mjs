@@ -1,4 +1,4 @@
-// Makes what compiles the CUDA kernels and what they need to run, in .cuda/, from packages on PyPI (about 600 MB to download):
+// Makes what compiles the CUDA kernels and what they need to run, in .cuda/, from packages on PyPI (about 530 MB to download):
 //
 //   node scripts/cuda-toolkit.mjs [--force]
 //
@@ -74,7 +74,7 @@ export function makeToolkit({ force = false } = {}) {
   const partial = join(root, '.cuda.partial');
   const pip = ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary=:all:'];
   const interpreter = python();
-  say(`downloading CUDA ${version} from PyPI (about 600 MB) into .cuda/`);
+  say(`downloading CUDA ${version} from PyPI (about 530 MB) into .cuda/`);
   rmSync(partial, { recursive: true, force: true });
   mkdirSync(partial, { recursive: true });
   try {
