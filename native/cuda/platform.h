@@ -34,7 +34,7 @@ using Queue = void*;
 #include <cuda_runtime.h>
 
 #define SHARED(type, name, count) __shared__ type name[count]
-#define DYNAMIC_SHARED(type, name)                                     \
+#define DYNAMIC_SHARED(type, name)                                   \
   extern __shared__ __align__(16) unsigned char alpsDynamicShared[]; \
   type* name = reinterpret_cast<type*>(alpsDynamicShared)
 
@@ -50,19 +50,19 @@ inline void checkCuda(cudaError_t status, const char* call) {
 // More shared memory than this has to be asked for.
 constexpr size_t sharedWithoutAsking = 48 << 10;
 
-#ifdef __CUDACC__
 template <typename... P, typename... A>
 void launch(Queue queue, void (*kernel)(P...), Grid grid, int threads, size_t sharedBytes, A&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (sharedBytes > sharedWithoutAsking)
     CHECK_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(sharedBytes)));
-  dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
-  kernel<<<blocks, static_cast<unsigned>(threads), sharedBytes, static_cast<cudaStream_t>(queue)>>>(
-      static_cast<P>(std::forward<A>(arguments))...);
-  CHECK_CUDA(cudaGetLastError());
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = sharedBytes;
+  config.stream = static_cast<cudaStream_t>(queue);
+  CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<P>(std::forward<A>(arguments))...));
 }
-#endif
 
 }  // namespace alps
 #endif
@@ -107,7 +107,8 @@ __host__ __device__ inline bf16_t rounded<bf16_t>(float f) {
   return bf16Of(f);
 }
 
-// Calls action with a null pointer of the C++ type of a float32 or bfloat16 tensor: dispatch(x.dtype, [&](auto* t) {...}).
+// Calls action with a null pointer of the C++ type of a float32 or bfloat16 tensor:
+// dispatch(x.dtype, [&](auto* t) {...}).
 template <typename Action>
 void dispatch(DType dtype, const Action& action) {
   if (dtype == DType::bf16)

@@ -172,6 +172,7 @@ class CudaRuntime final : public Runtime {
 
   void upload(const void* from, void* to, size_t bytes) override {
     use();
+    refuseWhileRecording();
     const char* source = static_cast<const char*>(from);
     for (size_t done = 0; done < bytes;) {
       Staging::Piece piece = staging_->cut(bytes - done);
@@ -185,6 +186,7 @@ class CudaRuntime final : public Runtime {
 
   void download(const void* from, void* to, size_t bytes) override {
     use();
+    refuseWhileRecording();
     struct Copy {
       Staging::Piece piece;
       char* to;
@@ -221,6 +223,7 @@ class CudaRuntime final : public Runtime {
 
   void synchronize() override {
     use();
+    refuseWhileRecording();
     check(cudaStreamSynchronize(stream_.get()), "finish its work");
   }
 
@@ -259,6 +262,11 @@ class CudaRuntime final : public Runtime {
  private:
   // The current device is a property of a thread.
   void use() const { check(cudaSetDevice(device_), "be used"); }
+
+  // A graph that is launched again would find other data in the staging memory.
+  void refuseWhileRecording() const {
+    if (recording == this) fail("INTERNAL", "Work that waits for the host cannot be recorded");
+  }
 
   cudaStream_t stream() const { return recording == this ? recorded_.get() : stream_.get(); }
 
