@@ -2,7 +2,10 @@ import { mkdir } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
+import { checkOutput } from './checkpoint/output-folder.js';
+import type { Fingerprint } from './checkpoint/unfinished.js';
 import { CheckpointWriter } from './checkpoint/writer.js';
+import { fingerprint } from './compare/fingerprint.js';
 import { Device, type DeviceName, type DeviceOptions } from './device/device.js';
 import type { Stream } from './device/stream.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
@@ -32,6 +35,14 @@ export interface PruneOptions extends PruningOptions {
   precision?: Precision | 'auto';
   /** Whether an existing folder may be replaced. Default false. */
   overwrite?: boolean;
+  /**
+   * Whether the next call may go on where this one is killed, aborted or fails: behind the last finished block, with the same files in the
+   * end. What is finished then stays beside `out` (`.NAME.unfinished`, `.NAME.unfinished.json`). A call whose model, calibration tokens,
+   * options or version differ from those of what it finds is refused. Default false: nothing is left.
+   */
+  resume?: boolean;
+  /** With `resume`: drop what an earlier call left. Default false. */
+  restart?: boolean;
   signal?: AbortSignal;
   /** Called for each step; must not throw. */
   onEvent?: (event: PruneEvent) => void;
@@ -51,6 +62,8 @@ export type PruneEvent =
       precision: Precision;
     }
   | { type: 'calibration'; windows: number; length: number; tokens: number; hash: string; note?: string }
+  /** With `resume`: blocks that an earlier call finished; their `layer` events follow at once. */
+  | { type: 'resume'; finished: number; blocks: number }
   | ({ type: 'layer' } & LayerReport)
   | ({ type: 'block'; blocks: number } & BlockReport)
   | { type: 'done'; out: string; sparsity: number; meanError: number | null; milliseconds: number };
@@ -82,7 +95,7 @@ export interface PruneReport {
  * ```
  *
  * Every linear layer of every block is pruned to the pattern; embeddings, norms, biases and the output head stay. Nothing appears under
- * `out` before it is complete; an abort or error leaves no partial output.
+ * `out` before it is complete; an abort or error leaves no partial output (with `resume`: what the next call goes on with, beside `out`).
  *
  * @throws AlpsError with a `code`; see {@link AlpsErrorCode}
  */
@@ -100,12 +113,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     const model = openModel(checkpoint, stream, precision, options);
     checkWidths(checkpoint, model, parsed.pattern);
     await mkdir(dirname(resolve(options.out)), { recursive: true });
-    writer = await CheckpointWriter.create({
-      source: checkpoint,
-      out: options.out,
-      overwrite: options.overwrite,
-      signal,
-    });
+    await checkOutput(checkpoint.folder, options.out, options.overwrite ?? false); // before the text is read
     onEvent?.({
       type: 'start',
       model: options.model,
@@ -126,6 +134,21 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       const { windows, length, hash, note } = tokens;
       onEvent?.({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
     }
+    const propagation = options.propagation ?? 'sequential';
+    const reported = reportedOptions(parsed, propagation, precision);
+    const resume = options.resume && {
+      restart: options.restart,
+      fingerprint: await fingerprintOf({ checkpoint, device, parsed, reported, calibration: tokens?.hash, signal }),
+    };
+    writer = await CheckpointWriter.create({
+      source: checkpoint,
+      out: options.out,
+      overwrite: options.overwrite,
+      ...(resume ? { resume } : {}),
+      signal,
+    });
+    const finished = writer.finishedSteps.length;
+    if (finished > 0) onEvent?.({ type: 'resume', finished, blocks: model?.config.layers ?? 0 });
     const layers: LayerReport[] = [];
     const onLayer = (layer: LayerReport) => {
       layers.push(layer);
@@ -135,10 +158,11 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     else {
       await pruneBlocks(model, parsed, {
         windows: tokens,
-        propagation: options.propagation ?? 'sequential',
+        propagation,
         writer,
         signal,
         onLayer,
+        onResumed: (earlier) => earlier.forEach(onLayer),
         onBlock: (block) => onEvent?.({ type: 'block', blocks: model.config.layers, ...block }),
       });
     }
@@ -148,7 +172,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       method: parsed.method,
       description: describePattern(parsed.pattern),
       pattern: parsed.pattern,
-      options: reportedOptions(parsed, options.propagation ?? 'sequential', precision),
+      options: reported,
       calibration: tokens
         ? {
             windows: tokens.windows,
@@ -178,6 +202,28 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
   } finally {
     await checkpoint.close();
   }
+}
+
+/** All that the pruned weights depend on. */
+async function fingerprintOf(run: {
+  checkpoint: Checkpoint;
+  device: Device;
+  parsed: ParsedPruningOptions;
+  reported: PruneReport['options'];
+  calibration: string | undefined;
+  signal: AbortSignal | undefined;
+}): Promise<Fingerprint> {
+  const { checkpoint, device, parsed, reported, calibration, signal } = run;
+  const { name, isa, bf16Products } = device.info();
+  return {
+    version,
+    model: await fingerprint(checkpoint, signal),
+    calibration: calibration ?? null,
+    method: parsed.method,
+    pattern: parsed.pattern,
+    ...reported,
+    device: `${name} ${isa}${bf16Products ? ' bfloat16' : ''}`,
+  };
 }
 
 function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {

@@ -53,9 +53,14 @@ export interface TraversalOptions {
   signal?: AbortSignal;
   onLayer(report: LayerReport): void;
   onBlock(report: BlockReport): void;
+  /** Called with the layers of each block that an earlier run pruned (see {@link CheckpointWriter.step}). */
+  onResumed(layers: LayerReport[]): void;
 }
 
-/** Prunes all blocks in order: each block's weights are read, pruned stage by stage on the activations so far, written and dropped. */
+/**
+ * Prunes all blocks in order: each block's weights are read, pruned stage by stage on the activations so far, written and dropped. Blocks
+ * that an earlier run finished are run with the weights it wrote: the activations behind them are the same to the bit.
+ */
 export async function pruneBlocks(
   model: DecoderModel,
   parsed: ParsedPruningOptions,
@@ -63,10 +68,38 @@ export async function pruneBlocks(
 ): Promise<void> {
   const { windows } = options;
   using activations = windows ? await Activations.create(model, windows) : undefined;
+  const finished = options.writer.finishedSteps as LayerReport[][];
   for (let layer = 0; layer < model.config.layers; layer++) {
     throwIfAborted(options.signal);
+    const layers = finished[layer];
+    if (layers) {
+      if (activations) await replay(model, layer, activations, options.writer);
+      options.onResumed(layers);
+      continue;
+    }
     const run = new BlockPruning(model, parsed, options, layer);
-    await run.execute(activations);
+    await options.writer.step(await run.execute(activations));
+  }
+}
+
+/** Runs a block with the weights that were written for it. */
+async function replay(
+  model: DecoderModel,
+  layer: number,
+  activations: Activations,
+  writer: CheckpointWriter,
+): Promise<void> {
+  const block = await model.loadBlock(layer);
+  try {
+    for (const { spec, weight } of block.stages.flat(2)) {
+      using written = await model.loadLinear(spec, model.precision, (name, out, offset) =>
+        writer.readBack(name, out, offset),
+      );
+      model.stream.copy(written, weight);
+    }
+    await activations.run(block);
+  } finally {
+    block.dispose();
   }
 }
 
@@ -77,6 +110,7 @@ class BlockPruning {
   readonly #options: TraversalOptions;
   readonly #layer: number;
   readonly #phases = { read: 0, forward: 0, solve: 0, write: 0 };
+  readonly #layers: LayerReport[] = [];
 
   constructor(model: DecoderModel, parsed: ParsedPruningOptions, options: TraversalOptions, layer: number) {
     this.#model = model;
@@ -85,7 +119,7 @@ class BlockPruning {
     this.#layer = layer;
   }
 
-  async execute(activations: Activations | undefined): Promise<void> {
+  async execute(activations: Activations | undefined): Promise<LayerReport[]> {
     const began = performance.now();
     const block = await this.#timed('read', async () => {
       const loaded = await this.#model.loadBlock(this.#layer);
@@ -100,6 +134,7 @@ class BlockPruning {
       block.dispose();
     }
     this.#options.onBlock({ block: this.#layer, milliseconds: performance.now() - began, phases: this.#phases });
+    return this.#layers;
   }
 
   async #withoutInputs(block: Block): Promise<void> {
@@ -181,7 +216,11 @@ class BlockPruning {
       writer: this.#options.writer,
       timed: (phase, action) => this.#timed(phase, action),
     });
-    for (const report of reports) this.#options.onLayer({ block: this.#layer, ...report });
+    for (const report of reports) {
+      const layer = { block: this.#layer, ...report };
+      this.#layers.push(layer);
+      this.#options.onLayer(layer);
+    }
   }
 
   async #timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T> {

@@ -1,14 +1,15 @@
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
-import { copyFile, type FileHandle, mkdir, open, rm, writeFile } from 'node:fs/promises';
+import { copyFile, type FileHandle, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { types } from 'node:util';
 import { AlpsError, describe, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
-import { pieceBytes, writeFully } from './file-io.js';
+import { pieceBytes, readFully, writeFully } from './file-io.js';
 import type { Checkpoint } from './folder.js';
 import { encodeHeader } from './header.js';
 import { indexFile } from './model-files.js';
 import { checkOutput, flushPath, publish } from './output-folder.js';
+import { type Fingerprint, openUnfinishedShard, Unfinished } from './unfinished.js';
 
 export interface WriterOptions {
   source: Checkpoint;
@@ -16,6 +17,11 @@ export interface WriterOptions {
   out: string;
   /** Whether an existing folder may be replaced. Default false. */
   overwrite?: boolean;
+  /**
+   * Makes the output one that a later process can go on with, should this one be killed or fail: see {@link CheckpointWriter.step}.
+   * What an earlier run left is taken where the fingerprints are equal, refused where not, and dropped with `restart`.
+   */
+  resume?: { fingerprint: Fingerprint; restart?: boolean };
   signal?: AbortSignal;
 }
 
@@ -32,38 +38,48 @@ interface OpenShard {
  * `.<name>.partial-<random>` beside the final one, is flushed to the disk, and appears under the final name by one rename. Tensors that
  * were not written are copied byte for byte, as are config.json, the tokenizer and other files of the source.
  *
- * A failure of any call removes the hidden folder; only a killed process leaves it.
+ * A failure of any call removes the hidden folder; only a killed process leaves it. With `resume` the folder is `.<name>.unfinished`, and
+ * stays, once a step is finished, for the next run to go on with.
  */
 export class CheckpointWriter {
   /** The final folder: absolute, without symbolic links. */
   readonly out: string;
   readonly #options: WriterOptions;
   readonly #partial: string;
+  readonly #unfinished: Unfinished | undefined;
   readonly #shards: OpenShard[] = [];
   readonly #written = new Set<string>();
   /** Of tensors that are partly written: the parts. */
   readonly #parts = new Map<string, Set<number>>();
   readonly #pending = new Set<Promise<void>>();
+  /** Tensors written since the last step. */
+  #sinceStep: string[] = [];
   #state: 'open' | 'finished' | 'aborted' = 'open';
 
-  private constructor(options: WriterOptions, out: string) {
+  private constructor(options: WriterOptions, out: string, unfinished?: Unfinished) {
     this.#options = options;
     this.out = out;
+    this.#unfinished = unfinished;
     // Cut short, since the temporary name must not pass 255 bytes where the final one does not.
     const name = basename(out).slice(0, 40);
-    this.#partial = join(dirname(out), `.${name}.partial-${randomBytes(6).toString('hex')}`);
+    this.#partial = unfinished?.folder ?? join(dirname(out), `.${name}.partial-${randomBytes(6).toString('hex')}`);
   }
 
   /**
    * Makes the hidden folder with all shards at their full size.
    * @throws AlpsError `INVALID_ARGUMENT` when the output is the source, contains it or lies inside it, or exists already;
-   * `FILE_SYSTEM` when it cannot be made; `ABORTED`
+   * `FILE_SYSTEM` when it cannot be made or another process works on it; `ABORTED`. With `resume` `INVALID_ARGUMENT` also when what is
+   * there has another fingerprint
    */
   static async create(options: WriterOptions): Promise<CheckpointWriter> {
     throwIfAborted(options.signal);
     const out = await checkOutput(options.source.folder, options.out, options.overwrite ?? false);
-    const writer = new CheckpointWriter(options, out);
+    const { resume } = options;
+    const unfinished = resume && (await Unfinished.open(out, resume.fingerprint, resume.restart ?? false));
+    const writer = new CheckpointWriter(options, out, unfinished);
     try {
+      if (await writer.#takeUp()) return writer;
+      if (unfinished) await rm(writer.#partial, { recursive: true, force: true });
       await mkdir(writer.#partial);
       for (const index of options.source.shards.keys()) await writer.#openShard(index);
       return writer;
@@ -73,22 +89,85 @@ export class CheckpointWriter {
     }
   }
 
-  async #openShard(index: number): Promise<void> {
-    const { source, signal } = this.#options;
+  /** Opens what an earlier run left; false when there is nothing, or not what its record says. */
+  async #takeUp(): Promise<boolean> {
+    const unfinished = this.#unfinished;
+    if (!unfinished || unfinished.steps.length === 0) return false;
+    for (const index of this.#options.source.shards.keys()) {
+      const { path, positions, size } = this.#layout(index);
+      const handle = await openUnfinishedShard(path, size);
+      if (!handle) {
+        await Promise.all(this.#shards.splice(0).map((shard) => shard.handle.close()));
+        unfinished.forget();
+        return false;
+      }
+      this.#shards.push({ path, handle, positions });
+    }
+    // Of a run that was killed while it finished.
+    const { shardNames } = this.#options.source;
+    for (const name of await readdir(this.#partial))
+      if (!shardNames.includes(name)) await rm(join(this.#partial, name), { recursive: true, force: true });
+    for (const { tensors } of unfinished.steps) for (const name of tensors) this.#written.add(name);
+    return true;
+  }
+
+  /** A shard's file: where each tensor begins, and the size of all. */
+  #layout(index: number) {
+    const { source } = this.#options;
     const shard = source.shards[index]!;
     const tensors = [...shard.tensors.values()];
     const header = encodeHeader(tensors, shard.metadata ?? { format: 'pt' });
-    const path = join(this.#partial, source.shardNames[index]!);
-    const handle = await open(path, 'wx');
     const positions = new Map<string, number>();
-    this.#shards.push({ path, handle, positions });
-    let position = header.length;
+    let size = header.length;
     for (const { name, byteLength } of tensors) {
-      positions.set(name, position);
-      position += byteLength;
+      positions.set(name, size);
+      size += byteLength;
     }
-    await handle.truncate(position);
-    await writeFully(handle, path, header, 0, signal);
+    return { path: join(this.#partial, source.shardNames[index]!), header, positions, size };
+  }
+
+  async #openShard(index: number): Promise<void> {
+    const { path, header, positions, size } = this.#layout(index);
+    const handle = await open(path, 'wx');
+    this.#shards.push({ path, handle, positions });
+    await handle.truncate(size);
+    await writeFully(handle, path, header, 0, this.#options.signal);
+  }
+
+  /** What was recorded of the steps that earlier runs finished. */
+  get finishedSteps(): readonly unknown[] {
+    return this.#unfinished?.steps.map(({ record }) => record) ?? [];
+  }
+
+  /**
+   * Ends a step: all that was written so far is on the disk when the promise settles, and a later run gets `record` back from
+   * {@link finishedSteps}. Does nothing without `resume`.
+   */
+  async step(record: unknown): Promise<void> {
+    if (!this.#unfinished) return;
+    this.#checkOpen();
+    const tensors = this.#sinceStep;
+    this.#sinceStep = [];
+    try {
+      await Promise.all(this.#pending);
+      for (const { path, handle } of this.#shards) {
+        await handle.datasync().catch((cause) => {
+          throw fileSystemError('flush', path, cause);
+        });
+      }
+      await this.#unfinished.add(record, tensors);
+    } catch (error) {
+      await this.abort();
+      throw error;
+    }
+  }
+
+  /** Fills `out` with the bytes, from `offset` on, of a tensor that was written. */
+  async readBack(name: string, out: Uint8Array, offset = 0): Promise<void> {
+    this.#checkOpen();
+    const shard = this.#shards.find(({ positions }) => positions.has(name));
+    if (!shard || !this.#written.has(name)) throw new AlpsError('INTERNAL', `Tensor ${describe(name)} was not written`);
+    await readFully(shard.handle, shard.path, out, shard.positions.get(name)! + offset, this.#options.signal);
   }
 
   /**
@@ -128,6 +207,7 @@ export class CheckpointWriter {
     if (parts.size === count) {
       this.#parts.delete(name);
       this.#written.add(name);
+      this.#sinceStep.push(name);
     }
     const position = shard.positions.get(name)! + index * size;
     const writing = writeFully(shard.handle, shard.path, bytes, position, this.#options.signal);
@@ -169,6 +249,7 @@ export class CheckpointWriter {
       this.#checkOpen();
       this.#state = 'finished'; // from here on an abort must not remove files under the rename
       await publish(this.#partial, this.out, this.#options.overwrite ?? false);
+      await this.#unfinished?.close(true);
     } catch (error) {
       this.#state = 'aborted';
       await this.#remove();
@@ -176,9 +257,12 @@ export class CheckpointWriter {
     }
   }
 
-  /** Removes what was written so far. Does nothing after `finish` or a failure, so it may stand in a `finally`. Never rejects. */
+  /**
+   * Removes what was written so far, unless a later run can go on with it. Does nothing after `finish` or a failure, so it may stand in a
+   * `finally`. Never rejects.
+   */
   async abort(): Promise<void> {
-    if (this.#state === 'finished') return;
+    if (this.#state !== 'open') return;
     this.#state = 'aborted';
     await this.#remove();
   }
@@ -186,7 +270,9 @@ export class CheckpointWriter {
   async #remove(): Promise<void> {
     await Promise.allSettled(this.#shards.splice(0).map(({ handle }) => handle.close()));
     // An error here would hide the one that led here.
-    await rm(this.#partial, { recursive: true, force: true }).catch(() => undefined);
+    const kept = this.finishedSteps.length > 0;
+    if (!kept) await rm(this.#partial, { recursive: true, force: true }).catch(() => undefined);
+    await this.#unfinished?.close(false);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -54,7 +54,11 @@ How:
 Output:
   --out DIR              folder to make; it appears only when it is complete
   --overwrite            replace it if it exists
+  --restart              begin anew where a run that was stopped would be gone on with
   --json                 one JSON line an event on standard output (the default when it is not a terminal)
+
+A run that was stopped, killed or failed goes on behind its last finished block when the same command is given again; until then what is
+finished lies beside DIR, under hidden names (.NAME.unfinished).
 
 Examples:
   alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl
@@ -83,6 +87,7 @@ const options = {
   ridge: { type: 'string' },
   'refine-iterations': { type: 'string' },
   overwrite: { type: 'boolean' },
+  restart: { type: 'boolean' },
   ...deviceOptions,
 } as const;
 
@@ -101,12 +106,20 @@ export const pruneCommand: Command = {
     const files = list(values, 'calibration');
     let layers = 0;
     let done = 0;
+    let blocks = 0;
     const onEvent = (event: PruneEvent) => {
       if (json) {
         progress.clear();
         stdout.write(`${JSON.stringify(event)}\n`);
       }
       if (event.type === 'start') layers = event.layers;
+      if (event.type === 'block') blocks++;
+      if (event.type === 'resume') {
+        blocks = event.finished;
+        progress.clear();
+        if (!json)
+          stdout.write(`Going on behind block ${event.finished} of ${event.blocks}, which an earlier run finished.\n`);
+      }
       if (event.type === 'start') progress.update(0, 'reading the calibration text');
       if (event.type === 'layer')
         progress.update(++done / layers, `block ${event.block}, ${event.name.split('.').pop()}`);
@@ -127,6 +140,8 @@ export const pruneCommand: Command = {
         ridge: number(values, 'ridge'),
         refineIterations: number(values, 'refine-iterations'),
         overwrite: values.overwrite === true,
+        resume: true,
+        restart: values.restart === true,
         ...(files.length > 0
           ? {
               calibration: {
@@ -145,6 +160,10 @@ export const pruneCommand: Command = {
       progress.clear();
       if (!json) stdout.write(summary(report, out));
       return 0;
+    } catch (error) {
+      progress.clear();
+      if (blocks > 0) stderr.write(`alps: the same command goes on behind block ${blocks}; --restart begins anew\n`);
+      throw error;
     } finally {
       progress.clear();
     }

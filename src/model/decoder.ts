@@ -92,15 +92,21 @@ export class DecoderModel {
     }
   }
 
-  /** A linear layer's weights [outputs, inputs], however they are stored. */
-  async loadLinear<D extends Precision>(spec: LinearSpec, dtype: D): Promise<Tensor<D>> {
+  /**
+   * A linear layer's weights [outputs, inputs], however they are stored.
+   * @param read fills `out` with a tensor's bytes from `offset` on; default: of the checkpoint
+   */
+  async loadLinear<D extends Precision>(
+    spec: LinearSpec,
+    dtype: D,
+    read: (name: string, out: Uint8Array, offset: number) => Promise<void> = (name, out, offset) =>
+      this.checkpoint.readInto(name, out, { offset }),
+  ): Promise<Tensor<D>> {
     const tensor = tensorOf(spec);
     const [outputs, inputs] = linearShape(this.config, spec);
-    let bytes: Uint8Array<ArrayBuffer>;
-    if (spec.expert) {
-      bytes = new Uint8Array(this.checkpoint.tensors.get(tensor)!.byteLength / spec.expert.count);
-      await this.checkpoint.readInto(tensor, bytes, { offset: bytes.length * spec.expert.index });
-    } else bytes = await this.checkpoint.read(tensor);
+    const { index, count } = spec.expert ?? { index: 0, count: 1 };
+    const bytes = new Uint8Array(this.checkpoint.tensors.get(tensor)!.byteLength / count);
+    await read(tensor, bytes, bytes.length * index);
     const shape = spec.transposed ? [inputs, outputs] : [outputs, inputs];
     const raw = this.#upload(tensor, shape, bytes);
     if (!spec.transposed) return this.#convert(raw, dtype);

@@ -1,0 +1,169 @@
+import { spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { hostname, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { type PruneEvent, type PruneOptions, prune } from '../src/prune.js';
+import { random } from './helpers/numbers.js';
+
+const folder = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
+const union = folder('models/union-4m');
+const calibration = { text: join(union, 'calibration.txt.gz'), windows: 8, length: 128 };
+
+let scratch: string;
+beforeEach(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'alps-resume-'));
+});
+afterEach(() => rm(scratch, { recursive: true, force: true }));
+
+/** Digests of a folder's files; of pruning.json without its times. */
+async function digests(path: string): Promise<Record<string, string>> {
+  const out: Record<string, string> = {};
+  for (const name of (await readdir(path)).sort()) {
+    const bytes = await readFile(join(path, name));
+    const timeless = (key: string, value: unknown) => (key === 'milliseconds' ? 0 : value);
+    const data = name === 'pruning.json' ? JSON.stringify(JSON.parse(bytes.toString()), timeless) : bytes;
+    out[name] = createHash('sha256').update(data).digest('hex');
+  }
+  return out;
+}
+
+/** Aborts in the block behind the first `blocks`. */
+async function stopped(options: PruneOptions, blocks: number): Promise<void> {
+  const stop = new AbortController();
+  const onEvent = (event: PruneEvent) => {
+    if (event.type === 'layer' && event.block === blocks) stop.abort();
+  };
+  await expect(prune({ ...options, signal: stop.signal, onEvent })).rejects.toMatchObject({ code: 'ABORTED' });
+}
+
+describe('a run that was stopped', () => {
+  const models: [string, Partial<PruneOptions>][] = [
+    ['models/union-4m', { sparsity: 0.6 }],
+    ['models/union-4m', { sparsity: 0.6, propagation: 'block', schedule: 'alps' }],
+    ['models/union-4m', { pattern: { keep: 2, of: 4 }, method: 'dsnot' }],
+    ['test/fixtures/models/gpt2', { sparsity: 0.5 }],
+    ['test/fixtures/models/qwen3-moe-fused', { sparsity: 0.5, method: 'sparsegpt' }],
+    ['test/fixtures/models/phi3-fused', { sparsity: 0.5, method: 'magnitude', calibration: undefined }],
+  ];
+  test.each(models)('%s %j goes on and gives the same bytes', async (path, extra) => {
+    const model = folder(path);
+    const ids = Array.from({ length: 8 }, (_, w) =>
+      Uint32Array.from({ length: 32 }, (_, i) => (w * 37 + i * i * 11) % 90),
+    );
+    const given = model === union ? calibration : { tokenIds: ids };
+    const options = { model, calibration: given, ...extra, resume: true } as PruneOptions;
+    await prune({ ...options, out: join(scratch, 'whole') });
+    const out = join(scratch, 'out');
+    await stopped({ ...options, out }, 1);
+    expect(await readdir(scratch)).toEqual(['.out.unfinished', '.out.unfinished.json', 'whole']);
+    const events: PruneEvent[] = [];
+    await prune({ ...options, out, onEvent: (event) => events.push(event) });
+    const resumed = events.find(({ type }) => type === 'resume');
+    expect(resumed).toMatchObject({ finished: 1 });
+    expect(await readdir(scratch)).toEqual(['out', 'whole']);
+    expect(await digests(out)).toEqual(await digests(join(scratch, 'whole')));
+  });
+
+  test('killed at random moments, again and again: the same bytes in the end', async () => {
+    const options = { model: union, calibration, sparsity: 0.6, resume: true, threads: 1 };
+    await prune({ ...options, out: join(scratch, 'whole') });
+    const out = join(scratch, 'out');
+    const script = join(scratch, 'run.mjs');
+    const lib = pathToFileURL(folder('lib/index.js')).href;
+    await writeFile(
+      script,
+      `import { prune } from ${JSON.stringify(lib)};
+       const onEvent = ({ type, block }) => process.stdout.write(type + ' ' + block + '\\n');
+       await prune({ ...${JSON.stringify({ ...options, out })}, onEvent });`,
+    );
+    const next = random(5);
+    let kills = 0;
+    for (let code: unknown = null; code !== 0; ) {
+      const child = spawn(process.execPath, [script], { stdio: ['ignore', 'pipe', 'inherit'] });
+      const exit = new Promise((resolve) => child.on('exit', resolve));
+      // At a random moment behind the first block of this run, or behind its second layer.
+      const sign = kills % 2 ? /^block/m : /^layer(?:.*\n)+layer/m;
+      let seen = '';
+      child.stdout.on('data', (data) => {
+        seen += data;
+        if (sign.test(seen)) setTimeout(() => child.kill('SIGKILL'), 60 * next());
+      });
+      code = await exit;
+      if (code === 0) break;
+      kills++;
+      expect((await readdir(scratch)).includes('out')).toBe(false);
+    }
+    expect(kills).toBeGreaterThan(2);
+    expect(await digests(out)).toEqual(await digests(join(scratch, 'whole')));
+    expect((await readdir(scratch)).sort()).toEqual(['out', 'run.mjs', 'whole']);
+  });
+
+  test('is not gone on with by another one: what differs is told, a restart drops it', async () => {
+    const options = { model: union, calibration, sparsity: 0.6, resume: true, out: join(scratch, 'out') };
+    await stopped(options, 1);
+    const other = { ...options, sparsity: 0.5, calibration: { ...calibration, seed: 3 } };
+    await expect(prune(other)).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringMatching(
+        /^An unfinished run for .*out is there, and it differs in calibration \(\S+ then, \S+ now\), pattern \({"sparsity":0.6} then, {"sparsity":0.5} now\)\. .*--restart/,
+      ),
+    });
+    const events: PruneEvent[] = [];
+    await prune({ ...other, restart: true, onEvent: (event) => events.push(event) });
+    expect(events.some(({ type }) => type === 'resume')).toBe(false);
+    expect(await readdir(scratch)).toEqual(['out']);
+  });
+
+  test('whose files were touched begins anew; a record that cannot be read is told', async () => {
+    const options = { model: union, calibration, sparsity: 0.6, resume: true, out: join(scratch, 'out') };
+    await stopped(options, 1);
+    await rm(join(scratch, '.out.unfinished', 'model.safetensors'));
+    const events: PruneEvent[] = [];
+    await prune({ ...options, onEvent: (event) => events.push(event) });
+    expect(events.some(({ type }) => type === 'resume')).toBe(false);
+    await writeFile(join(scratch, '.out.unfinished.json'), '{');
+    await expect(prune({ ...options, overwrite: true })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('is not what an unfinished run leaves'),
+    });
+  });
+});
+
+describe('two runs on one output', () => {
+  const options = () => ({ model: union, calibration, sparsity: 0.6, resume: true, out: join(scratch, 'out') });
+
+  test('the second is refused while the first one works', async () => {
+    let second: unknown;
+    const first = prune({
+      ...options(),
+      onEvent: ({ type }) => {
+        if (type === 'block') second ??= prune(options()).catch((error: unknown) => error);
+      },
+    });
+    await first;
+    expect(await second).toMatchObject({
+      code: 'FILE_SYSTEM',
+      message: expect.stringContaining(
+        `Another run works on the output ${join(scratch, 'out')}: process ${process.pid}.`,
+      ),
+    });
+  });
+
+  test.each([
+    ['a process that is gone', { pid: 2 ** 22 + 1, host: hostname() }, true],
+    ['an earlier process with this number', { pid: process.pid, host: hostname(), started: 'another boot 1' }, true],
+    ['another machine', { pid: 1, host: 'elsewhere.invalid' }, false],
+  ])('a lock of %s', async (_title, holder, free) => {
+    await writeFile(join(scratch, '.out.unfinished.lock'), JSON.stringify(holder));
+    const run = prune(options());
+    if (free) await run;
+    else await expect(run).rejects.toMatchObject({ message: expect.stringContaining('on elsewhere.invalid') });
+  });
+});
+
+test('without resume nothing is left of a run that was stopped', async () => {
+  await stopped({ model: union, calibration, sparsity: 0.6, out: join(scratch, 'out') }, 1);
+  expect(await readdir(scratch)).toEqual([]);
+});
