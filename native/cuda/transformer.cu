@@ -18,9 +18,10 @@ __global__ void gatherKernel(const From* table, const uint32_t* ids, To* out, in
                              int64_t limit, FailureKind kind, Failure* failure, int across) {
   Place place = placeIn(across);
   int64_t j = place.vector * N;
-  if (place.idle) return;
-  for (int64_t i = place.row; i < rows; i += place.step) {
-    uint32_t id = ids[i];
+  if (place.idle || place.row >= rows) return;
+  uint32_t id = ids[place.row], next = 0;
+  for (int64_t i = place.row; i < rows; i += place.step, id = next) {
+    if (i + place.step < rows) next = ids[i + place.step];  // on its way while this row is
     if (id >= limit) {
       if (place.vector == 0) report(failure, kind, id, static_cast<uint32_t>(limit));
     } else if (j < columns) {
@@ -43,9 +44,10 @@ __global__ void scatterAddKernel(const T* y, const uint32_t* ids, const float* w
                                  int64_t columns, int64_t limit, Failure* failure, int across) {
   Place place = placeIn(across);
   int64_t j = place.vector * N;
-  if (place.idle) return;
-  for (int64_t i = place.row; i < rows; i += place.step) {
-    uint32_t id = ids[i];
+  if (place.idle || place.row >= rows) return;
+  uint32_t id = ids[place.row], next = 0;
+  for (int64_t i = place.row; i < rows; i += place.step, id = next) {
+    if (i + place.step < rows) next = ids[i + place.step];  // on its way while this row is
     if (id >= limit) {
       if (place.vector == 0) report(failure, rowPastTable, id, static_cast<uint32_t>(limit));
     } else if (j < columns) {
