@@ -1,7 +1,18 @@
 import { Device } from '../src/device/device.js';
 import type { Stream } from '../src/device/stream.js';
 import { Scope, type Tensor } from '../src/device/tensor.js';
-import { fromBf16, instructionSets, nmse, normal, random, threadCounts, toBf16 } from './helpers/numbers.js';
+import {
+  cudaBlockSizes,
+  cudaOrders,
+  fromBf16,
+  nmse,
+  normal,
+  opDevice,
+  opDevices,
+  random,
+  threadCounts,
+  toBf16,
+} from './helpers/numbers.js';
 
 type FloatType = 'float32' | 'bfloat16';
 type Float = Tensor<'float32'> | Tensor<'bfloat16'>;
@@ -104,8 +115,8 @@ function referenceLoss(logits: ArrayLike<number>, targets: ArrayLike<number>, vo
   });
 }
 
-describe.each(instructionSets())('forward ops on %s', (isa) => {
-  const device = Device.open('cpu', { isa });
+describe.each(opDevices())('forward ops on %s', (isa) => {
+  const device = opDevice(isa);
   let scope: Scope;
   let stream: Stream;
   beforeEach(() => {
@@ -130,13 +141,16 @@ describe.each(instructionSets())('forward ops on %s', (isa) => {
   });
 
   test.each(
-    types.flatMap((from) => types.flatMap((to) => [1, 8, 64, 100, 576, 2053].map((width) => ({ from, to, width })))),
+    types.flatMap((from) =>
+      types.flatMap((to) => [1, 8, 64, 100, 576, 2053, 4099, 16392].map((width) => ({ from, to, width }))),
+    ),
   )('rmsNorm of $from $width to $to: NMSE < 1e-12, bfloat16 1e-6', async ({ from, to, width }) => {
     const norms = width === 64 ? 3 : 1; // qk-norm: several norms a row
-    const values = normal(2, 7 * norms * width);
+    const rows = width > 4000 ? 2 : 7;
+    const values = normal(2, rows * norms * width);
     const weight = normal(3, width);
-    const x = scope.hold(upload(stream, from, [7, norms * width], values));
-    const out = scope.hold(device.tensor(to, [7, norms * width]));
+    const x = scope.hold(upload(stream, from, [rows, norms * width], values));
+    const out = scope.hold(device.tensor(to, [rows, norms * width]));
     const scale = scope.hold(stream.upload('float32', [width], weight));
     for (const [eps, offset] of [
       [1e-5, 0],
@@ -257,15 +271,17 @@ describe.each(instructionSets())('forward ops on %s', (isa) => {
       [1e4, -1e4, 0, 1e4],
       [no, 3, no, no],
       [-1e4, -1e4, -1e4, -1e4],
+      [no, no, no, no],
       [0, Number.NaN, 0, 0],
     ];
-    const logits = scope.hold(stream.upload('float32', [4, 4], Float32Array.from(rows.flat())));
-    const out = scope.hold(device.tensor('float64', [4]));
-    stream.crossEntropy(logits, scope.hold(stream.upload('uint32', [4], Uint32Array.from([1, 1, 0, 0]))), out);
-    const [first, second, third, last] = await stream.read(out);
+    const logits = scope.hold(stream.upload('float32', [5, 4], Float32Array.from(rows.flat())));
+    const out = scope.hold(device.tensor('float64', [5]));
+    stream.crossEntropy(logits, scope.hold(stream.upload('uint32', [5], Uint32Array.from([1, 1, 0, 0, 0]))), out);
+    const [first, second, third, fourth, last] = await stream.read(out);
     expect(first).toBeCloseTo(2e4 + Math.log(2), 6);
     expect(second).toBe(0);
     expect(third).toBeCloseTo(Math.log(4), 6);
+    expect(fourth).toBeNaN();
     expect(last).toBeNaN();
   });
 
@@ -286,32 +302,43 @@ describe.each(instructionSets())('forward ops on %s', (isa) => {
   });
 });
 
-test('every forward op gives equal bits whatever the threads, and twice', async () => {
-  const [tokens, width] = [300, 640];
+/** The bits of a chain of forward ops. */
+async function forward(device: Device, tokens: number, width: number): Promise<Buffer> {
+  using scope = new Scope();
+  const stream = scope.hold(device.stream());
   const angles = normal(14, tokens * 32);
+  const x = scope.hold(stream.upload('float32', [tokens, width], normal(11, tokens * width)));
+  const up = scope.hold(stream.upload('float32', [tokens, width], normal(12, tokens * width)));
+  const short = scope.hold(device.tensor('bfloat16', [tokens, width]));
+  const weight = scope.hold(stream.upload('float32', [width], normal(13, width)));
+  const cosine = scope.hold(stream.upload('float32', [tokens, 32], angles.map(Math.cos)));
+  const sine = scope.hold(stream.upload('float32', [tokens, 32], angles.map(Math.sin)));
+  const order = Uint32Array.from({ length: tokens }, (_, i) => i % Math.min(tokens, width));
+  const targets = scope.hold(stream.upload('uint32', [tokens], order));
+  const loss = scope.hold(device.tensor('float64', [tokens]));
+  const rows = scope.hold(device.tensor('float32', [tokens, width]));
+  stream.rmsNorm(x, weight, 1e-5, x);
+  stream.rope(x, cosine, sine, 64, tokens);
+  stream.gatedActivation(x, up, x, 'silu');
+  stream.crossEntropy(x, targets, loss);
+  stream.layerNorm(x, weight, weight, 1e-5, short);
+  stream.rope(short, cosine, sine, 64, tokens);
+  stream.activate(short, short, 'gelu');
+  stream.embedding(short, targets, rows);
+  const read = [await stream.read(x), await stream.read(loss), await stream.read(short), await stream.read(rows)];
+  return Buffer.concat(read.map(({ buffer }) => Buffer.from(buffer)));
+}
+
+test('every forward op gives equal bits whatever the threads, and twice', async () => {
   const runs: Buffer[] = [];
-  for (const threads of [...threadCounts, 1]) {
-    using scope = new Scope();
-    const device = Device.open('cpu', { threads });
-    const stream = scope.hold(device.stream());
-    const x = scope.hold(stream.upload('float32', [tokens, width], normal(11, tokens * width)));
-    const up = scope.hold(stream.upload('float32', [tokens, width], normal(12, tokens * width)));
-    const weight = scope.hold(stream.upload('float32', [width], normal(13, width)));
-    const cosine = scope.hold(stream.upload('float32', [tokens, 32], angles.map(Math.cos)));
-    const sine = scope.hold(stream.upload('float32', [tokens, 32], angles.map(Math.sin)));
-    const targets = scope.hold(
-      stream.upload(
-        'uint32',
-        [tokens],
-        Uint32Array.from({ length: tokens }, (_, i) => i),
-      ),
-    );
-    const loss = scope.hold(device.tensor('float64', [tokens]));
-    stream.rmsNorm(x, weight, 1e-5, x);
-    stream.rope(x, cosine, sine, 64, tokens);
-    stream.gatedActivation(x, up, x, 'silu');
-    stream.crossEntropy(x, targets, loss);
-    runs.push(Buffer.concat([await stream.read(x), await stream.read(loss)].map(({ buffer }) => Buffer.from(buffer))));
-  }
+  for (const threads of [...threadCounts, 1]) runs.push(await forward(Device.open('cpu', { threads }), 300, 640));
   expect(runs.map((run) => run.equals(runs[0]!))).toEqual(runs.map(() => true));
+});
+
+test('CUDA kernels give equal bits in any order of blocks and threads, and with blocks of any size', async () => {
+  for (const width of [64, 640]) {
+    const first = await forward(opDevice('cuda'), 37, width);
+    for (const device of [...cudaOrders(), ...cudaBlockSizes()])
+      expect((await forward(device, 37, width)).equals(first)).toBe(true);
+  }
 });

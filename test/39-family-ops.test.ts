@@ -1,12 +1,22 @@
-import { Device } from '../src/device/device.js';
+import type { Device } from '../src/device/device.js';
 import { Scope, type Tensor } from '../src/device/tensor.js';
-import { fromBf16, instructionSets, nmse, normal, random, toBf16 } from './helpers/numbers.js';
+import {
+  cudaBlockSizes,
+  cudaOrders,
+  fromBf16,
+  nmse,
+  normal,
+  opDevice,
+  opDevices,
+  random,
+  toBf16,
+} from './helpers/numbers.js';
 
 type Floats = Float32Array<ArrayBuffer>;
 
 /** Runs `work` on a device and reads the tensor that it returns. */
-async function run(isa: 'avx512' | 'avx2' | 'scalar', work: (device: Tools) => Tensor) {
-  const device = Device.open('cpu', { isa });
+async function run(on: string | Device, work: (device: Tools) => Tensor) {
+  const device = typeof on === 'string' ? opDevice(on) : on;
   using stream = device.stream();
   using scope = new Scope();
   const tools = {
@@ -25,19 +35,22 @@ type Tools = any;
 const round = (values: Floats) => fromBf16(toBf16(values));
 const rows = 5;
 
-describe.each(instructionSets())('%s', (isa) => {
-  describe.each([1, 7, 64, 577])('%d columns', (n) => {
+describe.each(opDevices())('%s', (isa) => {
+  describe.each([1, 7, 64, 577, 4100])('%d columns', (n) => {
     const x = normal(n, rows * n).map((v) => v * 3 + 1);
     const weight = normal(n + 1, n);
     const bias = normal(n + 2, n);
 
     test.each(['float32', 'bfloat16'] as const)('layerNorm of %s', async (dtype) => {
       const from = dtype === 'float32' ? x : round(x);
-      const expected = Float64Array.from(from, (value, i) => {
-        const row = from.subarray(Math.floor(i / n) * n, Math.floor(i / n) * n + n);
+      const moments = Array.from({ length: rows }, (_, i) => {
+        const row = from.subarray(i * n, i * n + n);
         const mean = row.reduce((sum, v) => sum + v, 0) / n;
-        const variance = row.reduce((sum, v) => sum + (v - mean) ** 2, 0) / n;
-        return ((value - mean) / Math.sqrt(variance + 1e-5)) * weight[i % n]! + bias[i % n]!;
+        return [mean, Math.sqrt(row.reduce((sum, v) => sum + (v - mean) ** 2, 0) / n + 1e-5)] as const;
+      });
+      const expected = Float64Array.from(from, (value, i) => {
+        const [mean, deviation] = moments[Math.floor(i / n)]!;
+        return ((value - mean) / deviation) * weight[i % n]! + bias[i % n]!;
       });
       for (const out of ['float32', 'bfloat16'] as const) {
         const result = await run(isa, ({ stream, make, up, up16 }) => {
@@ -119,6 +132,68 @@ describe.each(instructionSets())('%s', (isa) => {
     expect((await weights(false))[0]).toBeCloseTo(Math.exp(3) / total, 6);
   });
 
+  test.each([
+    [1, 1],
+    [8, 8],
+    [33, 5],
+    [300, 40],
+  ])('topExperts of %i experts, %i of them: as a stable sort', async (experts, k) => {
+    const next = random(6);
+    // Few values, so that there are ties; −0 and 0 are one.
+    const logits = Float32Array.from({ length: 9 * experts }, () => [-1, -0, 0, 0.5, 2][Math.floor(next() * 5)]!);
+    for (const normalise of [false, true]) {
+      const read = (which: 'ids' | 'weights') =>
+        run(isa, ({ stream, up, make }) => {
+          const out = { ids: make('uint32', 9, k), weights: make('float32', 9, k) };
+          stream.topExperts(up(logits, 9, experts), out.ids, out.weights, normalise);
+          return out[which];
+        });
+      const order = Array.from({ length: 9 }, (_, t) => {
+        const row = Array.from(logits.subarray(t * experts, (t + 1) * experts));
+        return {
+          row,
+          chosen: row
+            .map((_, j) => j)
+            .sort((a, b) => row[b]! - row[a]! || a - b)
+            .slice(0, k),
+        };
+      });
+      expect(Array.from(await read('ids'))).toEqual(order.flatMap(({ chosen }) => chosen));
+      const expected = order.flatMap(({ row, chosen }) => {
+        const total = (normalise ? chosen.map((e) => row[e]!) : row).reduce((sum, v) => sum + Math.exp(v), 0);
+        return chosen.map((e) => Math.exp(row[e]!) / total);
+      });
+      expect(nmse(await read('weights'), expected)).toBeLessThan(1e-14);
+    }
+  });
+
+  test.each([
+    [64, 0],
+    [64, 1],
+    [20, 0],
+  ])('rows of %i bfloat16, from row %i of a longer tensor: gathered, added', async (n, start) => {
+    const x = normal(9, 6 * n);
+    const y = normal(10, 3 * n);
+    const gathered = await run(isa, ({ stream, up16, ids, make }) => {
+      const out = make('bfloat16', 3, n);
+      stream.gatherRows(up16(x, 6, n).rows(start, 6), ids([4, 0, 4], 3), out);
+      return out;
+    });
+    const taken = [4, 0, 4].flatMap((i) => Array.from(x.subarray((start + i) * n, (start + i + 1) * n)));
+    expect(gathered).toEqual(toBf16(taken));
+    const added = await run(isa, ({ stream, up, up16, ids }) => {
+      const out = up(x, 6, n);
+      const rows = up16(y, 3, n).rows(start, 3);
+      stream.scatterAddRows(rows, ids([1, 3, 5].slice(start), 3 - start), up(x.slice(0, 3 - start), 3 - start), out);
+      return out;
+    });
+    const [expected, rounded] = [Float64Array.from(x), round(y)];
+    [1, 3, 5].slice(start).forEach((row, i) => {
+      for (let j = 0; j < n; j++) expected[row * n + j]! += x[i]! * rounded[(start + i) * n + j]!;
+    });
+    expect(nmse(added, expected)).toBeLessThan(1e-13);
+  });
+
   test('gatherRows and scatterAddRows', async () => {
     const x = normal(9, 6 * 33);
     const y = normal(10, 2 * 33);
@@ -152,7 +227,7 @@ describe.each(instructionSets())('%s', (isa) => {
     const next = random(5);
     const scores = Float32Array.from({ length: 7 * 50 }, () => Math.floor(next() * 9) - 4);
     for (const keep of [0, 1, 20, 49, 50]) {
-      const device = Device.open('cpu', { isa });
+      const device = opDevice(isa);
       using stream = device.stream();
       using t = stream.upload('float32', [7, 50], scores);
       using mask = device.tensor('uint8', [7, 50]);
@@ -166,4 +241,29 @@ describe.each(instructionSets())('%s', (isa) => {
       expect(Array.from(await stream.read(mask))).toEqual(expected.flat());
     }
   });
+});
+
+test('CUDA kernels give equal bits in any order of blocks and threads, and with blocks of any size', async () => {
+  const works: ((tools: Tools) => Tensor)[] = [
+    ({ stream, up, make }) => {
+      const out = make('float32', 41, 5);
+      stream.topExperts(up(normal(1, 41 * 70), 41, 70), make('uint32', 41, 5), out, false);
+      return out;
+    },
+    ({ stream, up, make }) => {
+      const out = make('float64', 70);
+      stream.columnSums(up(normal(2, 333 * 70), 333, 70), out);
+      return out;
+    },
+    ({ stream, up, ids }) => {
+      const out = up(normal(3, 60 * 48), 60, 48);
+      const rows = Array.from({ length: 50 }, (_, i) => i + 3);
+      stream.scatterAddRows(up(normal(4, 50 * 48), 50, 48), ids(rows, 50), up(normal(5, 50), 50), out);
+      return out;
+    },
+  ];
+  for (const work of works) {
+    const first = await run('cuda', work);
+    for (const device of [...cudaOrders(), ...cudaBlockSizes()]) expect(await run(device, work)).toEqual(first);
+  }
 });

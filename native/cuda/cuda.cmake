@@ -24,7 +24,7 @@ foreach(SOURCE ${CUDA_KERNELS} ${CUDA_CC})
 endforeach()
 target_include_directories(alps_cuda_host PRIVATE native)
 target_compile_definitions(alps_cuda_host PRIVATE ALPS_CUDA_ON_HOST)
-target_compile_options(alps_cuda_host PRIVATE -Wall -Wextra -Werror -O2)
+target_compile_options(alps_cuda_host PRIVATE -Wall -Wextra -Werror -Wno-unknown-pragmas -O2)
 
 # ---- On GPUs. ---------------------------------------------------------------------------------------------------------
 # nvcc is called file by file instead of through CMake's CUDA language: a toolkit that lacks a part or is too old then
