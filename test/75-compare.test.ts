@@ -101,6 +101,23 @@ describe('compare', () => {
     expect(cellsOf(false)).toHaveLength(1);
   });
 
+  test('the same tokens in shorter windows: other cells', async () => {
+    events.length = 0;
+    const tokens = { methods: ['mp'], sparsities: [0.5], patterns: [], tasks: [] };
+    const shapes = [128, 64].map((length) => ({
+      length,
+      windows: 512 / length,
+      calibration: { ...calibration, length },
+    }));
+    const [long, short] = [
+      await compare(options({ ...tokens, ...shapes[0] })),
+      await compare(options({ ...tokens, ...shapes[1] })),
+    ];
+    expect(short!.texts[0]!.hash).toBe(long!.texts[0]!.hash);
+    expect(cellsOf(true)).toEqual([]);
+    expect(short!.dense.perplexity.speeches).not.toBe(long!.dense.perplexity.speeches);
+  });
+
   test('reports: JSON, CSV and one HTML file that asks for nothing', async () => {
     const folder = join(out, 'report');
     await writeComparison(report, folder, 'alps compare <&>');

@@ -49,7 +49,7 @@ export class ComparisonRun {
       version,
       weights,
       precision,
-      texts: texts.map(({ name, windows }) => [name, windows.hash]),
+      texts: texts.map(({ name, windows }) => [name, windows.hash, windows.length]),
       // Left out where there are none, so that results from before tasks were asked for stay good.
       ...(tasks.length > 0 ? { tasks: tasks.map(({ task, hash, protocol }) => [task, hash, protocol]) } : {}),
       ...part,
@@ -72,7 +72,7 @@ export class ComparisonRun {
     const { calibration } = this.#prepared;
     const propagation = method.options.propagation ?? this.#options.propagation ?? 'sequential';
     const { propagation: _, ...options } = method.options;
-    const key = this.#key({ calibration: calibration.hash, pattern, propagation, options });
+    const key = this.#key({ calibration: [calibration.hash, calibration.length], pattern, propagation, options });
     const store = await this.#store;
     const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.scratch('model')));
     // Titles and commands are of this run, whoever computed the numbers.

@@ -7,7 +7,7 @@ import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
 import { DecoderModel, readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
-import { choosePrecision, deviceOptions } from '../prune.js';
+import { deviceOptions } from '../prune.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
 import { CellStore } from './cell-store.js';
@@ -65,12 +65,12 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
   throwIfAborted(signal);
   const store = await CellStore.open(join(options.out, 'cells'));
   const { fingerprint } = comparison.model;
-  const key = { version, fingerprint, calibration: comparison.calibration.hash };
+  const { calibration, precision } = comparison;
+  const key = { version, fingerprint, precision, calibration: [calibration.hash, calibration.length] };
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
     const { config, block } = readArchitecture(checkpoint);
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
     const first = block(0);
     const specs = [...first.attention.flat(), ...first.mlp[0]!.flat()];
     const widest = specs.reduce((a, b) => (linearShape(config, b)[1] > linearShape(config, a)[1] ? b : a));
