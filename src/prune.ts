@@ -190,9 +190,7 @@ function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
   if (propagation !== 'sequential' && propagation !== 'block') {
     throw invalidArgument('propagation', '"sequential" or "block"', propagation);
   }
-  if (!['auto', 'float32', 'bfloat16'].includes(precision)) {
-    throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
-  }
+  checkPrecision(precision);
   const parsed = parsePruningOptions(options);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
@@ -205,8 +203,14 @@ export function deviceOptions({ threads, memoryLimit }: { threads?: number; memo
   return { ...(threads === undefined ? {} : { threads }), ...(memoryLimit === undefined ? {} : { memoryLimit }) };
 }
 
+function checkPrecision(precision: unknown): void {
+  if (!['auto', 'float32', 'bfloat16'].includes(precision as string))
+    throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
+}
+
 /** The number format of the products. */
 export function choosePrecision(precision: Precision | 'auto', checkpoint: Checkpoint, device: Device): Precision {
+  checkPrecision(precision);
   if (precision !== 'auto') return precision;
   const stored = [...checkpoint.tensors.values()].every(({ dtype }) => dtype === 'BF16');
   return stored && device.info().bf16Products ? 'bfloat16' : 'float32';
