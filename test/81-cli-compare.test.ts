@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -54,6 +54,26 @@ test('alps compare: killed, it goes on where it was and leaves the same reports'
   // Drawn by the thread of its own.
   const html = await readFile(join(scratch, 'killed', 'report.html'), 'utf8');
   expect(html.match(/<svg/g)!.length).toBe(2 * 5);
+});
+
+test('alps compare: commands of files with blanks in their names, protocols by text', async () => {
+  const lines = ['The Union.', 'The states of the Union sent their senators to the Congress.', 'They met there.'];
+  await writeFile(join(scratch, 'a text.jsonl'), lines.map((words) => JSON.stringify({ words })).join('\n'));
+  const text = join(scratch, 'a text.jsonl');
+  const out = join(scratch, 'blanks');
+  const args = [
+    ...['compare', model, '--out', out, '--methods', 'mp', '--sparsity', '0.5', '--field', 'words'],
+    ...['--calibration', text, '--windows', '1', '--length', '16', '--text', `one=${text}`, '--text', `two=${text}`],
+    ...['--text-length', '8', '--protocol', 'wikitext2', '--protocol', 'one=ptb'],
+  ];
+  expect(await alps(args)).toMatchObject({ code: 0, stderr: '' });
+  const report = JSON.parse(await readFile(join(out, 'report.json'), 'utf8'));
+  expect(report.texts.map(({ protocol }: { protocol: string }) => protocol.slice(0, 6))).toEqual(['PTB as', 'WikiTe']);
+  const [prune, one] = report.cells[0].commands;
+  expect(prune).toContain(` --calibration '${text}' --field words --windows 1 --length 16`);
+  expect(one).toContain(`--text '${text}' --field words --protocol ptb --length 8`);
+  const { code, stderr } = await alps([...args, '--protocol', 'three=c4']);
+  expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringContaining('the name of a --text before =') });
 });
 
 test('alps paper: every file of the report', async () => {

@@ -8,6 +8,7 @@ import { DecoderModel, readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { deviceOptions } from '../prune.js';
+import { parsePattern } from '../pruning/pattern.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
 import { CellStore } from './cell-store.js';
@@ -97,8 +98,10 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
   }
 }
 
-/** A wrong name is told before the hours that a comparison may take. */
-async function checkLayers({ model, supportLayer, refitLayer, signal }: PaperOptions): Promise<void> {
+/** A wrong name or sparsity is told before the hours that a comparison may take. */
+async function checkLayers(options: PaperOptions): Promise<void> {
+  const { model, supportLayer, refitLayer, supportSparsity, refitSparsities = [], signal } = options;
+  for (const sparsity of [supportSparsity ?? 0.7, ...refitSparsities]) parsePattern({ sparsity });
   const checkpoint = await Checkpoint.open(model, { signal });
   try {
     const names = new Set(linearsOf(readArchitecture(checkpoint)).map(titleOf));
