@@ -61,7 +61,7 @@ export interface TaskResult {
 }
 
 /**
- * Zero-shot tasks from the data sets' own files, scored as lm-evaluation-harness 0.4 does.
+ * Zero-shot tasks from the data sets' own files, scored as lm-evaluation-harness 0.4.13 does.
  * @throws AlpsError with a `code`
  */
 export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
@@ -112,7 +112,7 @@ async function runTask(
     task: definition.name,
     file,
     ...summarise(definition, items, scores, options.samples === true),
-    protocol: `lm-evaluation-harness 0.4, ${definition.name} version ${definition.version}, zero-shot`,
+    protocol: `lm-evaluation-harness 0.4.13, ${definition.name} version ${definition.version}, zero-shot`,
     milliseconds: performance.now() - began,
   };
 }

@@ -1,7 +1,7 @@
-import { mkdir } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
+import { makeFolder } from './checkpoint/output-folder.js';
 import { CheckpointWriter } from './checkpoint/writer.js';
 import { Device, type DeviceName, type DeviceOptions } from './device/device.js';
 import type { Stream } from './device/stream.js';
@@ -99,7 +99,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     using stream = device.stream({ signal });
     const model = openModel(checkpoint, stream, precision, options);
     checkWidths(checkpoint, model, parsed.pattern);
-    await mkdir(dirname(resolve(options.out)), { recursive: true });
+    await makeFolder(dirname(resolve(options.out)));
     writer = await CheckpointWriter.create({
       source: checkpoint,
       out: options.out,

@@ -100,3 +100,24 @@ test('alps eval --tasks: a line a task, with samples where asked for', async () 
   });
   expect(events[1]!.samples).toHaveLength(3);
 });
+
+test('options that would do nothing are told', async () => {
+  const base = [model, '--out', join(scratch, 'none'), '--calibration', join(model, 'calibration.txt.gz')];
+  const complaint = async (args: string[]) => (await alps(args)).stderr;
+  expect(await complaint(['compare', ...base])).toContain('Expected --text [NAME=]FILE, for perplexities, or --tasks');
+  expect(await complaint(['prune', ...base, '--sparsity', '0.5', '--rho', '1'])).toContain(
+    '--rho and --max-iterations are for --schedule alps or fixed',
+  );
+  expect(await complaint(['prune', ...base, '--sparsity', '0.5', '--comparison-group', 'row'])).toContain(
+    'alps chooses among all weights of a layer: comparisonGroup "row" is for magnitude and wanda',
+  );
+  const fixed = ['--schedule', 'fixed', '--rho', '1', '--max-iterations', '2', '--windows', '2', '--length', '64'];
+  expect(await complaint(['prune', ...base, '--sparsity', '0.5', ...fixed])).toBe('');
+  const { options } = JSON.parse(await readFile(join(scratch, 'none', 'pruning.json'), 'utf8'));
+  expect(options).toMatchObject({ schedule: 'fixed', alpsSchedule: { initialRho: 1, maxIterations: 2 } });
+});
+
+test('a folder that the system never makes is an error, not a wait', async () => {
+  const args = ['prune', model, '--out', '/proc/none/out', '--sparsity', '0.5', '--method', 'mp'];
+  expect((await alps(args)).stderr).toMatch(/^alps: .*\/proc\/none/);
+});

@@ -33,7 +33,7 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
   --sparsity LIST        such as 0.5,0.6,0.7 (default 0.5,0.6,0.7,0.8 unless --pattern is given)
   --pattern LIST         such as 2:4,4:8
   --calibration FILE, --field NAME, --windows N, --length N, --seed N    as for alps prune
-  --text [NAME=]FILE     text for the perplexity; may be given more than once
+  --text [NAME=]FILE     text for the perplexity; may be given more than once; not needed with --tasks
   --protocol [NAME=]P    how all texts, or the one of that name, become tokens: text (default), wikitext2, ptb or c4, as for
                          alps eval; may be given more than once
   --text-length N        tokens of an evaluation window (default: as for alps eval)
@@ -111,6 +111,8 @@ export function comparisonOf(model: string, values: Values) {
     if (file === undefined) throw new UsageError(`Expected [NAME=]FILE for --text but received "${text}"`);
     return { name: name ?? basename(file).replace(/\.(gz|txt|jsonl|parquet|json)/g, ''), file };
   });
+  if (texts.length === 0 && taskList(values).length === 0)
+    throw new UsageError('Expected --text [NAME=]FILE, for perplexities, or --tasks');
   const protocols = list(values, 'protocol').map((text) => {
     const at = text.indexOf('=');
     const name = at < 0 ? undefined : text.slice(0, at);

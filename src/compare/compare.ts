@@ -137,7 +137,7 @@ async function readTasks({ tasks = [], taskLimit }: CompareOptions): Promise<Pre
       });
       const hash = createHash('sha256').update(content).digest('hex');
       const most = taskLimit === undefined ? '' : `, the first ${taskLimit} records`;
-      return { task, file, hash, protocol: `lm-evaluation-harness 0.4, version ${taskVersion}, zero-shot${most}` };
+      return { task, file, hash, protocol: `lm-evaluation-harness 0.4.13, version ${taskVersion}, zero-shot${most}` };
     }),
   );
 }

@@ -1,5 +1,6 @@
-import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
+import { rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { makeFolder } from '../checkpoint/output-folder.js';
 import type { Comparison } from '../compare/comparison.js';
 import { fileSystemError } from '../errors.js';
 import { patternsOf, seriesOf } from './comparison-charts.js';
@@ -23,7 +24,7 @@ export function comparisonCsvs(comparison: Comparison): Record<string, string> {
 
 export async function writeReports(folder: string, files: Record<string, string>): Promise<void> {
   try {
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     for (const [name, text] of Object.entries(files)) {
       const path = join(folder, name);
       const partial = `${path}.${process.pid}.partial`;

@@ -10,7 +10,7 @@ export interface TaskItem {
   lengths: number[];
 }
 
-/** A task as lm-evaluation-harness 0.4 has it, zero-shot. */
+/** A task as lm-evaluation-harness 0.4.13 has it, zero-shot. */
 export interface TaskDefinition {
   name: string;
   /** The harness's version of the task. */
