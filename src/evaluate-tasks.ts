@@ -61,7 +61,7 @@ export interface TaskResult {
 }
 
 /**
- * Zero-shot tasks from the data sets' own files, scored as lm-evaluation-harness 0.4 does.
+ * Zero-shot tasks from the data sets' own files, scored as lm-evaluation-harness 0.4.13 does.
  * @throws AlpsError with a `code`
  */
 export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
@@ -96,13 +96,14 @@ async function runTask(
   const began = performance.now();
   const records = await readRecords(file, options.limit ?? Number.POSITIVE_INFINITY, options.signal);
   if (records.length === 0) throw new AlpsError('INVALID_TEXT', `${file} has no records`);
-  const items = records.map((record, i) => readItem(definition, record, file, i));
+  const items = records.map((record, i) => atRecord(definition, file, i, () => definition.read(record)));
   const { vocabulary, maxPositions } = model.config;
   const tokenizer = await loadTokenizer(model.checkpoint.folder, { vocabSize: vocabulary });
   const pairs: TokenPair[] = [];
-  for (const item of items) {
+  for (const [index, item] of items.entries()) {
     throwIfAborted(options.signal);
-    for (const pair of item.pairs) pairs.push(encodePair(tokenizer, pair, maxPositions));
+    for (const pair of item.pairs)
+      pairs.push(atRecord(definition, file, index, () => encodePair(tokenizer, pair, maxPositions)));
     if (pairs.length % 64 < item.pairs.length) await setImmediate();
   }
   const onProgress = options.onProgress && ((share: number) => options.onProgress?.(share, definition.name));
@@ -111,19 +112,15 @@ async function runTask(
     task: definition.name,
     file,
     ...summarise(definition, items, scores, options.samples === true),
-    protocol: `lm-evaluation-harness 0.4, ${definition.name} version ${definition.version}, zero-shot`,
+    protocol: `lm-evaluation-harness 0.4.13, ${definition.name} version ${definition.version}, zero-shot`,
     milliseconds: performance.now() - began,
   };
 }
 
-function readItem(
-  definition: TaskDefinition,
-  record: Parameters<TaskDefinition['read']>[0],
-  file: string,
-  index: number,
-) {
+/** Errors of a record tell where it is. */
+function atRecord<T>(definition: TaskDefinition, file: string, index: number, run: () => T): T {
   try {
-    return definition.read(record);
+    return run();
   } catch (cause) {
     if (!(cause instanceof AlpsError) && !(cause instanceof TypeError)) throw cause;
     throw new AlpsError(

@@ -75,9 +75,12 @@ export async function evaluateWindows(
 }
 
 /** How the text became windows, in words. */
-export function describeProtocol({ windows, length }: TokenWindows, protocol: PerplexityProtocol = 'text'): string {
+export function describeProtocol(
+  { windows, length, given }: TokenWindows,
+  protocol: PerplexityProtocol = 'text',
+): string {
   return (
-    `${protocols[protocol].words}, ${windows} windows of ${length} tokens without overlap, ` +
+    `${given ? 'token ids as given' : protocols[protocol].words}, ${windows} windows of ${length} tokens without overlap, ` +
     `${length - 1} tokens scored in each`
   );
 }

@@ -1,8 +1,7 @@
-import { mkdir } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
-import { checkOutput } from './checkpoint/output-folder.js';
+import { checkOutput, makeFolder } from './checkpoint/output-folder.js';
 import type { Fingerprint } from './checkpoint/unfinished.js';
 import { CheckpointWriter } from './checkpoint/writer.js';
 import { fingerprint } from './compare/fingerprint.js';
@@ -112,7 +111,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     using stream = device.stream({ signal });
     const model = openModel(checkpoint, stream, precision, options);
     checkWidths(checkpoint, model, parsed.pattern);
-    await mkdir(dirname(resolve(options.out)), { recursive: true });
+    await makeFolder(dirname(resolve(options.out)));
     await checkOutput(checkpoint.folder, options.out, options.overwrite ?? false); // before the text is read
     onEvent?.({
       type: 'start',
@@ -236,9 +235,7 @@ function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
   if (propagation !== 'sequential' && propagation !== 'block') {
     throw invalidArgument('propagation', '"sequential" or "block"', propagation);
   }
-  if (!['auto', 'float32', 'bfloat16'].includes(precision)) {
-    throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
-  }
+  checkPrecision(precision);
   const parsed = parsePruningOptions(options);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
@@ -251,8 +248,14 @@ export function deviceOptions({ threads, memoryLimit }: { threads?: number; memo
   return { ...(threads === undefined ? {} : { threads }), ...(memoryLimit === undefined ? {} : { memoryLimit }) };
 }
 
+function checkPrecision(precision: unknown): void {
+  if (!['auto', 'float32', 'bfloat16'].includes(precision as string))
+    throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
+}
+
 /** The number format of the products. */
 export function choosePrecision(precision: Precision | 'auto', checkpoint: Checkpoint, device: Device): Precision {
+  checkPrecision(precision);
   if (precision !== 'auto') return precision;
   const stored = [...checkpoint.tensors.values()].every(({ dtype }) => dtype === 'BF16');
   return stored && device.info().bf16Products ? 'bfloat16' : 'float32';

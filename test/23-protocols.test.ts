@@ -6,6 +6,7 @@ import { gzipSync } from 'node:zlib';
 import { loadEvaluationWindows } from '../src/calibration/calibration.js';
 import type { PerplexityProtocol } from '../src/calibration/protocols.js';
 import { Checkpoint } from '../src/checkpoint/folder.js';
+import { describeProtocol } from '../src/evaluate.js';
 import { readArchitecture } from '../src/model/decoder.js';
 import { loadTokenizer } from '../src/model/tokenizer.js';
 
@@ -90,6 +91,19 @@ test('without a protocol: no special token, no empty documents', async () => {
   const expected = tokenizer.encode('One document.\n\nAnother one of the speeches of the Union.');
   const windows = await windowsOf('text', file, 4);
   expect(Array.from(windows.tokens)).toEqual(Array.from(expected.subarray(0, windows.tokens.length)));
+});
+
+test('token ids are as they are: no protocol made them', async () => {
+  const file = await write('ids.json', JSON.stringify([[1, 2, 3, 4]]));
+  expect(describeProtocol(await windowsOf('text', file))).toMatch(/^token ids as given, 1 windows of 4 tokens/);
+  for (const [protocol, message] of [
+    ['wikitext2', 'which holds token ids'],
+    ['lm1b', 'for protocol but received "lm1b"'],
+  ])
+    await expect(windowsOf(protocol as never, file)).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining(message!),
+    });
 });
 
 test('an unknown protocol is refused', async () => {

@@ -105,12 +105,20 @@ describe('files', () => {
       [{ goal: 'x', sol1: 'a', sol2: 'b', label: 2 }],
       'the right answer of a record is 2 of 2',
     ],
+    ['a hidden label', [{ goal: 'x', sol1: 'a', sol2: 'b', label: '' }], 'a record has no usable label'],
     ['nothing', [''], 'has no records'],
   ])('%s is refused with its place', async (name, lines, message) => {
     const file = await write(`${name}.jsonl`, lines);
     await expect(run('piqa', file)).rejects.toMatchObject({
       code: 'INVALID_TEXT',
       message: expect.stringContaining(message),
+    });
+  });
+
+  test('a passage of one word leaves nothing to go by', async () => {
+    await expect(run('lambada_openai', await write('word.jsonl', [{ text: 'word' }]))).rejects.toMatchObject({
+      code: 'INVALID_TEXT',
+      message: expect.stringContaining('record 1: not a record of lambada_openai: a context has no tokens'),
     });
   });
 

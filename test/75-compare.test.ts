@@ -79,6 +79,9 @@ describe('compare', () => {
   test('a cell’s numbers are those of its own commands', async () => {
     const cell = report.cells.find(({ method, pattern }) => method === 'wanda+refit' && pattern === '70 %')!;
     expect(cell.commands[0]).toContain('--sparsity 0.7 --method wanda --refit pcg');
+    expect(cell.commands[0]).toContain(
+      `--precision ${report.precision} --calibration ${calibration.text} --windows 8 `,
+    );
     const folder = join(out, 'again');
     const { precision } = report;
     const again = await prune({ model, out: folder, sparsity: 0.7, method: 'wanda', refit: 'pcg', calibration });
@@ -101,13 +104,32 @@ describe('compare', () => {
     expect(cellsOf(false)).toHaveLength(1);
   });
 
+  test('the same tokens in shorter windows: other cells', async () => {
+    events.length = 0;
+    const tokens = { methods: ['mp'], sparsities: [0.5], patterns: [], tasks: [] };
+    const shapes = [128, 64].map((length) => ({
+      length,
+      windows: 512 / length,
+      calibration: { ...calibration, length },
+    }));
+    const [long, short] = [
+      await compare(options({ ...tokens, ...shapes[0] })),
+      await compare(options({ ...tokens, ...shapes[1] })),
+    ];
+    expect(short!.texts[0]!.hash).toBe(long!.texts[0]!.hash);
+    expect(cellsOf(true)).toEqual([]);
+    expect(short!.dense.perplexity.speeches).not.toBe(long!.dense.perplexity.speeches);
+  });
+
   test('reports: JSON, CSV and one HTML file that asks for nothing', async () => {
     const folder = join(out, 'report');
     await writeComparison(report, folder, 'alps compare <&>');
     expect(JSON.parse(await readFile(join(folder, 'report.json'), 'utf8'))).toMatchObject({ cells: report.cells });
     const [header, dense, ...rows] = (await readFile(join(folder, 'report.csv'), 'utf8')).trim().split('\n');
     expect(header).toMatch(/^method,pattern,sparsity,mean_relative_error,perplexity_speeches,/);
+    expect(header).toMatch(/,piqa_acc,piqa_acc_norm$/);
     expect(dense).toMatch(/^dense,/);
+    expect((await readdir(folder)).sort()).toEqual(['layers.csv', 'report.csv', 'report.html', 'report.json']);
     expect(rows).toHaveLength(21);
     const layers = (await readFile(join(folder, 'layers.csv'), 'utf8')).trim().split('\n');
     expect(layers).toHaveLength(1 + 21 * 35);
@@ -130,6 +152,14 @@ describe('compare', () => {
       'a name of its own for each text',
     ],
     ['a group that does not divide a width', { patterns: [{ keep: 3, of: 7 }] }, 'Expected a width that 7 divides'],
+    ['a sparsity twice', { sparsities: [0.5, 0.5] }, 'Expected each one once for sparsities and patterns'],
+    [
+      'a task twice',
+      { tasks: [1, 2].map((i) => ({ task: 'piqa', file: `${i}` })) },
+      'Expected each one once for tasks',
+    ],
+    ['a wrong propagation', { propagation: 'all' as never }, '"sequential" or "block" for propagation'],
+    ['a wrong precision', { precision: 'x' as never }, 'for precision but received "x"'],
     ['an unknown task', { tasks: [{ task: 'x', file: 'y' }] }, 'for a task but received "x"'],
   ])('%s is refused', async (_name, change, message) => {
     await expect(compare(options(change))).rejects.toMatchObject({

@@ -62,7 +62,7 @@ describe('the paper’s figures', () => {
   });
 });
 
-test('a layer that is not there is told first', async () => {
+test('a layer that is not there, a wrong sparsity: told first', async () => {
   const options = {
     model,
     out: join(out, 'no'),
@@ -71,6 +71,9 @@ test('a layer that is not there is told first', async () => {
     calibration: { text: 'none.txt' },
     texts: [],
   };
+  await expect(reproducePaper({ ...options, supportSparsity: 2 })).rejects.toMatchObject({
+    message: expect.stringContaining('Expected a number from 0 to 1 for sparsity but received 2'),
+  });
   await expect(reproducePaper({ ...options, supportLayer: 'layers.9' })).rejects.toMatchObject({
     code: 'INVALID_ARGUMENT',
     message: expect.stringContaining(
@@ -103,6 +106,7 @@ const browserPath = findBrowser();
         expect(await svg.count()).toBe(1);
         const box = (await svg.boundingBox())!;
         expect(box.width).toBeGreaterThan(200);
+        expect((await svg.locator('.role-legend-label text').allTextContents()).join()).not.toContain('…');
         expect(box.x + box.width).toBeLessThanOrEqual(viewport.width);
         expect(await svg.locator('[data-tip]').count()).toBeGreaterThan(2);
         expect(await svg.locator('.role-axis-title text').count()).toBeGreaterThanOrEqual(1);

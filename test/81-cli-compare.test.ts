@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -56,6 +56,26 @@ test('alps compare: killed, it goes on where it was and leaves the same reports'
   expect(html.match(/<svg/g)!.length).toBe(2 * 5);
 });
 
+test('alps compare: commands of files with blanks in their names, protocols by text', async () => {
+  const lines = ['The Union.', 'The states of the Union sent their senators to the Congress.', 'They met there.'];
+  await writeFile(join(scratch, 'a text.jsonl'), lines.map((words) => JSON.stringify({ words })).join('\n'));
+  const text = join(scratch, 'a text.jsonl');
+  const out = join(scratch, 'blanks');
+  const args = [
+    ...['compare', model, '--out', out, '--methods', 'mp', '--sparsity', '0.5', '--field', 'words'],
+    ...['--calibration', text, '--windows', '1', '--length', '16', '--text', `one=${text}`, '--text', `two=${text}`],
+    ...['--text-length', '8', '--protocol', 'wikitext2', '--protocol', 'one=ptb'],
+  ];
+  expect(await alps(args)).toMatchObject({ code: 0, stderr: '' });
+  const report = JSON.parse(await readFile(join(out, 'report.json'), 'utf8'));
+  expect(report.texts.map(({ protocol }: { protocol: string }) => protocol.slice(0, 6))).toEqual(['PTB as', 'WikiTe']);
+  const [prune, one] = report.cells[0].commands;
+  expect(prune).toContain(` --calibration '${text}' --field words --windows 1 --length 16`);
+  expect(one).toContain(`--text '${text}' --field words --protocol ptb --length 8`);
+  const { code, stderr } = await alps([...args, '--protocol', 'three=c4']);
+  expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringContaining('the name of a --text before =') });
+});
+
 test('alps paper: every file of the report', async () => {
   const out = join(scratch, 'paper');
   const { code, stderr } = await alps([
@@ -79,4 +99,25 @@ test('alps eval --tasks: a line a task, with samples where asked for', async () 
     protocol: expect.stringContaining('lm-evaluation-harness'),
   });
   expect(events[1]!.samples).toHaveLength(3);
+});
+
+test('options that would do nothing are told', async () => {
+  const base = [model, '--out', join(scratch, 'none'), '--calibration', join(model, 'calibration.txt.gz')];
+  const complaint = async (args: string[]) => (await alps(args)).stderr;
+  expect(await complaint(['compare', ...base])).toContain('Expected --text [NAME=]FILE, for perplexities, or --tasks');
+  expect(await complaint(['prune', ...base, '--sparsity', '0.5', '--rho', '1'])).toContain(
+    '--rho and --max-iterations are for --schedule alps or fixed',
+  );
+  expect(await complaint(['prune', ...base, '--sparsity', '0.5', '--comparison-group', 'row'])).toContain(
+    'alps chooses among all weights of a layer: comparisonGroup "row" is for magnitude and wanda',
+  );
+  const fixed = ['--schedule', 'fixed', '--rho', '1', '--max-iterations', '2', '--windows', '2', '--length', '64'];
+  expect(await complaint(['prune', ...base, '--sparsity', '0.5', ...fixed])).toBe('');
+  const { options } = JSON.parse(await readFile(join(scratch, 'none', 'pruning.json'), 'utf8'));
+  expect(options).toMatchObject({ schedule: 'fixed', alpsSchedule: { initialRho: 1, maxIterations: 2 } });
+});
+
+test('a folder that the system never makes is an error, not a wait', async () => {
+  const args = ['prune', model, '--out', '/proc/none/out', '--sparsity', '0.5', '--method', 'mp'];
+  expect((await alps(args)).stderr).toMatch(/^alps: .*\/proc\/none/);
 });

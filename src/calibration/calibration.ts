@@ -69,13 +69,17 @@ export async function loadEvaluationWindows(
   if (windows !== undefined && (!Number.isSafeInteger(windows) || windows < 1)) {
     throw invalidArgument('windows', 'an integer of at least 1', windows);
   }
-  const ids = await readTokenFile(text, 'evaluation');
-  if (ids) return checkedLength(windowsOfIds(ids.slice(0, windows), config.vocabulary, String(text)), config);
-  const length = windowLength(options.length, config);
   const { protocol = 'text', field } = options;
   if (!protocolNames.includes(protocol)) {
     throw invalidArgument('protocol', protocolNames.map((name) => `"${name}"`).join(' or '), protocol);
   }
+  const ids = await readTokenFile(text, 'evaluation');
+  if (ids) {
+    if (protocol !== 'text')
+      throw invalidArgument('protocol', `none for ${String(text)}, which holds token ids,`, protocol);
+    return checkedLength(windowsOfIds(ids.slice(0, windows), config.vocabulary, String(text)), config);
+  }
+  const length = windowLength(options.length, config);
   const most = protocols[protocol].windows;
   const stream =
     protocol === 'text'

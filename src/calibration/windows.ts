@@ -6,6 +6,8 @@ import type { Windows } from '../model/block-run.js';
 export interface TokenWindows extends Windows {
   /** SHA-256 of the token ids, little-endian 32-bit, hexadecimal. */
   hash: string;
+  /** Whether they were given as token ids, so that no protocol made them. */
+  given?: true;
   /** What differs from what was asked for, in words. */
   note?: string;
 }
@@ -147,5 +149,5 @@ export function windowsOfIds(ids: unknown, vocabulary: number, name: string): To
     }
     return Uint32Array.from(list);
   });
-  return join(parts, length);
+  return { ...join(parts, length), given: true };
 }

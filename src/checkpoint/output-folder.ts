@@ -1,4 +1,4 @@
-import { lstat, open, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
+import { lstat, mkdir, open, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
 
@@ -87,6 +87,22 @@ export async function publish(partial: string, out: string, overwrite: boolean):
   await rm(aside, { recursive: true, force: true }).catch((cause) => {
     throw fileSystemError(`finish: ${out} is complete, but what it replaced could not be removed from`, aside, cause);
   });
+}
+
+/**
+ * Makes a folder and its parents where they are missing. (Node's own `recursive` goes round for ever below /proc, where a folder that
+ * exists refuses others as if it did not.)
+ */
+export async function makeFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path);
+  } catch (error) {
+    if (isCode(error, 'EEXIST', 'EISDIR') && (await stat(path)).isDirectory()) return;
+    const parent = dirname(path);
+    if (!isCode(error, 'ENOENT') || parent === path || (await stat(parent).catch(() => undefined))) throw error;
+    await makeFolder(parent);
+    await makeFolder(path);
+  }
 }
 
 /** Waits until a file or folder is on the disk. */

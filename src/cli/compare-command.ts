@@ -1,4 +1,5 @@
 import { basename } from 'node:path';
+import type { PerplexityProtocol } from '../calibration/protocols.js';
 import { compare } from '../compare/compare.js';
 import type { CompareEvent } from '../compare/comparison.js';
 import { methodNames } from '../compare/method-spec.js';
@@ -32,7 +33,9 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
   --sparsity LIST        such as 0.5,0.6,0.7 (default 0.5,0.6,0.7,0.8 unless --pattern is given)
   --pattern LIST         such as 2:4,4:8
   --calibration FILE, --field NAME, --windows N, --length N, --seed N    as for alps prune
-  --text [NAME=]FILE     text for the perplexity; may be given more than once
+  --text [NAME=]FILE     text for the perplexity; may be given more than once; not needed with --tasks
+  --protocol [NAME=]P    how all texts, or the one of that name, become tokens: text (default), wikitext2, ptb or c4, as for
+                         alps eval; may be given more than once
   --text-length N        tokens of an evaluation window (default: as for alps eval)
   --text-windows N       at most this many windows a text (default: all)
   --tasks LIST, --limit N                                                zero-shot tasks for each cell, as for alps eval
@@ -58,6 +61,7 @@ export const comparisonOptions = {
   pattern: { type: 'string' },
   ...calibrationOptions,
   text: { type: 'string', multiple: true },
+  protocol: { type: 'string', multiple: true },
   'text-length': { type: 'string' },
   'text-windows': { type: 'string' },
   tasks: { type: 'string', multiple: true },
@@ -107,6 +111,17 @@ export function comparisonOf(model: string, values: Values) {
     if (file === undefined) throw new UsageError(`Expected [NAME=]FILE for --text but received "${text}"`);
     return { name: name ?? basename(file).replace(/\.(gz|txt|jsonl|parquet|json)/g, ''), file };
   });
+  if (texts.length === 0 && taskList(values).length === 0)
+    throw new UsageError('Expected --text [NAME=]FILE, for perplexities, or --tasks');
+  const protocols = list(values, 'protocol').map((text) => {
+    const at = text.indexOf('=');
+    const name = at < 0 ? undefined : text.slice(0, at);
+    if (name !== undefined && !texts.some((one) => one.name === name))
+      throw new UsageError(`Expected the name of a --text before = in --protocol but received "${text}"`);
+    return { name, protocol: text.slice(at + 1) as PerplexityProtocol };
+  });
+  const protocolOf = (name: string) =>
+    (protocols.findLast((one) => one.name === name) ?? protocols.findLast((one) => one.name === undefined))?.protocol;
   return {
     model,
     out,
@@ -120,9 +135,14 @@ export function comparisonOf(model: string, values: Values) {
       length: number(values, 'length'),
       seed: number(values, 'seed'),
     },
-    texts: texts.map(({ name, file }) => ({ name, text: file, field: string(values, 'field') })),
+    texts: texts.map(({ name, file }) => ({
+      name,
+      text: file,
+      field: string(values, 'field'),
+      protocol: protocolOf(name),
+    })),
     names: {
-      calibration: files.join(' --calibration '),
+      calibration: files,
       texts: Object.fromEntries(texts.map(({ name, file }) => [name, file])),
     },
     tasks: taskList(values),

@@ -19,7 +19,7 @@ Perplexity:
   --length N             tokens of a window (default 2048, at most what the model and the text give)
   --windows N            at most this many windows (default: all)
 
-Tasks, from the data sets' own files (.jsonl, also .gz, or .parquet), scored as lm-evaluation-harness 0.4 does:
+Tasks, from the data sets' own files (.jsonl, also .gz, or .parquet), scored as lm-evaluation-harness 0.4.13 does:
   --tasks LIST           ${taskNames.slice(0, 5).join(', ')},
                          ${taskNames.slice(5).join(', ')}
   --limit N              at most this many records of each task

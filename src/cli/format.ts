@@ -1,5 +1,7 @@
 /** Text for people: tables, durations, sizes. */
 
+import { quoted } from '../quoted.js';
+
 /** Columns aligned by their widest cell; numbers to the right. */
 export function table(header: string[], rows: string[][]): string {
   const widths = header.map((title, i) => Math.max(title.length, ...rows.map((row) => (row[i] ?? '').length)));
@@ -17,8 +19,7 @@ export function table(header: string[], rows: string[][]): string {
 
 /** A command line as it can be typed again. */
 export function commandLine(command: string, args: readonly string[]): string {
-  const quote = (text: string) => (/^[\w./:=,@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  return ['alps', command, ...args.map(quote)].join(' ');
+  return ['alps', command, ...args.map(quoted)].join(' ');
 }
 
 /** 75000 → "1:15" */

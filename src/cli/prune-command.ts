@@ -1,6 +1,6 @@
 import { type PruneEvent, type PruneReport, prune } from '../prune.js';
 import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
-import type { ScheduleName } from '../pruning/rho-schedule.js';
+import type { AlpsScheduleOptions, ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
 import {
   calibrationOptions,
@@ -42,6 +42,8 @@ How:
   --dsnot-cycles N       swaps of a row at most (default 50)
   --dsnot-threshold T    a row stops below this expected change of its output (default 0.1)
   --schedule S           alps: ladder (default), alps (the published schedule of rho) or fixed
+  --rho R                alps: the fixed rho, or the one that the published schedule begins with (default 0.1)
+  --max-iterations N     alps: iterations of the fixed and the published schedule at most (default 300)
   --metric M             alps: obs (default with the ladder) or diagonal, the published one
   --propagation P        sequential (default) or block, the published one
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
@@ -82,6 +84,8 @@ const options = {
   'dsnot-cycles': { type: 'string' },
   'dsnot-threshold': { type: 'string' },
   schedule: { type: 'string' },
+  rho: { type: 'string' },
+  'max-iterations': { type: 'string' },
   metric: { type: 'string' },
   propagation: { type: 'string' },
   ridge: { type: 'string' },
@@ -135,6 +139,7 @@ export const pruneCommand: Command = {
         comparisonGroup: string(values, 'comparison-group') as 'layer' | 'row' | undefined,
         dsnot: dsnotOptions(values),
         schedule: string(values, 'schedule') as ScheduleName | undefined,
+        alpsSchedule: scheduleOptions(values),
         metric: string(values, 'metric') as Metric | undefined,
         propagation: string(values, 'propagation') as Propagation | undefined,
         ridge: number(values, 'ridge'),
@@ -169,6 +174,15 @@ export const pruneCommand: Command = {
     }
   },
 };
+
+function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
+  const given = { initialRho: number(values, 'rho'), maxIterations: number(values, 'max-iterations') };
+  const set = Object.entries(given).filter(([, value]) => value !== undefined);
+  if (set.length === 0) return undefined;
+  if ((string(values, 'schedule') ?? 'ladder') === 'ladder')
+    throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladder has its own');
+  return Object.fromEntries(set);
+}
 
 function dsnotOptions(values: Values): DsnotOptions {
   const given = {

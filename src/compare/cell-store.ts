@@ -1,6 +1,6 @@
-import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { flushPath } from '../checkpoint/output-folder.js';
+import { flushPath, makeFolder } from '../checkpoint/output-folder.js';
 import { fileSystemError } from '../errors.js';
 import { digestOf } from './fingerprint.js';
 
@@ -29,7 +29,7 @@ export class CellStore {
 
   static async open(folder: string): Promise<CellStore> {
     try {
-      await mkdir(folder, { recursive: true });
+      await makeFolder(folder);
       // What killed processes were writing.
       for (const name of await readdir(folder)) {
         const pid = scratchName.exec(name)?.[1];

@@ -25,9 +25,14 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   const { signal, onEvent } = options;
   const methods = parseMethods(options.methods);
   const patterns = parsePatterns(options);
-  if (options.texts.some(({ name }, i) => options.texts.findIndex((text) => text.name === name) !== i)) {
-    throw invalidArgument('texts', 'a name of its own for each text', options.texts.map(({ name }) => name).join(', '));
-  }
+  distinct(
+    'texts',
+    options.texts.map(({ name }) => name),
+    'a name of its own for each text',
+  );
+  distinct('tasks', options.tasks?.map(({ task }) => task) ?? []);
+  if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
+    throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
@@ -114,7 +119,12 @@ function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Patt
     ...patterns.map((pattern) => parsePattern({ pattern })),
   ];
   if (all.length === 0) throw invalidArgument('sparsities and patterns', 'at least one', 'none');
+  distinct('sparsities and patterns', all.map(patternTitle));
   return all;
+}
+
+function distinct(name: string, values: readonly string[], expected = 'each one once'): void {
+  if (new Set(values).size < values.length) throw invalidArgument(name, expected, values.join(', '));
 }
 
 /** The tasks with what tells their files apart from others. */
@@ -127,7 +137,7 @@ async function readTasks({ tasks = [], taskLimit }: CompareOptions): Promise<Pre
       });
       const hash = createHash('sha256').update(content).digest('hex');
       const most = taskLimit === undefined ? '' : `, the first ${taskLimit} records`;
-      return { task, file, hash, protocol: `lm-evaluation-harness 0.4, version ${taskVersion}, zero-shot${most}` };
+      return { task, file, hash, protocol: `lm-evaluation-harness 0.4.13, version ${taskVersion}, zero-shot${most}` };
     }),
   );
 }

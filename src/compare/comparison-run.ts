@@ -10,6 +10,7 @@ import type { Precision } from '../model/decoder.js';
 import { version } from '../package-version.js';
 import { deviceOptions, type PruneOptions, prune } from '../prune.js';
 import type { Pattern } from '../pruning/pattern.js';
+import { quoted } from '../quoted.js';
 import { CellStore } from './cell-store.js';
 import type { CompareOptions, Comparison, TaskScore } from './comparison.js';
 import { type MethodSpec, patternFlags, patternTitle } from './method-spec.js';
@@ -28,6 +29,10 @@ export interface Prepared {
   texts: { name: string; protocol: PerplexityProtocol; windows: TokenWindows }[];
   tasks: PreparedTask[];
 }
+
+const fieldFlag = (field: string | undefined) => (field === undefined ? '' : ` --field ${quoted(field)}`);
+const isPaths = (text: unknown): text is string | string[] =>
+  typeof text === 'string' || (Array.isArray(text) && text.every((path) => typeof path === 'string'));
 
 /** The cells of one comparison. */
 export class ComparisonRun {
@@ -49,7 +54,7 @@ export class ComparisonRun {
       version,
       weights,
       precision,
-      texts: texts.map(({ name, windows }) => [name, windows.hash]),
+      texts: texts.map(({ name, windows }) => [name, windows.hash, windows.length]),
       // Left out where there are none, so that results from before tasks were asked for stay good.
       ...(tasks.length > 0 ? { tasks: tasks.map(({ task, hash, protocol }) => [task, hash, protocol]) } : {}),
       ...part,
@@ -72,7 +77,7 @@ export class ComparisonRun {
     const { calibration } = this.#prepared;
     const propagation = method.options.propagation ?? this.#options.propagation ?? 'sequential';
     const { propagation: _, ...options } = method.options;
-    const key = this.#key({ calibration: calibration.hash, pattern, propagation, options });
+    const key = this.#key({ calibration: [calibration.hash, calibration.length], pattern, propagation, options });
     const store = await this.#store;
     const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.scratch('model')));
     // Titles and commands are of this run, whoever computed the numbers.
@@ -180,15 +185,20 @@ export class ComparisonRun {
   }
 
   #pruneCommand({ flags }: MethodSpec, pattern: Pattern): string {
-    const { model, names, calibration, propagation, precision } = this.#options;
-    const text = names?.calibration ?? (typeof calibration.text === 'string' ? calibration.text : 'CALIBRATION');
+    const { model, names, calibration, propagation } = this.#options;
+    const { precision } = this.#prepared;
+    const { text } = calibration;
+    const paths = names?.calibration ?? (isPaths(text) ? text : ['CALIBRATION']);
+    const files = [paths]
+      .flat()
+      .map((path) => `--calibration ${quoted(path)}`)
+      .join(' ');
     const { windows, length } = this.#prepared.calibration;
     const how = propagation === 'block' && !flags.includes('--propagation') ? ' --propagation block' : '';
-    const format = precision && precision !== 'auto' ? ` --precision ${precision}` : '';
     const seed = calibration.seed ? ` --seed ${calibration.seed}` : '';
     return (
-      `alps prune ${model} --out PRUNED ${patternFlags(pattern)} ${flags}${how}${format} --calibration ${text} ` +
-      `--windows ${windows} --length ${length}${seed}`
+      `alps prune ${quoted(model)} --out PRUNED ${patternFlags(pattern)} ${flags}${how} --precision ${precision} ` +
+      `${files}${fieldFlag(calibration.field)} --windows ${windows} --length ${length}${seed}`
     );
   }
 
@@ -198,12 +208,13 @@ export class ComparisonRun {
     const { tasks } = this.#prepared;
     const limit = this.#options.taskLimit === undefined ? '' : ` --limit ${this.#options.taskLimit}`;
     const list = tasks.map(({ task, file }) => `${task}=${file}`).join(',');
-    const zeroShot = tasks.length > 0 ? [`alps eval ${folder} --tasks ${list}${limit} --precision ${precision}`] : [];
+    const zeroShot =
+      tasks.length > 0 ? [`alps eval ${quoted(folder)} --tasks ${quoted(list)}${limit} --precision ${precision}`] : [];
     const perplexities = this.#prepared.texts.map(({ name, protocol, windows }, i) => {
-      const { text } = texts[i]!;
+      const { text, field } = texts[i]!;
       const file = names?.texts?.[name] ?? (typeof text === 'string' ? text : basename(name));
       const how = protocol === 'text' ? '' : ` --protocol ${protocol}`;
-      return `alps eval ${folder} --text ${file}${how} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
+      return `alps eval ${quoted(folder)} --text ${quoted(file)}${fieldFlag(field)}${how} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
     });
     return [...perplexities, ...zeroShot];
   }

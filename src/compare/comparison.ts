@@ -44,7 +44,7 @@ export interface CompareOptions {
   threads?: number;
   memoryLimit?: number;
   /** What the files are called in the commands that the report shows. */
-  names?: { calibration?: string; texts?: Record<string, string> };
+  names?: { calibration?: string | readonly string[]; texts?: Record<string, string> };
   signal?: AbortSignal;
   onEvent?: (event: CompareEvent) => void;
 }

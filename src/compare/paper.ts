@@ -7,7 +7,8 @@ import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
 import { DecoderModel, readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
-import { choosePrecision, deviceOptions } from '../prune.js';
+import { deviceOptions } from '../prune.js';
+import { parsePattern } from '../pruning/pattern.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
 import { CellStore } from './cell-store.js';
@@ -65,12 +66,12 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
   throwIfAborted(signal);
   const store = await CellStore.open(join(options.out, 'cells'));
   const { fingerprint } = comparison.model;
-  const key = { version, fingerprint, calibration: comparison.calibration.hash };
+  const { calibration, precision } = comparison;
+  const key = { version, fingerprint, precision, calibration: [calibration.hash, calibration.length] };
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
     const { config, block } = readArchitecture(checkpoint);
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
     const first = block(0);
     const specs = [...first.attention.flat(), ...first.mlp[0]!.flat()];
     const widest = specs.reduce((a, b) => (linearShape(config, b)[1] > linearShape(config, a)[1] ? b : a));
@@ -97,8 +98,10 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
   }
 }
 
-/** A wrong name is told before the hours that a comparison may take. */
-async function checkLayers({ model, supportLayer, refitLayer, signal }: PaperOptions): Promise<void> {
+/** A wrong name or sparsity is told before the hours that a comparison may take. */
+async function checkLayers(options: PaperOptions): Promise<void> {
+  const { model, supportLayer, refitLayer, supportSparsity, refitSparsities = [], signal } = options;
+  for (const sparsity of [supportSparsity ?? 0.7, ...refitSparsities]) parsePattern({ sparsity });
   const checkpoint = await Checkpoint.open(model, { signal });
   try {
     const names = new Set(linearsOf(readArchitecture(checkpoint)).map(titleOf));

@@ -164,6 +164,12 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
   if (parsed.method === 'dsnot' && parsed.comparisonGroup === 'layer') {
     throw new AlpsError('INVALID_ARGUMENT', 'DSnoT works on rows: comparisonGroup "layer" is not possible with it');
   }
+  if ((parsed.method === 'alps' || parsed.method === 'sparsegpt') && parsed.comparisonGroup === 'row') {
+    throw new AlpsError(
+      'INVALID_ARGUMENT',
+      `${parsed.method} chooses among all weights of a layer: comparisonGroup "row" is for magnitude and wanda`,
+    );
+  }
   return parsed;
 }
 

@@ -69,13 +69,16 @@ function specification(options: ChartOptions, size: Size): TopLevelSpec {
   } as unknown as TopLevelSpec;
 }
 
-const legendAt = (legend: Size['legend']) =>
-  ({ orient: legend, columns: legend === 'bottom' ? 2 : 1, title: null, symbolLimit: 40 }) as const;
+/** On a phone two columns of short names, or one. */
+const legendAt = (legend: Size['legend'], names: readonly string[]) => {
+  const columns = legend === 'bottom' && names.every((name) => name.length <= 18) ? 2 : 1;
+  return { orient: legend, columns, title: null, symbolLimit: 40 } as const;
+};
 
 function colourOf({ series, points }: ChartOptions, { legend }: Size) {
   const used = series.filter((name) => points.some((point) => point.series === name));
   const scale = { domain: used, range: used.map((name) => colours[series.indexOf(name) % colours.length]!) };
-  return { field: 'series', type: 'nominal', scale, legend: used.length > 1 ? legendAt(legend) : null } as const;
+  return { field: 'series', type: 'nominal', scale, legend: used.length > 1 ? legendAt(legend, used) : null } as const;
 }
 
 /** The values' scale: logarithmic ones end where the values do, as whole decades would leave most of the chart empty. */
@@ -109,7 +112,7 @@ function lineLayers(options: ChartOptions, size: Size) {
             field: 'variant',
             type: 'nominal',
             scale: { domain: variants, range: variants.map((_, i) => dashes[i % 3]!) },
-            legend: { ...legendAt(size.legend), symbolType: 'stroke' },
+            legend: { ...legendAt(size.legend, variants), symbolType: 'stroke', symbolSize: 700, symbolStrokeWidth: 2 },
           } as const,
           detail: { field: 'variant' },
         }
@@ -163,7 +166,8 @@ function ruleLayers({ rule, kind }: ChartOptions) {
   if (kind === 'lines')
     return [
       { data, mark: line, encoding: { y: place, description } },
-      { data, mark: text, encoding: { y: place, x: { value: 4 }, ...label } },
+      // On the right, where most curves have left the level.
+      { data, mark: { ...text, align: 'right', dx: -2 }, encoding: { y: place, x: { value: 'width' }, ...label } },
     ];
   return [
     { data, mark: line, encoding: { x: place, description } },
@@ -189,7 +193,7 @@ const theme = {
     labelColor: 'currentColor',
     titleColor: 'currentColor',
     labelFontSize: 12,
-    labelLimit: 220,
+    labelLimit: 0,
     layout: { bottom: { anchor: 'start', direction: 'vertical' } },
   },
   text: { fontSize: 12 },

@@ -6,7 +6,7 @@ export const unique = <T>(values: T[]): T[] => [...new Set(values)];
 export const seriesOf = (cells: ComparisonCell[]) => unique(cells.map(({ base }) => base));
 export const patternsOf = (cells: ComparisonCell[]) => unique(cells.map(({ pattern }) => pattern));
 export const variantOf = ({ refit, base }: ComparisonCell) =>
-  refit === 'none' || base.startsWith('ALPS')
+  refit === 'none' || (refit === 'pcg' && base.startsWith('ALPS'))
     ? 'own weights'
     : refit === 'pcg'
       ? 'refitted by PCG'

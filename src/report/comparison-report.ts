@@ -1,5 +1,6 @@
-import { mkdir, writeFile } from 'node:fs/promises';
+import { rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { makeFolder } from '../checkpoint/output-folder.js';
 import type { Comparison } from '../compare/comparison.js';
 import { fileSystemError } from '../errors.js';
 import { patternsOf, seriesOf } from './comparison-charts.js';
@@ -23,17 +24,33 @@ export function comparisonCsvs(comparison: Comparison): Record<string, string> {
 
 export async function writeReports(folder: string, files: Record<string, string>): Promise<void> {
   try {
-    await mkdir(folder, { recursive: true });
-    for (const [name, text] of Object.entries(files)) await writeFile(join(folder, name), text);
+    await makeFolder(folder);
+    for (const [name, text] of Object.entries(files)) {
+      const path = join(folder, name);
+      const partial = `${path}.${process.pid}.partial`;
+      try {
+        await writeFile(partial, text);
+        await rename(partial, path);
+      } finally {
+        await rm(partial, { force: true });
+      }
+    }
   } catch (cause) {
     throw fileSystemError('write the reports in', folder, cause);
   }
 }
 
-function cellsCsv({ cells, texts, dense }: Comparison): string {
+function cellsCsv({ cells, texts, tasks, dense }: Comparison): string {
+  const measures = tasks.flatMap(({ task }) =>
+    (['acc', 'accNorm', 'perplexity'] as const)
+      .filter((name) => dense.tasks[task]![name] !== undefined)
+      .map((name) => ({ task, name })),
+  );
+  const words = { acc: 'acc', accNorm: 'acc_norm', perplexity: 'perplexity' };
   const header = [
     'method', 'pattern', 'sparsity', 'mean_relative_error', ...texts.map(({ name }) => `perplexity_${name}`),
     'seconds_prune', 'seconds_forward', 'seconds_solve', 'seconds_evaluate', 'peak_tensor_bytes',
+    ...measures.map(({ task, name }) => `${task}_${words[name]}`),
   ]; // biome-ignore format: a list of columns
   const rows = cells.map((cell) => [
     cell.method,
@@ -43,6 +60,7 @@ function cellsCsv({ cells, texts, dense }: Comparison): string {
     ...texts.map(({ name }) => cell.perplexity[name]!),
     ...(['prune', 'forward', 'solve', 'evaluate'] as const).map((phase) => cell.milliseconds[phase] / 1000),
     cell.peakBytes,
+    ...measures.map(({ task, name }) => cell.tasks[task]![name]!),
   ]);
   const denseRow = [
     'dense',
@@ -55,6 +73,7 @@ function cellsCsv({ cells, texts, dense }: Comparison): string {
     '',
     dense.milliseconds / 1000,
     '',
+    ...measures.map(({ task, name }) => dense.tasks[task]![name]!),
   ];
   return csv(header, [denseRow, ...rows]);
 }

@@ -119,6 +119,11 @@ function layerTable(cells: ComparisonCell[], pattern: string): Table {
 export function taskSections({ cells, tasks, dense }: Comparison): Section[] {
   if (tasks.length === 0) return [];
   const accuracy = (scores: Record<string, TaskScore>, task: string) => scores[task]!.accNorm ?? scores[task]!.acc;
+  const measureOf = (task: string) => (dense.tasks[task]!.accNorm === undefined ? 'acc' : 'acc_norm');
+  const errors = tasks.map(({ task }) => {
+    const p = accuracy(dense.tasks, task);
+    return (100 * Math.sqrt((p * (1 - p)) / Math.max(dense.tasks[task]!.items - 1, 1))).toFixed(1);
+  });
   const mean = (scores: Record<string, TaskScore>) =>
     tasks.reduce((sum, { task }) => sum + accuracy(scores, task), 0) / tasks.length;
   const percent = (value: number) => (value * 100).toFixed(1);
@@ -131,17 +136,18 @@ export function taskSections({ cells, tasks, dense }: Comparison): Section[] {
     ];
     return {
       caption: `Accuracy at ${pattern}, %`,
-      header: ['Method', ...tasks.map(({ task }) => task), 'mean'],
+      header: ['Method', ...tasks.map(({ task }) => `${task}, ${measureOf(task)}`), 'mean'],
       rows: [rowOf('dense', dense.tasks), ...some.map((cell) => rowOf(cell.title, cell.tasks))],
     };
   });
-  const items = tasks.map(({ task }) => `${task} (${dense.tasks[task]!.items})`).join(', ');
-  const { protocol } = tasks[0]!;
+  const items = tasks.map(({ task, protocol }) => `${task} (${dense.tasks[task]!.items} records): ${protocol}`);
   return [
     {
       heading: 'Zero-shot tasks',
       text: [
-        `${items} records; ${protocol}. Normalised by the answers’ length where the task is usually reported so. Higher is better.`,
+        ...items,
+        'acc_norm chooses by the likelihood divided by the answer’s length, as these tasks are usually reported. Higher is better. ' +
+          `The dense model’s accuracies have standard errors of ${errors.join(', ')} %.`,
       ],
       charts: chartsOf(cells, {
         title: 'Mean accuracy of the tasks',

@@ -155,6 +155,7 @@ table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabula
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
 th { color: var(--soft); font-weight: 600 }
 .number { text-align: right }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--page) }
 pre { overflow-x: auto; font-size: .8em; line-height: 1.6; padding: 10px 12px; border: 1px solid var(--line); border-radius: 6px }
 summary { cursor: pointer }
 .commands summary { color: var(--soft); font-size: .9em }

@@ -196,7 +196,7 @@ function refitSection({ refit }: PaperReport, command: string): Section {
           at(row.sparsity),
           shown(row.pcgSeconds),
           shown(row.backsolveSeconds),
-          (row.backsolveSeconds / row.pcgSeconds).toFixed(0),
+          `${(row.backsolveSeconds / row.pcgSeconds).toPrecision(3)} ×`,
           shown(row.plainError),
           shown(row.pcgError),
           shown(row.backsolveError),

@@ -10,7 +10,7 @@ export interface TaskItem {
   lengths: number[];
 }
 
-/** A task as lm-evaluation-harness 0.4 has it, zero-shot. */
+/** A task as lm-evaluation-harness 0.4.13 has it, zero-shot. */
 export interface TaskDefinition {
   name: string;
   /** The harness's version of the task. */
@@ -53,7 +53,9 @@ class Fields {
   label(names: readonly string[], ...fields: string[]): number {
     const value = this.any(...fields);
     if (typeof value === 'boolean') return value ? 1 : 0;
-    const label = typeof value === 'string' && names.includes(value) ? names.indexOf(value) : Number(value);
+    // Hidden labels are empty texts, which are no number here.
+    const given = typeof value === 'string' && value.trim() === '' ? Number.NaN : Number(value);
+    const label = names.includes(value as string) ? names.indexOf(value as string) : given;
     if (!Number.isInteger(label) || label < 0) throw this.missing(`usable ${fields.join(' or ')} (${describe(value)})`);
     return label;
   }

@@ -34,6 +34,7 @@ export function encodePair(
   const before = tokenizer.prefix.length + tokenizer.encode(trimmed).length;
   const scored = whole.length - before;
   if (scored < 1) throw new AlpsError('INVALID_TEXT', 'a continuation has no tokens of its own');
+  if (before < 1) throw new AlpsError('INVALID_TEXT', 'a context has no tokens');
   const ids = Uint32Array.from(whole.slice(-(maxPositions + 1)));
   return { ids, scored: Math.min(scored, ids.length - 1) };
 }
