@@ -95,12 +95,16 @@ export class DecoderModel {
   /** A linear layer's weights [outputs, inputs], however they are stored. */
   async loadLinear<D extends Precision>(spec: LinearSpec, dtype: D): Promise<Tensor<D>> {
     const tensor = tensorOf(spec);
+    if (!spec.expert) return this.linearOf(spec, await this.checkpoint.read(tensor), dtype);
+    const bytes = new Uint8Array(this.checkpoint.tensors.get(tensor)!.byteLength / spec.expert.count);
+    await this.checkpoint.readInto(tensor, bytes, { offset: bytes.length * spec.expert.index });
+    return this.linearOf(spec, bytes, dtype);
+  }
+
+  /** The same from the bytes that the checkpoint has, or is to have; they must not change until the stream gets there. */
+  linearOf<D extends Precision>(spec: LinearSpec, bytes: Uint8Array<ArrayBuffer>, dtype: D): Tensor<D> {
+    const tensor = tensorOf(spec);
     const [outputs, inputs] = linearShape(this.config, spec);
-    let bytes: Uint8Array<ArrayBuffer>;
-    if (spec.expert) {
-      bytes = new Uint8Array(this.checkpoint.tensors.get(tensor)!.byteLength / spec.expert.count);
-      await this.checkpoint.readInto(tensor, bytes, { offset: bytes.length * spec.expert.index });
-    } else bytes = await this.checkpoint.read(tensor);
     const shape = spec.transposed ? [inputs, outputs] : [outputs, inputs];
     const raw = this.#upload(tensor, shape, bytes);
     if (!spec.transposed) return this.#convert(raw, dtype);
