@@ -3,8 +3,8 @@ import { dirname, resolve } from 'node:path';
 import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { CheckpointWriter } from './checkpoint/writer.js';
-import { Device, type DeviceName, type DeviceOptions } from './device/device.js';
-import type { Stream } from './device/stream.js';
+import type { Device, DeviceOptions } from './device/device.js';
+import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
@@ -24,9 +24,14 @@ export interface PruneOptions extends PruningOptions {
   calibration?: CalibrationOptions;
   /** `sequential` (default): each layer sees what the pruned layers before it give. `block`: what the still dense block gives. */
   propagation?: Propagation;
-  /** Default `auto`. */
-  device?: DeviceName;
+  /**
+   * Default `auto`. Several, such as `['cuda:0', 'cuda:1']`, share the calibration windows and the layers; at most as many as there are
+   * windows. The result is that of one device but for the order in which the Gram matrices are summed.
+   */
+  device?: DeviceChoice;
+  /** Of the devices that are given by name, as is the next. */
   threads?: number;
+  /** Of each device. */
   memoryLimit?: number;
   /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
   precision?: Precision | 'auto';
@@ -47,6 +52,7 @@ export type PruneEvent =
       pattern: string;
       blocks: number;
       layers: number;
+      /** For people; names and details of all where there are several. */
       device: string;
       precision: Precision;
     }
@@ -64,6 +70,7 @@ export interface PruneReport {
   pattern: Pattern;
   options: Omit<ParsedPruningOptions, 'pattern' | 'method'> & { propagation: Propagation; precision: Precision };
   calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string } | null;
+  /** For people; names and details of all where there are several. */
   device: string;
   layers: LayerReport[];
   /** Share of zeros among the pruned layers' weights. */
@@ -94,10 +101,11 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
   const checkpoint = await Checkpoint.open(options.model, { signal });
   let writer: CheckpointWriter | undefined;
   try {
-    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
-    using stream = device.stream({ signal });
-    const model = openModel(checkpoint, stream, precision, options);
+    const devices = openDevices(options.device ?? 'auto', deviceOptions(options));
+    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, ...devices);
+    using team = new Team(devices, signal);
+    const models = openModels(checkpoint, team, precision, options);
+    const model = models?.[0];
     checkWidths(checkpoint, model, parsed.pattern);
     await mkdir(dirname(resolve(options.out)), { recursive: true });
     writer = await CheckpointWriter.create({
@@ -114,7 +122,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       pattern: describePattern(parsed.pattern),
       blocks: model?.config.layers ?? 0,
       layers: (model?.linears() ?? matricesByName(checkpoint)).length,
-      device: device.info().details,
+      device: describeDevices(devices),
       precision,
     });
     const tokens =
@@ -131,15 +139,16 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       layers.push(layer);
       onEvent?.({ type: 'layer', ...layer });
     };
-    if (!model) await pruneByNames(checkpoint, stream, parsed, { writer, signal, onLayer });
+    if (!models) await pruneByNames(checkpoint, team.streams[0]!, parsed, { writer, signal, onLayer });
     else {
-      await pruneBlocks(model, parsed, {
+      const blocks = models[0]!.config.layers;
+      await pruneBlocks(team, models, parsed, {
         windows: tokens,
         propagation: options.propagation ?? 'sequential',
         writer,
         signal,
         onLayer,
-        onBlock: (block) => onEvent?.({ type: 'block', blocks: model.config.layers, ...block }),
+        onBlock: (block) => onEvent?.({ type: 'block', blocks, ...block }),
       });
     }
     const pruned = performance.now();
@@ -159,7 +168,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
             ...(tokens.note ? { note: tokens.note } : {}),
           }
         : null,
-      device: device.info().details,
+      device: describeDevices(devices),
       layers,
       sparsity: overallSparsity(layers),
       meanError: tokens ? meanErrorOf(layers) : null,
@@ -205,25 +214,29 @@ export function deviceOptions({ threads, memoryLimit }: { threads?: number; memo
   return { ...(threads === undefined ? {} : { threads }), ...(memoryLimit === undefined ? {} : { memoryLimit }) };
 }
 
-/** The number format of the products. */
-export function choosePrecision(precision: Precision | 'auto', checkpoint: Checkpoint, device: Device): Precision {
+/** The number format of the products, on all devices. */
+export function choosePrecision(
+  precision: Precision | 'auto',
+  checkpoint: Checkpoint,
+  ...devices: Device[]
+): Precision {
   if (precision !== 'auto') return precision;
   const stored = [...checkpoint.tensors.values()].every(({ dtype }) => dtype === 'BF16');
-  return stored && device.info().bf16Products ? 'bfloat16' : 'float32';
+  return stored && devices.every((device) => device.info().bf16Products) ? 'bfloat16' : 'float32';
 }
 
 /**
- * Opens the decoder, or gives undefined where the type is not known and magnitude pruning can do without. Anything else with a
+ * Opens the decoder for each device, or gives undefined where the type is not known and magnitude pruning can do without. Anything else with a
  * type that is not known is refused with what can be done about it.
  */
-function openModel(
+function openModels(
   checkpoint: Checkpoint,
-  stream: Stream,
+  team: Team,
   precision: Precision,
   { method, calibration }: PruneOptions,
-): DecoderModel | undefined {
+): DecoderModel[] | undefined {
   try {
-    return DecoderModel.open(checkpoint, stream, precision);
+    return team.streams.map((stream) => DecoderModel.open(checkpoint, stream, precision));
   } catch (error) {
     if (!(error instanceof AlpsError) || error.code !== 'UNSUPPORTED_MODEL') throw error;
     if (knownModelTypes.includes(checkpoint.config.model_type as string)) {

@@ -1,4 +1,5 @@
 import { type ParseArgsConfig, parseArgs } from 'node:util';
+import type { DeviceName } from '../device/device.js';
 
 /** A command line that cannot be run; the message is for the person who typed it. Exit code 2. */
 export class UsageError extends Error {}
@@ -102,10 +103,16 @@ export function list(values: Values, name: string): string[] {
   return (values[name] as string[] | undefined) ?? [];
 }
 
+/** `--device cuda:0,cuda:1`: one device, or a list of them. */
+export function devices(values: Values): DeviceName | DeviceName[] | undefined {
+  const text = string(values, 'device') as DeviceName | undefined;
+  return text?.includes(',') ? (text.split(',') as DeviceName[]) : text;
+}
+
 /** The options of {@link deviceOptions}, as the library takes them. */
 export function device(values: Values) {
   return {
-    device: string(values, 'device') as 'auto' | 'cpu' | undefined,
+    device: string(values, 'device') as DeviceName | undefined,
     threads: number(values, 'threads'),
     memoryLimit: bytes(values, 'memory-limit'),
     precision: string(values, 'precision') as 'auto' | 'float32' | 'bfloat16' | undefined,

@@ -6,6 +6,7 @@ import {
   calibrationOptions,
   device,
   deviceOptions,
+  devices,
   list,
   number,
   parse,
@@ -48,8 +49,9 @@ How:
   --refine-iterations N  conjugate gradient iterations (default 10)
   --precision P          auto (default), float32 or bfloat16
   --device D             auto (default) or cpu
+                         several share the work: cuda:0,cuda:1
   --threads N            threads that compute (default: all)
-  --memory-limit SIZE    such as 12G (default: 90 % of the machine's memory)
+  --memory-limit SIZE    of each device, such as 12G (default: 90 % of the machine's memory)
 
 Output:
   --out DIR              folder to make; it appears only when it is complete
@@ -139,6 +141,7 @@ export const pruneCommand: Command = {
             }
           : {}),
         ...device(values),
+        device: devices(values),
         signal,
         onEvent,
       });
