@@ -73,7 +73,7 @@ export async function groupInputs(
   using collected = new Scope();
   const collectors: MomentCollector[] = [];
   try {
-    // An expert's tokens may all be on other members; without any, some solver has zeros.
+    // Members that none of an expert’s tokens are on add nothing; where no member has any, the sum is zero.
     const partial = members.map(({ model, activations }, place): F32 | undefined => {
       if (tokens[place] === 0 && members.length > 1) return undefined;
       const { stream, device } = model;
