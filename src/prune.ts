@@ -103,7 +103,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
   try {
     const devices = openDevices(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, ...devices);
-    using team = new Team(devices, signal);
+    await using team = new Team(devices, signal);
     const models = openModels(checkpoint, team, precision, options);
     const model = models?.[0];
     checkWidths(checkpoint, model, parsed.pattern);

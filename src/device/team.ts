@@ -89,7 +89,12 @@ export class Team {
     for (const stream of this.streams) stream.dispose();
   }
 
-  [Symbol.dispose](): void {
+  /** Cancels what a failed job has queued on several devices and waits for what runs, so that all memory is back afterwards. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#stop) {
+      this.#stop.abort();
+      await Promise.allSettled(this.streams.map((stream) => stream.sync()));
+    }
     this.dispose();
   }
 }
