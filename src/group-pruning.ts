@@ -24,6 +24,8 @@ export interface GroupInputs extends Disposable {
 export interface GroupPruningOptions {
   parsed: ParsedPruningOptions;
   writer: CheckpointWriter;
+  /** Called with a layer's bytes as they were written. */
+  onStored?(linear: Linear, bytes: Uint8Array<ArrayBuffer>): void;
   timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T>;
 }
 
@@ -61,7 +63,10 @@ export async function pruneGroup(
   scope.hold(result.weight);
   scope.hold(result.mask);
   await eachRows(linears, result.weight, (linear, rows) =>
-    timed('write', () => store(model, linear, rows, options.writer)),
+    timed('write', async () => {
+      const bytes = await store(model, linear, rows, options.writer);
+      options.onStored?.(linear, bytes);
+    }),
   );
   const kept = result.layers.map((layer) => layer.kept);
   const errors = seen
@@ -99,7 +104,7 @@ async function eachRows(
 }
 
 /** Writes a layer's weights in its checkpoint's dtype and layout, and puts what was written (rounded to it) into `rows` and the block. */
-async function store(model: DecoderModel, linear: Linear, rows: F32, writer: CheckpointWriter): Promise<void> {
+async function store(model: DecoderModel, linear: Linear, rows: F32, writer: CheckpointWriter) {
   const { stream, device } = model;
   const { spec } = linear;
   const name = tensorOf(spec);
@@ -111,6 +116,7 @@ async function store(model: DecoderModel, linear: Linear, rows: F32, writer: Che
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   if (spec.expert) await writer.writePart(name, bytes, spec.expert);
   else await writer.write(name, bytes);
+  return bytes;
 }
 
 async function readStored(stream: Stream, stored: Tensor, transposed: boolean) {

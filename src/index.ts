@@ -16,6 +16,7 @@ export type {
 } from './compare/comparison.js';
 export { type PaperOptions, type PaperReport, reproducePaper } from './compare/paper.js';
 export { Device, type DeviceInfo, type DeviceName, type DeviceOptions } from './device/device.js';
+export type { DeviceChoice } from './device/team.js';
 export { AlpsError, type AlpsErrorCode } from './errors.js';
 export { type EvaluateOptions, type Evaluation, evaluatePerplexity } from './evaluate.js';
 export {

@@ -5,8 +5,8 @@ import { checkOutput, makeFolder } from './checkpoint/output-folder.js';
 import type { Fingerprint } from './checkpoint/unfinished.js';
 import { CheckpointWriter } from './checkpoint/writer.js';
 import { fingerprint } from './compare/fingerprint.js';
-import { Device, type DeviceName, type DeviceOptions } from './device/device.js';
-import type { Stream } from './device/stream.js';
+import type { Device, DeviceOptions } from './device/device.js';
+import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
@@ -26,9 +26,14 @@ export interface PruneOptions extends PruningOptions {
   calibration?: CalibrationOptions;
   /** `sequential` (default): each layer sees what the pruned layers before it give. `block`: what the still dense block gives. */
   propagation?: Propagation;
-  /** Default `auto`. */
-  device?: DeviceName;
+  /**
+   * Default `auto`. Several, such as `['cuda:0', 'cuda:1']`, share the calibration windows and the layers; at most as many as there are
+   * windows. The result is that of one device but for the order in which the Gram matrices are summed.
+   */
+  device?: DeviceChoice;
+  /** Of the devices that are given by name, as is the next. */
   threads?: number;
+  /** Of each device. */
   memoryLimit?: number;
   /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
   precision?: Precision | 'auto';
@@ -57,6 +62,7 @@ export type PruneEvent =
       pattern: string;
       blocks: number;
       layers: number;
+      /** For people; names and details of all where there are several. */
       device: string;
       precision: Precision;
     }
@@ -76,6 +82,7 @@ export interface PruneReport {
   pattern: Pattern;
   options: Omit<ParsedPruningOptions, 'pattern' | 'method'> & { propagation: Propagation; precision: Precision };
   calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string } | null;
+  /** For people; names and details of all where there are several. */
   device: string;
   layers: LayerReport[];
   /** Share of zeros among the pruned layers' weights. */
@@ -106,10 +113,11 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
   const checkpoint = await Checkpoint.open(options.model, { signal });
   let writer: CheckpointWriter | undefined;
   try {
-    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
-    using stream = device.stream({ signal });
-    const model = openModel(checkpoint, stream, precision, options);
+    const devices = openDevices(options.device ?? 'auto', deviceOptions(options));
+    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, ...devices);
+    await using team = new Team(devices, signal);
+    const models = openModels(checkpoint, team, precision, options);
+    const model = models?.[0];
     checkWidths(checkpoint, model, parsed.pattern);
     await makeFolder(dirname(resolve(options.out)));
     await checkOutput(checkpoint.folder, options.out, options.overwrite ?? false); // before the text is read
@@ -121,7 +129,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       pattern: describePattern(parsed.pattern),
       blocks: model?.config.layers ?? 0,
       layers: (model?.linears() ?? matricesByName(checkpoint)).length,
-      device: device.info().details,
+      device: describeDevices(devices),
       precision,
     });
     const tokens =
@@ -137,7 +145,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     const reported = reportedOptions(parsed, propagation, precision);
     const resume = options.resume && {
       restart: options.restart,
-      fingerprint: await fingerprintOf({ checkpoint, device, parsed, reported, calibration: tokens?.hash, signal }),
+      fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration: tokens?.hash, signal }),
     };
     writer = await CheckpointWriter.create({
       source: checkpoint,
@@ -153,16 +161,17 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       layers.push(layer);
       onEvent?.({ type: 'layer', ...layer });
     };
-    if (!model) await pruneByNames(checkpoint, stream, parsed, { writer, signal, onLayer });
+    if (!models) await pruneByNames(checkpoint, team.streams[0]!, parsed, { writer, signal, onLayer });
     else {
-      await pruneBlocks(model, parsed, {
+      const blocks = models[0]!.config.layers;
+      await pruneBlocks(team, models, parsed, {
         windows: tokens,
         propagation,
         writer,
         signal,
         onLayer,
         onResumed: (earlier) => earlier.forEach(onLayer),
-        onBlock: (block) => onEvent?.({ type: 'block', blocks: model.config.layers, ...block }),
+        onBlock: (block) => onEvent?.({ type: 'block', blocks, ...block }),
       });
     }
     const pruned = performance.now();
@@ -182,7 +191,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
             ...(tokens.note ? { note: tokens.note } : {}),
           }
         : null,
-      device: device.info().details,
+      device: describeDevices(devices),
       layers,
       sparsity: overallSparsity(layers),
       meanError: tokens ? meanErrorOf(layers) : null,
@@ -206,14 +215,13 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
 /** All that the pruned weights depend on. */
 async function fingerprintOf(run: {
   checkpoint: Checkpoint;
-  device: Device;
+  devices: readonly Device[];
   parsed: ParsedPruningOptions;
   reported: PruneReport['options'];
   calibration: string | undefined;
   signal: AbortSignal | undefined;
 }): Promise<Fingerprint> {
-  const { checkpoint, device, parsed, reported, calibration, signal } = run;
-  const { name, isa, bf16Products } = device.info();
+  const { checkpoint, devices, parsed, reported, calibration, signal } = run;
   return {
     version,
     model: await fingerprint(checkpoint, signal),
@@ -221,7 +229,11 @@ async function fingerprintOf(run: {
     method: parsed.method,
     pattern: parsed.pattern,
     ...reported,
-    device: `${name} ${isa}${bf16Products ? ' bfloat16' : ''}`,
+    // Several devices sum in their order.
+    device: devices.map((device) => {
+      const { name, isa, bf16Products } = device.info();
+      return `${name} ${isa}${bf16Products ? ' bfloat16' : ''}`;
+    }),
   };
 }
 
@@ -253,26 +265,30 @@ function checkPrecision(precision: unknown): void {
     throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
 }
 
-/** The number format of the products. */
-export function choosePrecision(precision: Precision | 'auto', checkpoint: Checkpoint, device: Device): Precision {
+/** The number format of the products, on all devices. */
+export function choosePrecision(
+  precision: Precision | 'auto',
+  checkpoint: Checkpoint,
+  ...devices: Device[]
+): Precision {
   checkPrecision(precision);
   if (precision !== 'auto') return precision;
   const stored = [...checkpoint.tensors.values()].every(({ dtype }) => dtype === 'BF16');
-  return stored && device.info().bf16Products ? 'bfloat16' : 'float32';
+  return stored && devices.every((device) => device.info().bf16Products) ? 'bfloat16' : 'float32';
 }
 
 /**
- * Opens the decoder, or gives undefined where the type is not known and magnitude pruning can do without. Anything else with a
+ * Opens the decoder for each device, or gives undefined where the type is not known and magnitude pruning can do without. Anything else with a
  * type that is not known is refused with what can be done about it.
  */
-function openModel(
+function openModels(
   checkpoint: Checkpoint,
-  stream: Stream,
+  team: Team,
   precision: Precision,
   { method, calibration }: PruneOptions,
-): DecoderModel | undefined {
+): DecoderModel[] | undefined {
   try {
-    return DecoderModel.open(checkpoint, stream, precision);
+    return team.streams.map((stream) => DecoderModel.open(checkpoint, stream, precision));
   } catch (error) {
     if (!(error instanceof AlpsError) || error.code !== 'UNSUPPORTED_MODEL') throw error;
     if (knownModelTypes.includes(checkpoint.config.model_type as string)) {

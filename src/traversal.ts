@@ -1,12 +1,13 @@
 import type { CheckpointWriter } from './checkpoint/writer.js';
-import type { Stream } from './device/stream.js';
+import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
+import { divide, type Group, type Task } from './division.js';
 import { throwIfAborted } from './errors.js';
 import { type GroupInputs, pruneGroup } from './group-pruning.js';
+import { groupInputs, type Member, membersOf } from './members.js';
 import { type Block, type Linear, stageCount } from './model/block.js';
-import { Activations, type Windows } from './model/block-run.js';
-import type { DecoderModel, F32 } from './model/decoder.js';
-import { MomentCollector } from './pruning/input-moments.js';
+import type { Windows } from './model/block-run.js';
+import type { DecoderModel } from './model/decoder.js';
 import type { ParsedPruningOptions } from './pruning/options.js';
 
 /** Whose outputs a layer's inputs come from: the pruned layers before it, or the still dense block. */
@@ -34,14 +35,14 @@ export interface LayerReport {
   capped: boolean;
   /** Set where another method stood in: an expert that no calibration token reached is pruned by magnitude. */
   fallback?: 'magnitude';
-  /** Of the group of layers that share this layer's input. */
+  /** Of the layers that share this layer's input and were solved with it. */
   milliseconds: number;
 }
 
 export interface BlockReport {
   block: number;
   milliseconds: number;
-  /** Milliseconds by phase. */
+  /** Milliseconds by phase; what several devices do at the same time counts for each. */
   phases: { read: number; forward: number; solve: number; write: number };
 }
 
@@ -60,35 +61,32 @@ export interface TraversalOptions {
 /**
  * Prunes all blocks in order: each block's weights are read, pruned stage by stage on the activations so far, written and dropped. Blocks
  * that an earlier run finished are run with the weights it wrote: the activations behind them are the same to the bit.
+ * @param models the decoder on each of the team's devices
  */
 export async function pruneBlocks(
-  model: DecoderModel,
+  team: Team,
+  models: readonly DecoderModel[],
   parsed: ParsedPruningOptions,
   options: TraversalOptions,
 ): Promise<void> {
-  const { windows } = options;
-  using activations = windows ? await Activations.create(model, windows) : undefined;
+  using scope = new Scope();
+  const members = await membersOf(team, models, options.windows, scope);
   const finished = options.writer.finishedSteps as LayerReport[][];
-  for (let layer = 0; layer < model.config.layers; layer++) {
+  for (let layer = 0; layer < models[0]!.config.layers; layer++) {
     throwIfAborted(options.signal);
     const layers = finished[layer];
     if (layers) {
-      if (activations) await replay(model, layer, activations, options.writer);
+      if (options.windows) await team.each((place) => replay(members[place]!, layer, options.writer));
       options.onResumed(layers);
       continue;
     }
-    const run = new BlockPruning(model, parsed, options, layer);
-    await options.writer.step(await run.execute(activations));
+    const run = new BlockPruning(team, members, parsed, options, layer);
+    await options.writer.step(await run.execute());
   }
 }
 
 /** Runs a block with the weights that were written for it. */
-async function replay(
-  model: DecoderModel,
-  layer: number,
-  activations: Activations,
-  writer: CheckpointWriter,
-): Promise<void> {
+async function replay({ model, activations }: Member, layer: number, writer: CheckpointWriter): Promise<void> {
   const block = await model.loadBlock(layer);
   try {
     for (const { spec, weight } of block.stages.flat(2)) {
@@ -97,130 +95,211 @@ async function replay(
       );
       model.stream.copy(written, weight);
     }
-    await activations.run(block);
+    await activations!.run(block);
   } finally {
     block.dispose();
   }
 }
 
+/** A layer's bytes as one member wrote them, for the others. */
+interface Stored {
+  stage: number;
+  group: number;
+  layer: number;
+  member: number;
+  bytes: Uint8Array<ArrayBuffer>;
+}
+
 /** One block's way through the traversal, with its clock. */
 class BlockPruning {
-  readonly #model: DecoderModel;
+  readonly #team: Team;
+  readonly #members: readonly Member[];
   readonly #parsed: ParsedPruningOptions;
   readonly #options: TraversalOptions;
   readonly #layer: number;
   readonly #phases = { read: 0, forward: 0, solve: 0, write: 0 };
   readonly #layers: LayerReport[] = [];
+  /** The block on each member's device. */
+  #blocks: readonly Block[] = [];
 
-  constructor(model: DecoderModel, parsed: ParsedPruningOptions, options: TraversalOptions, layer: number) {
-    this.#model = model;
+  constructor(
+    team: Team,
+    members: readonly Member[],
+    parsed: ParsedPruningOptions,
+    options: TraversalOptions,
+    layer: number,
+  ) {
+    this.#team = team;
+    this.#members = members;
     this.#parsed = parsed;
     this.#options = options;
     this.#layer = layer;
   }
 
-  async execute(activations: Activations | undefined): Promise<LayerReport[]> {
+  async execute(): Promise<LayerReport[]> {
     const began = performance.now();
-    const block = await this.#timed('read', async () => {
-      const loaded = await this.#model.loadBlock(this.#layer);
-      await this.#model.stream.sync();
-      return loaded;
-    });
-    try {
-      if (!activations) await this.#withoutInputs(block);
-      else if (this.#options.propagation === 'sequential') await this.#sequential(block, activations);
-      else await this.#fromDenseBlock(block, activations);
-    } finally {
-      block.dispose();
+    {
+      using scope = new Scope();
+      this.#blocks = await this.#timed('read', () =>
+        this.#team.each(async (place) => {
+          const { model } = this.#members[place]!;
+          const loaded = scope.hold(await model.loadBlock(this.#layer));
+          await model.stream.sync();
+          return loaded;
+        }),
+      );
+      if (!this.#options.windows) await this.#solve(this.#divide(this.#groups().flat()), undefined);
+      else if (this.#options.propagation === 'sequential') await this.#sequential();
+      else await this.#fromDenseBlock();
     }
     this.#options.onBlock({ block: this.#layer, milliseconds: performance.now() - began, phases: this.#phases });
     return this.#layers;
   }
 
-  async #withoutInputs(block: Block): Promise<void> {
-    for (const [stage, groups] of block.stages.entries())
-      for (const linears of groups) await this.#pruneGroup(stage, linears, undefined);
+  /** By stage. */
+  #groups(): Group[][] {
+    return this.#blocks[0]!.stages.map((groups, stage) => groups.map((layers, group) => ({ stage, group, layers })));
   }
 
-  /** Each layer is applied once, after it was pruned. */
-  async #sequential(block: Block, activations: Activations): Promise<void> {
-    for (const [stage, groups] of block.stages.entries()) {
-      await this.#timed('forward', () => activations.begin(block, stage));
-      for (const [group, linears] of groups.entries()) {
-        using inputs = await this.#inputs(block, activations, stage, group);
-        await this.#pruneGroup(stage, linears, inputs);
+  /** Each layer is applied once, after it was pruned. As many groups of a stage as there are devices are solved at a time. */
+  async #sequential(): Promise<void> {
+    for (const [stage, groups] of this.#groups().entries()) {
+      await this.#begin(stage);
+      for (let first = 0; first < groups.length; first += this.#team.size) {
+        using scope = new Scope();
+        const division = this.#divide(groups.slice(first, first + this.#team.size));
+        await this.#solve(division, await this.#inputs(division, scope));
       }
-      await this.#advance(block, activations, stage);
+      await this.#advance(stage);
     }
   }
 
   /** All Gram matrices come from the dense block; then it is pruned and run again. */
-  async #fromDenseBlock(block: Block, activations: Activations): Promise<void> {
+  async #fromDenseBlock(): Promise<void> {
     using scope = new Scope();
-    const inputs: GroupInputs[][] = [];
+    const groups = this.#groups();
+    const division = this.#divide(groups.flat());
+    const inputs = new Map<Task, GroupInputs>();
     {
-      const { stream, device } = this.#model;
-      using before = device.tensor('float32', activations.residual.shape, 'the residual stream before the block');
-      stream.copy(activations.residual, before);
-      for (const [stage, groups] of block.stages.entries()) {
-        await this.#timed('forward', () => activations.begin(block, stage));
-        inputs[stage] = [];
-        for (const group of groups.keys())
-          inputs[stage].push(scope.hold(await this.#inputs(block, activations, stage, group)));
-        if (stage < stageCount - 1) await this.#advance(block, activations, stage);
+      using before = new Scope();
+      const copies = this.#members.map(({ model, activations }) => {
+        const label = 'the residual stream before the block';
+        const copy = before.hold(model.device.tensor('float32', activations!.residual.shape, label));
+        model.stream.copy(activations!.residual, copy);
+        return copy;
+      });
+      for (const stage of groups.keys()) {
+        await this.#begin(stage);
+        const ofStage = division.map((tasks) => tasks.filter((task) => task.stage === stage));
+        for (const [task, seen] of await this.#inputs(ofStage, scope)) inputs.set(task, seen);
+        if (stage < stageCount - 1) await this.#advance(stage);
       }
-      stream.copy(before, activations.residual);
+      for (const [place, { model, activations }] of this.#members.entries())
+        model.stream.copy(copies[place]!, activations!.residual);
     }
-    for (const [stage, groups] of block.stages.entries())
-      for (const [group, linears] of groups.entries()) await this.#pruneGroup(stage, linears, inputs[stage]![group]);
-    await this.#timed('forward', () => activations.run(block));
+    await this.#solve(division, inputs);
+    await this.#timed('forward', () =>
+      this.#team.each((place) => this.#members[place]!.activations!.run(this.#blocks[place]!)),
+    );
   }
 
-  async #advance(block: Block, activations: Activations, stage: number): Promise<void> {
-    await this.#timed('forward', async () => {
-      activations.advance(block, stage);
-      await this.#model.stream.sync();
-    });
+  async #begin(stage: number): Promise<void> {
+    await this.#timed('forward', () =>
+      this.#team.each((place) => this.#members[place]!.activations!.begin(this.#blocks[place]!, stage)),
+    );
   }
 
-  /** XᵀX of a group's inputs, both triangles, and for DSnoT their sums. */
-  async #inputs(block: Block, activations: Activations, stage: number, group: number): Promise<GroupInputs> {
-    return this.#timed('forward', async () => {
-      const { stream, device } = this.#model;
-      const [{ inputs }] = block.stages[stage]![group] as [Linear];
-      const label = `the Gram matrix of block ${this.#layer}, stage ${stage}`;
-      const scope = new Scope();
-      try {
-        const gram = scope.hold(device.tensor('float32', [inputs, inputs], label));
-        using collector = this.#parsed.method === 'dsnot' ? new MomentCollector(stream, activations.length) : undefined;
-        activations.input(block, stage, group, (x) => {
-          stream.gramAccumulate(x, gram);
-          collector?.add(x);
+  async #advance(stage: number): Promise<void> {
+    await this.#timed('forward', () =>
+      this.#team.each(async (place) => {
+        const { model, activations } = this.#members[place]!;
+        activations!.advance(this.#blocks[place]!, stage);
+        await model.stream.sync();
+      }),
+    );
+  }
+
+  /** Who solves what. The published schedule of ρ looks at all layers of a group, so they stay together. */
+  #divide(groups: Group[]): Task[][] {
+    const { method, schedule } = this.#parsed;
+    return divide(groups, this.#team.size, method === 'alps' && schedule === 'alps');
+  }
+
+  /** What the tasks' groups see, each on the device that solves it. `scope` gets all of it. */
+  async #inputs(division: Task[][], scope: Scope): Promise<Map<Task, GroupInputs>> {
+    const inputs = new Map<Task, GroupInputs>();
+    for (const tasks of byGroup(division)) {
+      const { stage, group } = tasks[0]!.task;
+      const seen = await this.#timed('forward', () =>
+        groupInputs(this.#team, this.#members, {
+          blocks: this.#blocks,
+          stage,
+          group,
+          solvers: tasks.map(({ member }) => member),
+          moments: this.#parsed.method === 'dsnot',
+        }),
+      );
+      for (const [i, { task }] of tasks.entries()) inputs.set(task, scope.hold(seen[i]!));
+    }
+    return inputs;
+  }
+
+  /** Each member prunes its tasks and writes them; then every member has the pruned weights. Without inputs only the weights decide. */
+  async #solve(division: Task[][], inputs: Map<Task, GroupInputs> | undefined): Promise<void> {
+    const stored: Stored[] = [];
+    const report = this.#inOrder(division);
+    await this.#team.each(async (member) => {
+      const { model } = this.#members[member]!;
+      for (const task of division[member]!) {
+        const { stage, group, layers } = task;
+        const linears = this.#linearsOf(member, task);
+        const reports = await pruneGroup(model, linears, inputs?.get(task), {
+          parsed: forStage(this.#parsed, stage),
+          writer: this.#options.writer,
+          timed: (phase, action) => this.#timed(phase, action),
+          onStored: (linear, bytes) => {
+            const layer = layers[linears.indexOf(linear)]!;
+            if (inputs && this.#team.size > 1) stored.push({ stage, group, layer, member, bytes });
+          },
         });
-        stream.symmetrize(gram);
-        await stream.sync();
-        const tokens = activations.tokensOf(block, stage, group);
-        const moments = collector && (await collector.finish(await diagonalOf(gram, stream)));
-        return { gram, tokens, moments, dispose: () => scope.dispose(), [Symbol.dispose]: () => scope.dispose() };
-      } catch (error) {
-        scope.dispose();
-        throw error;
+        report(this.#linearsOf(0, task), reports);
       }
     });
+    if (stored.length > 0) await this.#timed('write', () => this.#share(stored));
   }
 
-  /** Prunes layers that share an input together, and writes them. Without inputs only the weights decide. */
-  async #pruneGroup(stage: number, linears: readonly Linear[], inputs: GroupInputs | undefined): Promise<void> {
-    const reports = await pruneGroup(this.#model, linears, inputs, {
-      parsed: forStage(this.#parsed, stage),
-      writer: this.#options.writer,
-      timed: (phase, action) => this.#timed(phase, action),
+  #linearsOf(member: number, { stage, group, layers }: Task): Linear[] {
+    return layers.map((layer) => this.#blocks[member]!.stages[stage]![group]![layer]!);
+  }
+
+  /** Hands on the reports in the order of the dataflow, whichever device is done first. */
+  #inOrder(division: Task[][]) {
+    const { stages } = this.#blocks[0]!;
+    const waiting = byGroup(division).flatMap((tasks) => stages[tasks[0]!.task.stage]![tasks[0]!.task.group]!);
+    const ready = new Map<Linear, Omit<LayerReport, 'block'>>();
+    return (linears: Linear[], reports: Omit<LayerReport, 'block'>[]) => {
+      for (const [i, linear] of linears.entries()) ready.set(linear, reports[i]!);
+      for (let next = ready.get(waiting[0]!); next; next = ready.get(waiting[0]!)) {
+        waiting.shift();
+        const layer = { block: this.#layer, ...next };
+        this.#layers.push(layer);
+        this.#options.onLayer(layer);
+      }
+    };
+  }
+
+  /** Puts pruned weights into the blocks of the members that did not solve them. */
+  async #share(stored: readonly Stored[]): Promise<void> {
+    await this.#team.each(async (place) => {
+      const { model } = this.#members[place]!;
+      for (const { stage, group, layer, member, bytes } of stored) {
+        if (member === place) continue;
+        const { spec, weight } = this.#blocks[place]!.stages[stage]![group]![layer]!;
+        using pruned = model.linearOf(spec, bytes, model.precision);
+        model.stream.copy(pruned, weight);
+        await model.stream.sync();
+      }
     });
-    for (const report of reports) {
-      const layer = { block: this.#layer, ...report };
-      this.#layers.push(layer);
-      this.#options.onLayer(layer);
-    }
   }
 
   async #timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T> {
@@ -233,10 +312,16 @@ class BlockPruning {
   }
 }
 
-async function diagonalOf(gram: F32, stream: Stream): Promise<Float32Array> {
-  using diagonal = stream.device.tensor('float32', [gram.shape[0]!]);
-  stream.diagonal(gram, diagonal);
-  return stream.read(diagonal);
+/** The tasks of each group with the members that solve them, groups in the order of the dataflow. */
+function byGroup(division: Task[][]): { task: Task; member: number }[][] {
+  const groups = new Map<string, { task: Task; member: number }[]>();
+  const tasks = division.flatMap((ofMember, member) => ofMember.map((task) => ({ task, member })));
+  tasks.sort((a, b) => a.task.stage - b.task.stage || a.task.group - b.task.group);
+  for (const one of tasks) {
+    const key = `${one.task.stage} ${one.task.group}`;
+    groups.set(key, [...(groups.get(key) ?? []), one]);
+  }
+  return [...groups.values()];
 }
 
 /** DSnoT without swaps in the stages that it is to leave out. */

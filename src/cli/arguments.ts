@@ -103,6 +103,12 @@ export function list(values: Values, name: string): string[] {
   return (values[name] as string[] | undefined) ?? [];
 }
 
+/** `--device cuda:0,cuda:1`: one device, or a list of them. */
+export function devices(values: Values): DeviceName | DeviceName[] | undefined {
+  const text = string(values, 'device') as DeviceName | undefined;
+  return text?.includes(',') ? (text.split(',') as DeviceName[]) : text;
+}
+
 /** The options of {@link deviceOptions}, as the library takes them. */
 export function device(values: Values) {
   return {

@@ -6,6 +6,7 @@ import {
   calibrationOptions,
   device,
   deviceOptions,
+  devices,
   list,
   number,
   parse,
@@ -49,9 +50,10 @@ How:
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
   --refine-iterations N  conjugate gradient iterations (default 10)
   --precision P          auto (default), float32 or bfloat16
-  --device D             auto (default: a GPU where one works, else the processor), cpu, cuda or cuda:N
+  --device D             auto (default: a GPU where one works, else the processor), cpu, cuda or cuda:N;
+                         several share the work: cuda:0,cuda:1
   --threads N            threads that compute (default: all)
-  --memory-limit SIZE    such as 12G (default: 90 % of the machine's memory)
+  --memory-limit SIZE    of each device, such as 12G (default: 90 % of the machine's memory)
 
 Output:
   --out DIR              folder to make; it appears only when it is complete
@@ -159,6 +161,7 @@ export const pruneCommand: Command = {
             }
           : {}),
         ...device(values),
+        device: devices(values),
         signal,
         onEvent,
       });

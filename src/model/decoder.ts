@@ -103,10 +103,16 @@ export class DecoderModel {
       this.checkpoint.readInto(name, out, { offset }),
   ): Promise<Tensor<D>> {
     const tensor = tensorOf(spec);
-    const [outputs, inputs] = linearShape(this.config, spec);
     const { index, count } = spec.expert ?? { index: 0, count: 1 };
     const bytes = new Uint8Array(this.checkpoint.tensors.get(tensor)!.byteLength / count);
     await read(tensor, bytes, bytes.length * index);
+    return this.linearOf(spec, bytes, dtype);
+  }
+
+  /** The same from the bytes that the checkpoint has, or is to have; they must not change until the stream gets there. */
+  linearOf<D extends Precision>(spec: LinearSpec, bytes: Uint8Array<ArrayBuffer>, dtype: D): Tensor<D> {
+    const tensor = tensorOf(spec);
+    const [outputs, inputs] = linearShape(this.config, spec);
     const shape = spec.transposed ? [inputs, outputs] : [outputs, inputs];
     const raw = this.#upload(tensor, shape, bytes);
     if (!spec.transposed) return this.#convert(raw, dtype);

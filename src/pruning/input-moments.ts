@@ -34,17 +34,22 @@ export class MomentCollector {
     }
   }
 
-  /** @param diagonal of XᵀX */
-  async finish(diagonal: ArrayLike<number>): Promise<InputMoments> {
+  /**
+   * @param diagonal of XᵀX
+   * @param others what was collected of further windows, on other devices
+   */
+  async finish(diagonal: ArrayLike<number>, others: readonly MomentCollector[] = []): Promise<InputMoments> {
     const mean = new Float64Array(diagonal.length);
     const variance = Float64Array.from(diagonal);
     let total = 0;
-    for (const { tokens, sum } of this.#sums) {
-      const values = await this.#stream.read(sum);
-      total += tokens;
-      for (let j = 0; j < values.length; j++) {
-        mean[j]! += values[j]!;
-        variance[j]! -= values[j]! ** 2 / tokens;
+    for (const collector of [this, ...others]) {
+      for (const { tokens, sum } of collector.#sums) {
+        const values = await collector.#stream.read(sum);
+        total += tokens;
+        for (let j = 0; j < values.length; j++) {
+          mean[j]! += values[j]!;
+          variance[j]! -= values[j]! ** 2 / tokens;
+        }
       }
     }
     for (let j = 0; j < mean.length; j++) {
@@ -54,7 +59,10 @@ export class MomentCollector {
     return { mean, variance, windowLength: this.#windowLength };
   }
 
-  [Symbol.dispose](): void {
+  dispose(): void {
     for (const { sum } of this.#sums.splice(0)) sum.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 }
