@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
-import { instructionSets, normal, random, threadCounts } from './helpers/numbers.js';
+import { normal, opDevice, opDevices, random, threadCounts } from './helpers/numbers.js';
 import { groupMask, segmentMask } from './helpers/reference-projection.js';
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -39,8 +39,8 @@ const distributions: Record<string, (length: number) => Floats> = {
   'the largest finite': (length) => normal(7, length).map((x) => Math.sign(x) * (Math.abs(x) > 1 ? 3.4028235e38 : 1)),
 };
 
-for (const isa of instructionSets()) {
-  const device = Device.open('cpu', { isa });
+for (const isa of opDevices()) {
+  const device = opDevice(isa);
 
   describe(`project on ${isa}: a sort in float64 gives the same mask`, () => {
     test.each(Object.keys(distributions))('%s', async (name) => {

@@ -1,6 +1,6 @@
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
-import { fromBf16, instructionSets, nmse, normal, random, threadCounts } from './helpers/numbers.js';
+import { fromBf16, nmse, normal, opDevice, opDevices, random, threadCounts } from './helpers/numbers.js';
 import { groupMask, segmentMask } from './helpers/reference-projection.js';
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -70,9 +70,9 @@ const holdY = (device: Device, dtype: 'float32' | 'bfloat16', shape: number[]) =
 
 const bounds = { float32: 1e-13, bfloat16: 1e-5 };
 
-for (const isa of instructionSets())
+for (const isa of opDevices())
   for (const dtype of ['float32', 'bfloat16'] as const) {
-    const device = Device.open('cpu', { isa });
+    const device = opDevice(isa);
     const bound = bounds[dtype];
 
     describe(`ADMM on ${isa} with Y in ${dtype}`, () => {

@@ -1,6 +1,6 @@
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
-import { instructionSets, nmse, normal, product, random, threadCounts } from './helpers/numbers.js';
+import { nmse, normal, opDevice, opDevices, product, random, threadCounts } from './helpers/numbers.js';
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -87,8 +87,8 @@ function objective({ rows, columns, gram, target }: Problem, x: ArrayLike<number
   return d.reduce((sum, value, i) => sum + value * dh[i]!, 0) / 2;
 }
 
-for (const isa of instructionSets()) {
-  const device = Device.open('cpu', { isa });
+for (const isa of opDevices()) {
+  const device = opDevice(isa);
   describe(`batched conjugate gradient on ${isa}`, () => {
     test.each([
       [1, 1],
