@@ -189,10 +189,10 @@ for (const isa of opDevices()) {
       }
     });
 
-    test.each([1, 5, 64, 509, 2046, 16_383, 17_001])('rows of %i have budgets of their own', async (columns) => {
+    test.each([1, 5, 509, 2046, 16_383, 17_001])('rows of %i have budgets of their own', async (columns) => {
       const rows = columns > 10_000 ? 2 : 5;
       for (const scores of [distributions.normal!(rows * columns), distributions['few values']!(rows * columns)]) {
-        for (const keep of [0, 1, Math.floor(columns / 3), columns]) {
+        for (const keep of columns > 10_000 ? [5000] : [0, 1, Math.floor(columns / 3), columns]) {
           using stream = device.stream();
           using scope = new Scope();
           const from = scope.hold(stream.upload('float32', [rows, columns], scores));
@@ -236,7 +236,7 @@ describe('large segments: a sample, a window around the threshold, and what foll
   };
   const gauss = normal(30, size);
   const cases: [string, Floats, number[]][] = [
-    ['the window holds the threshold', gauss, [0, 1, half, size - 3, size]],
+    ['the window holds the threshold', gauss, [half, 1, size - 3, 0, size]],
     ['a few neighbours are equal', gauss.map((x) => Math.round(x * 5000)), [half, half + 1, half + 2]],
     ['many neighbours are equal', gauss.map((x) => Math.round(x * 3)), [1, half]],
     ['all are equal', gauss.map(() => -2), [1, half]],
@@ -273,13 +273,13 @@ describe('large segments: a sample, a window around the threshold, and what foll
     const order = name.startsWith('NaN')
       ? scores.map((x) => (Number.isNaN(x) ? Infinity : x === Infinity ? 3e38 : x))
       : scores;
-    for (const keep of keeps) {
+    const devices = cudaOrders();
+    for (const [i, keep] of keeps.entries()) {
       const expected = segmentMask(order, columns, [rows], [keep]);
-      for (const device of cudaOrders())
-        expect(Buffer.compare(await project(device, scores, rows, { keep: [keep] }), expected)).toBe(0);
-      expect(Buffer.compare(await project(opDevice('cuda'), scores, rows, { keep: [keep], skip: 1 }), expected)).toBe(
-        0,
-      );
+      for (const skip of i === 0 ? [0, 1] : [0]) {
+        const mask = await project(devices[i % 3]!, scores, rows, { keep: [keep], skip });
+        expect(Buffer.compare(mask, expected)).toBe(0);
+      }
     }
   });
 

@@ -222,8 +222,8 @@ describe.each(['float32', 'bfloat16'] as const)('large updates on cuda with Y in
 
   test('exact, with equal bits in any order', async () => {
     const results = [];
-    for (const device of cudaOrders())
-      for (const skip of [0, 1])
+    for (const [i, device] of cudaOrders().entries())
+      for (const skip of i === 0 ? [0, 1] : [0])
         results.push(
           await run(
             device,

@@ -142,16 +142,18 @@ __device__ inline void makeTile(const Pass& pass, int64_t first, Range range, in
   }
 }
 
-// histogram[bin]++ for the lanes of a warp that have one; many of them have the same one.
+// histogram[bin]++ for the lanes of a warp that have one. Those in the first lane's bin are added at once: where many
+// scores are equal, they are most of them.
 __device__ inline void countTogether(Count* histogram, bool has, int bin) {
-  uint32_t left = __ballot_sync(0xffffffffu, has);
-  while (left) {
-    int leader = __ffs(static_cast<int>(left)) - 1;
-    int common = __shfl_sync(0xffffffffu, bin, leader);
-    uint32_t same = __ballot_sync(0xffffffffu, has && bin == common);
-    if (static_cast<int>(threadIdx.x % 32) == leader) atomicAdd(histogram + bin, static_cast<Count>(__popc(same)));
-    left &= ~same;
-  }
+  uint32_t all = __ballot_sync(0xffffffffu, has);
+  if (all == 0) return;
+  int leader = __ffs(static_cast<int>(all)) - 1, lane = static_cast<int>(threadIdx.x % 32);
+  int common = __shfl_sync(0xffffffffu, bin, leader);
+  uint32_t same = __ballot_sync(0xffffffffu, has && bin == common);
+  if (lane == leader)
+    atomicAdd(histogram + bin, static_cast<Count>(__popc(same)));
+  else if (has && bin != common)
+    atomicAdd(histogram + bin, Count{1});
 }
 
 // One block a tile: makes its scores; those inside the window are collected.
