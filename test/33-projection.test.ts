@@ -1,26 +1,39 @@
 import fc from 'fast-check';
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
-import { instructionSets, normal, random, threadCounts } from './helpers/numbers.js';
+import { cudaOrders, normal, opDevice, opDevices, random, threadCounts } from './helpers/numbers.js';
 import { groupMask, segmentMask } from './helpers/reference-projection.js';
 
 type Floats = Float32Array<ArrayBuffer>;
 
+/** `skip`: the matrices begin so many rows behind the start of their memory, so at any alignment. */
 async function project(
   device: Device,
   scores: Floats,
   rows: number,
-  options: { rowEnds?: number[]; keep?: number[]; kept?: number; group?: number },
+  options: { rowEnds?: number[]; keep?: number[]; kept?: number; group?: number; skip?: number },
 ): Promise<Uint8Array> {
-  const { rowEnds = [rows], kept = 0, group = 0 } = options;
+  const { rowEnds = [rows], kept = 0, group = 0, skip = 0 } = options;
   const keep = options.keep ?? rowEnds.map(() => 0);
   using stream = device.stream();
   using scope = new Scope();
-  const shape = [rows, scores.length / rows];
-  const from = scope.hold(stream.upload('float32', shape, scores));
-  const mask = scope.hold(stream.upload('uint8', shape, new Uint8Array(scores.length).fill(7)));
+  const shape = [rows + skip, scores.length / rows];
+  const from = scope.hold(scope.hold(device.tensor('float32', shape)).rows(skip, rows + skip));
+  const mask = scope.hold(scope.hold(device.tensor('uint8', shape)).rows(skip, rows + skip));
+  stream.write(from, scores);
+  stream.write(mask, new Uint8Array(scores.length).fill(7));
   stream.project(from, mask, { keep: kept, of: group }, { rowEnds, keep });
   return stream.read(mask);
+}
+
+/** Where the kernels take their sample of a single segment from: the first elements of quads (native/cuda/select.h). */
+function sampledQuads(length: number): number[] {
+  const quads = 1024 * Math.min(Math.max(Math.floor(length / (64 * 1024)), 1), 4);
+  const stratum = Math.floor(length / quads);
+  return Array.from({ length: quads }, (_, i) => {
+    const hash = BigInt.asUintN(64, (BigInt(i) + 1n) * 0x9e3779b97f4a7c15n) >> 32n;
+    return (i * stratum + Number(hash % BigInt(stratum - 3))) & ~3;
+  });
 }
 
 /** Ways in which magnitudes may lie: each one breaks some shortcut of a selection. */
@@ -39,8 +52,8 @@ const distributions: Record<string, (length: number) => Floats> = {
   'the largest finite': (length) => normal(7, length).map((x) => Math.sign(x) * (Math.abs(x) > 1 ? 3.4028235e38 : 1)),
 };
 
-for (const isa of instructionSets()) {
-  const device = Device.open('cpu', { isa });
+for (const isa of opDevices()) {
+  const device = opDevice(isa);
 
   describe(`project on ${isa}: a sort in float64 gives the same mask`, () => {
     test.each(Object.keys(distributions))('%s', async (name) => {
@@ -84,12 +97,27 @@ for (const isa of instructionSets()) {
       [7, 16],
       [0, 4],
       [4, 4],
+      [20, 32],
       [32, 64],
     ])('%i of %i', async (kept, group) => {
       for (const make of Object.values(distributions)) {
         const scores = make(3 * 7 * group);
-        expect(await project(device, scores, 3, { kept, group })).toEqual(groupMask(scores, kept, group));
+        for (const skip of [0, 1])
+          expect(await project(device, scores, 3, { kept, group, skip })).toEqual(groupMask(scores, kept, group));
       }
+    });
+
+    test('more segments than one launch takes, some of them empty, none or all of others kept', async () => {
+      const scores = normal(11, 140 * 23);
+      const rowEnds = Array.from({ length: 90 }, (_, s) => (s === 89 ? 140 : s - (s % 3)));
+      const keep = rowEnds.map((end, s) => {
+        const size = 23 * (end - (rowEnds[s - 1] ?? 0));
+        return [size, 0, Math.floor(size / 2), Math.min(1, size)][s % 4]!;
+      });
+      for (const skip of [0, 1])
+        expect(await project(device, scores, 140, { rowEnds, keep, skip })).toEqual(
+          segmentMask(scores, 23, rowEnds, keep),
+        );
     });
 
     test('any scores', async () => {
@@ -127,6 +155,53 @@ for (const isa of instructionSets()) {
       expect([...(await stream.read(counts))]).toEqual([sum(differs.subarray(0, cut)), sum(differs.subarray(cut))]);
       expect(await stream.read(previous)).toEqual(now);
     });
+
+    test('counts what differs in masks at any alignment, in more segments than one launch takes', async () => {
+      const [rows, columns] = [499, 301];
+      const size = rows * columns;
+      const next = random(4);
+      const now = Uint8Array.from({ length: size }, () => (next() < 0.5 ? 1 : 0));
+      const before = now.map((value) => (next() < 0.01 ? 1 - value : value));
+      const rowEnds = Array.from({ length: 70 }, (_, s) => (s === 69 ? rows : 2 * s));
+      const expected = rowEnds.map((end, s) => {
+        let total = 0;
+        for (let i = (rowEnds[s - 1] ?? 0) * columns; i < end * columns; i++) total += now[i] === before[i] ? 0 : 1;
+        return total;
+      });
+      using stream = device.stream();
+      using scope = new Scope();
+      const counts = scope.hold(device.tensor('uint32', [70]));
+      for (const [skipped, skippedBefore] of [
+        [0, 0],
+        [1, 1],
+        [1, 2],
+      ] as const) {
+        const held = (data: Uint8Array<ArrayBuffer>, skip: number) => {
+          const whole = scope.hold(device.tensor('uint8', [rows + skip, columns]));
+          const part = scope.hold(whole.rows(skip, rows + skip));
+          stream.write(part, data);
+          return part;
+        };
+        const [mask, previous] = [held(now, skipped), held(before, skippedBefore)];
+        stream.maskChanges(mask, previous, { rowEnds, keep: rowEnds.map(() => 0) }, counts);
+        expect([...(await stream.read(counts))]).toEqual(expected);
+        expect(await stream.read(previous)).toEqual(now);
+      }
+    });
+
+    test.each([1, 5, 509, 2046, 16_383, 17_001])('rows of %i have budgets of their own', async (columns) => {
+      const rows = columns > 10_000 ? 2 : 5;
+      for (const scores of [distributions.normal!(rows * columns), distributions['few values']!(rows * columns)]) {
+        for (const keep of columns > 10_000 ? [5000] : [0, 1, Math.floor(columns / 3), columns]) {
+          using stream = device.stream();
+          using scope = new Scope();
+          const from = scope.hold(stream.upload('float32', [rows, columns], scores));
+          const mask = scope.hold(stream.upload('uint8', [rows, columns], new Uint8Array(scores.length).fill(7)));
+          stream.projectRows(from, mask, keep);
+          expect(Buffer.compare(await stream.read(mask), groupMask(scores, keep, columns))).toBe(0);
+        }
+      }
+    });
   });
 }
 
@@ -147,4 +222,79 @@ test('a large matrix has exactly as many kept weights as asked, the same for any
     const bits = ties.map((i) => masks[0]![i]!);
     expect(bits).toEqual([...bits].sort((a, b) => b - a));
   }
+});
+
+describe('large segments: a sample, a window around the threshold, and what follows when it was wrong', () => {
+  const [rows, columns] = [233, 331]; // more than 2^16 weights
+  const size = rows * columns;
+  const half = size >> 1;
+  /** Every sampled element has one value, the others another. */
+  const misled = (sampled: (i: number) => number, other: (i: number) => number) => {
+    const scores = Float32Array.from({ length: size }, (_, i) => other(i));
+    for (const at of sampledQuads(size)) for (let i = at; i < at + 4; i++) scores[i] = sampled(i);
+    return scores;
+  };
+  const gauss = normal(30, size);
+  const cases: [string, Floats, number[]][] = [
+    ['the window holds the threshold', gauss, [half, 1, size - 3, 0, size]],
+    ['a few neighbours are equal', gauss.map((x) => Math.round(x * 5000)), [half, half + 1, half + 2]],
+    ['many neighbours are equal', gauss.map((x) => Math.round(x * 3)), [1, half]],
+    ['all are equal', gauss.map(() => -2), [1, half]],
+    ['all are zero', gauss.map((_, i) => (i % 2 ? 0 : -0)), [1, half]],
+    ['most are zero', gauss.map((x) => (Math.abs(x) > 2 ? x : 0)), [half]],
+    [
+      'the threshold lies above the window',
+      misled(
+        () => 0,
+        (i) => gauss[i]!,
+      ),
+      [100, half],
+    ],
+    [
+      'the threshold lies below the window',
+      misled(
+        (i) => 1e9 * (2 + gauss[i]!),
+        (i) => gauss[i]!,
+      ),
+      [half, size - 9000],
+    ],
+    [
+      'more lie in the window than are collected',
+      misled(
+        (i) => gauss[i]!,
+        (i) => 0.6745 * (1 + ((i * 7919) % size) * 2 ** -22),
+      ),
+      [half],
+    ],
+    ['NaN ranks above infinity', gauss.map((x, i) => (i % 50 ? x : i % 100 ? Number.NaN : Infinity)), [half]],
+  ];
+
+  test.each(cases)('%s', async (name, scores, keeps) => {
+    const order = name.startsWith('NaN')
+      ? scores.map((x) => (Number.isNaN(x) ? Infinity : x === Infinity ? 3e38 : x))
+      : scores;
+    const devices = cudaOrders();
+    for (const [i, keep] of keeps.entries()) {
+      const expected = segmentMask(order, columns, [rows], [keep]);
+      for (const skip of i === 0 ? [0, 1] : [0]) {
+        const mask = await project(devices[i % 3]!, scores, rows, { keep: [keep], skip });
+        expect(Buffer.compare(mask, expected)).toBe(0);
+      }
+    }
+  });
+
+  test('segments large and small side by side', async () => {
+    const scores = normal(31, 500 * columns);
+    const rowEnds = [3, 240, 241, 500];
+    const keep = [500, 30_000, 0, 70_000];
+    const expected = segmentMask(scores, columns, rowEnds, keep);
+    for (const device of cudaOrders())
+      expect(Buffer.compare(await project(device, scores, 500, { rowEnds, keep }), expected)).toBe(0);
+  });
+
+  test('more than 2^18 weights', async () => {
+    const scores = normal(32, 640 * 512);
+    const expected = segmentMask(scores, 512, [640], [100_000]);
+    expect(Buffer.compare(await project(opDevice('cuda'), scores, 640, { keep: [100_000] }), expected)).toBe(0);
+  });
 });

@@ -1,6 +1,19 @@
 import { Device } from '../src/device/device.js';
-import { Scope } from '../src/device/tensor.js';
-import { fromBf16, instructionSets, nmse, normal, random, threadCounts } from './helpers/numbers.js';
+import type { Stream } from '../src/device/stream.js';
+import { Scope, type Tensor, type TypedArrayOf } from '../src/device/tensor.js';
+import {
+  cudaBlockSizes,
+  cudaOrders,
+  fromBf16,
+  nmse,
+  normal,
+  opDevice,
+  opDevices,
+  product,
+  random,
+  threadCounts,
+  toBf16,
+} from './helpers/numbers.js';
 import { groupMask, segmentMask } from './helpers/reference-projection.js';
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -31,27 +44,37 @@ function inputs(length = size): State {
 const reflected = (state: ArrayLike<number>, base: ArrayLike<number>, mask: Uint8Array) =>
   Float64Array.from(mask, (kept, i) => (kept ? state[i]! : -state[i]!) - base[i]!);
 
+interface Tensors {
+  base: Tensor<'float32'>;
+  state: Tensor<'float32'>;
+  b: Tensor<'float32'>;
+  mask: Tensor<'uint8'>;
+  y: Tensor<'float32' | 'bfloat16'>;
+}
+
+/** `skip`: the tensors begin so many rows behind the start of their memory, so at any alignment. */
 async function run(
   device: Device,
   dtype: 'float32' | 'bfloat16',
   data: State,
   shape: [number, number],
-  act: (
-    stream: ReturnType<Device['stream']>,
-    t: Record<'base' | 'state' | 'b', ReturnType<typeof hold>> & {
-      mask: ReturnType<typeof holdMask>;
-      y: ReturnType<typeof holdY>;
-    },
-  ) => void,
+  act: (stream: Stream, tensors: Tensors) => void,
+  skip = 0,
 ) {
   using stream = device.stream();
   using scope = new Scope();
-  const tensors = {
-    base: scope.hold(hold(stream, shape, data.base)),
-    state: scope.hold(hold(stream, shape, data.state)),
-    b: scope.hold(hold(stream, shape, data.product)),
-    mask: scope.hold(holdMask(stream, shape, data.mask)),
-    y: scope.hold(holdY(device, dtype, shape)),
+  const hold = <D extends 'float32' | 'bfloat16' | 'uint8'>(type: D, values?: TypedArrayOf<D>) => {
+    const [first, columns] = shape;
+    const part = scope.hold(scope.hold(device.tensor(type, [first + skip, columns])).rows(skip, first + skip));
+    if (values) stream.write(part, values);
+    return part;
+  };
+  const tensors: Tensors = {
+    base: hold('float32', data.base),
+    state: hold('float32', data.state),
+    b: hold('float32', data.product),
+    mask: hold('uint8', data.mask),
+    y: hold(dtype),
   };
   act(stream, tensors);
   const y = await stream.read(tensors.y);
@@ -62,17 +85,33 @@ async function run(
     y: y instanceof Uint16Array ? fromBf16(y) : y,
   };
 }
-const hold = (stream: ReturnType<Device['stream']>, shape: number[], data: Floats) =>
-  stream.upload('float32', shape, data);
-const holdMask = (stream: ReturnType<Device['stream']>, shape: number[], data: Uint8Array<ArrayBuffer>) =>
-  stream.upload('uint8', shape, data);
-const holdY = (device: Device, dtype: 'float32' | 'bfloat16', shape: number[]) => device.tensor(dtype, shape);
+/** That `out` is what an update makes of `data`. */
+function expectUpdate(
+  out: Awaited<ReturnType<typeof run>>,
+  data: State,
+  shape: [number, number],
+  pattern: { keep: number; of: number },
+  parts: { rowEnds: number[]; keep: number[] },
+  bound: number,
+) {
+  const b = Float64Array.from(data.base, (x, i) => x + data.product[i]!);
+  const state = b.map((x, i) => x + (data.mask[i] ? 0 : data.state[i]!));
+  expect(nmse(out.b, b)).toBeLessThan(bounds.float32);
+  expect(nmse(out.state, state)).toBeLessThan(bounds.float32);
+  // The mask is that of the rounded scores exactly.
+  const mask =
+    pattern.of > 0
+      ? groupMask(out.state, pattern.keep, pattern.of)
+      : segmentMask(out.state, shape[1], parts.rowEnds, parts.keep);
+  expect(Buffer.compare(out.mask, mask)).toBe(0);
+  expect(nmse(out.y, reflected(state, data.base, mask))).toBeLessThan(bound);
+}
 
 const bounds = { float32: 1e-13, bfloat16: 1e-5 };
 
-for (const isa of instructionSets())
+for (const isa of opDevices())
   for (const dtype of ['float32', 'bfloat16'] as const) {
-    const device = Device.open('cpu', { isa });
+    const device = opDevice(isa);
     const bound = bounds[dtype];
 
     describe(`ADMM on ${isa} with Y in ${dtype}`, () => {
@@ -91,6 +130,9 @@ for (const isa of instructionSets())
         ['2 of 4', { keep: 2, of: 4 }, [rows, 132]],
         ['4 of 8', { keep: 4, of: 8 }, [rows, 64]],
         ['1 of 3', { keep: 1, of: 3 }, [rows, 33]],
+        ['1 of 2', { keep: 1, of: 2 }, [rows, 34]],
+        ['7 of 16', { keep: 7, of: 16 }, [rows, 48]],
+        ['20 of 64', { keep: 20, of: 64 }, [rows, 128]],
         ['a single row', unstructured, [1, 257]],
         ['a single column', unstructured, [257, 1]],
         ['one weight', unstructured, [1, 1]],
@@ -98,20 +140,46 @@ for (const isa of instructionSets())
         const length = shape[0] * shape[1];
         const data = inputs(length);
         const parts = shape[0] === rows ? segments : { rowEnds: [shape[0]], keep: [Math.ceil(length / 3)] };
-        const out = await run(device, dtype, data, shape, (stream, { b, base, state, mask, y }) =>
-          stream.admmUpdate(b, base, state, mask, y, pattern, parts),
-        );
-        const b = Float64Array.from(data.base, (x, i) => x + data.product[i]!);
-        const state = b.map((x, i) => x + (data.mask[i] ? 0 : data.state[i]!));
-        expect(nmse(out.b, b)).toBeLessThan(bounds.float32);
-        expect(nmse(out.state, state)).toBeLessThan(bounds.float32);
-        // The mask is that of the rounded scores exactly.
-        const mask =
-          pattern.of > 0
-            ? groupMask(out.state, pattern.keep, pattern.of)
-            : segmentMask(out.state, shape[1], parts.rowEnds, parts.keep);
-        expect(out.mask).toEqual(mask);
-        expect(nmse(out.y, reflected(state, data.base, mask))).toBeLessThan(bound);
+        for (const skip of [0, 1]) {
+          const out = await run(
+            device,
+            dtype,
+            data,
+            shape,
+            (stream, { b, base, state, mask, y }) => stream.admmUpdate(b, base, state, mask, y, pattern, parts),
+            skip,
+          );
+          expectUpdate(out, data, shape, pattern, parts, bound);
+        }
+      });
+
+      test.each<[string, { keep: number; of: number }]>([
+        ['unstructured', unstructured],
+        ['2 of 4', { keep: 2, of: 4 }],
+        ['1 of 3', { keep: 1, of: 3 }],
+      ])('iterations have the bits of products and updates one after the other: %s', async (_, pattern) => {
+        const [shape, parts] = [[7, 36] as [number, number], { rowEnds: [3, 7], keep: [40, 60] }];
+        const data = inputs(7 * 36);
+        const samples = normal(5, 50 * 36);
+        const gram = product(samples, samples, 36, 36, 50, true).map((x) => x / 100);
+        for (const count of [0, 1, 3, 9]) {
+          const results = [];
+          for (const together of [true, false])
+            results.push(
+              await run(device, dtype, data, shape, (stream, { b, base, state, mask, y }) => {
+                const f32 = stream.upload('float32', [36, 36], Float32Array.from(gram));
+                const operator =
+                  dtype === 'float32' ? f32 : stream.upload('bfloat16', [36, 36], toBf16(Float32Array.from(gram)));
+                stream.admmStart(base, mask, state, y);
+                if (together) stream.admmIterate(operator, 0.7, { base, b, state, mask, y }, pattern, parts, count);
+                for (let i = 0; i < count && !together; i++) {
+                  stream.gemm(y, operator, b, { alpha: 0.7 });
+                  stream.admmUpdate(b, base, state, mask, y, pattern, parts);
+                }
+              }),
+            );
+          expect(results[0]).toEqual(results[1]);
+        }
       });
 
       test('rescale: S shrinks off the mask only', async () => {
@@ -144,4 +212,43 @@ test('an update has the same bits for any number of threads, on many tiles', asy
     const kept = results[0]!.mask.reduce((total, value) => total + value, 0);
     expect(kept).toBe(pattern.of === 0 ? 100_000 : 300);
   }
+});
+
+describe.each(['float32', 'bfloat16'] as const)('large updates on cuda with Y in %s', (dtype) => {
+  // More than 2^16 weights: the selection goes by a sample of the new state.
+  const shape: [number, number] = [233, 331];
+  const data = inputs(shape[0] * shape[1]);
+  const parts = { rowEnds: [230, 233], keep: [30_000, 100] };
+
+  test('exact, with equal bits in any order', async () => {
+    const results = [];
+    for (const [i, device] of cudaOrders().entries())
+      for (const skip of i === 0 ? [0, 1] : [0])
+        results.push(
+          await run(
+            device,
+            dtype,
+            data,
+            shape,
+            (stream, { b, base, state, mask, y }) => stream.admmUpdate(b, base, state, mask, y, unstructured, parts),
+            skip,
+          ),
+        );
+    expectUpdate(results[0]!, data, shape, unstructured, parts, bounds[dtype]);
+    for (const result of results) expect(result).toEqual(results[0]);
+  });
+
+  test('the same for any size of blocks', async () => {
+    const small = inputs(5 * 264);
+    const results = [];
+    for (const device of [opDevice('cuda'), ...cudaBlockSizes()])
+      results.push(
+        await run(device, dtype, small, [5, 264], (stream, { b, base, state, mask, y }) => {
+          stream.admmStart(base, mask, state, y);
+          stream.admmRescale(base, state, mask, y, 0.9);
+          stream.admmUpdate(b, base, state, mask, y, { keep: 30, of: 66 }, { rowEnds: [5], keep: [0] });
+        }),
+      );
+    for (const result of results) expect(result).toEqual(results[0]);
+  });
 });

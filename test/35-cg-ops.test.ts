@@ -1,6 +1,6 @@
 import { Device } from '../src/device/device.js';
-import { Scope } from '../src/device/tensor.js';
-import { instructionSets, nmse, normal, product, random, threadCounts } from './helpers/numbers.js';
+import { Scope, type TypedArrayOf } from '../src/device/tensor.js';
+import { cudaOrders, nmse, normal, opDevice, opDevices, product, random, threadCounts } from './helpers/numbers.js';
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -87,8 +87,8 @@ function objective({ rows, columns, gram, target }: Problem, x: ArrayLike<number
   return d.reduce((sum, value, i) => sum + value * dh[i]!, 0) / 2;
 }
 
-for (const isa of instructionSets()) {
-  const device = Device.open('cpu', { isa });
+for (const isa of opDevices()) {
+  const device = opDevice(isa);
   describe(`batched conjugate gradient on ${isa}`, () => {
     test.each([
       [1, 1],
@@ -140,6 +140,96 @@ for (const isa of instructionSets()) {
     });
   });
 }
+
+/** One step from given vectors, H being a diagonal of positive numbers. `skip`: rows before the tensors in their memory. */
+async function step(device: Device, rows: number, columns: number, skip: number, spoil?: (q: Floats) => void) {
+  using stream = device.stream();
+  using scope = new Scope();
+  const length = rows * columns;
+  const hold = <D extends 'float32' | 'uint8'>(type: D, values: TypedArrayOf<D>) => {
+    const part = scope.hold(scope.hold(device.tensor(type, [rows + skip, columns])).rows(skip, rows + skip));
+    stream.write(part, values);
+    return part;
+  };
+  const next = random(columns);
+  const mask = Uint8Array.from({ length }, (_, i) => (next() < 0.4 || i % columns < 2 ? 1 : 0));
+  const right = normal(1, length);
+  const start = normal(2, length);
+  const residual = hold('float32', right);
+  const direction = hold('float32', new Float32Array(length));
+  const support = hold('uint8', mask);
+  const x = hold('float32', start);
+  const rr = scope.hold(device.tensor('float64', [rows]));
+  const rr0 = scope.hold(device.tensor('float64', [rows]));
+  const active = scope.hold(device.tensor('uint32', [1]));
+  stream.cgStart(residual, support, direction, rr, rr0);
+  const first = await stream.read(direction);
+  const firstRr = await stream.read(rr);
+  const qs = first.map((p, i) => p * (0.5 + (i % 7) / 7) + (mask[i] ? 0 : 3));
+  spoil?.(qs);
+  stream.cgStep(hold('float32', qs), support, x, residual, direction, rr, rr0, 0, active);
+  const out = {
+    active: (await stream.read(active))[0],
+    x: await stream.read(x),
+    residual: await stream.read(residual),
+    direction: await stream.read(direction),
+    rr: await stream.read(rr),
+  };
+  return { out, first, firstRr, start, right, mask, qs };
+}
+
+for (const isa of opDevices()) {
+  test.each([13, 510, 511, 516, 1300, 4100, 16_384, 16_390])(
+    `a step on ${isa} as in float64: rows of %i`,
+    async (n) => {
+      const rows = n > 10_000 ? 2 : 6;
+      for (const skip of [0, 1]) {
+        const { out, first, firstRr, start, right, mask, qs } = await step(opDevice(isa), rows, n, skip);
+        expect(out.active).toBe(rows);
+        expect(first).toEqual(right.map((r, i) => (mask[i] ? r : 0)));
+        for (let row = 0; row < rows; row++) {
+          const part = <A extends Floats | Uint8Array>(a: A) => a.subarray(row * n, (row + 1) * n);
+          const [p, q] = [Float64Array.from(part(first)), part(qs)];
+          const rr = p.reduce((sum, v) => sum + v * v, 0);
+          expect(Math.abs(firstRr[row]! / rr - 1)).toBeLessThan(1e-12);
+          const alpha = rr / p.reduce((sum, v, j) => sum + v * q[j]!, 0);
+          const x = p.map((v, j) => part(start)[j]! + alpha * v);
+          const r = p.map((v, j) => (part(mask)[j] ? v - alpha * q[j]! : 0));
+          const next = r.reduce((sum, v) => sum + v * v, 0);
+          expect(nmse(part(out.x), x)).toBeLessThan(1e-12);
+          expect(nmse(part(out.residual), r)).toBeLessThan(1e-12);
+          expect(
+            nmse(
+              part(out.direction),
+              r.map((v, j) => v + (next / rr) * p[j]!),
+            ),
+          ).toBeLessThan(1e-12);
+          expect(Math.abs(out.rr[row]! / next - 1)).toBeLessThan(1e-5);
+        }
+      }
+    },
+  );
+
+  test(`on ${isa} rows stand still whose direction does not descend or whose numbers are not finite`, async () => {
+    for (const n of [40, 700]) {
+      const { out, first, start } = await step(opDevice(isa), 4, n, 0, (q) => {
+        for (let j = 0; j < n; j++) q[n + j] = -q[n + j]!;
+        q.fill(Number.NaN, 2 * n, 3 * n);
+      });
+      expect(out.active).toBe(2);
+      expect(out.x.subarray(n, 3 * n)).toEqual(start.subarray(n, 3 * n));
+      expect(out.direction.subarray(n, 3 * n)).toEqual(first.subarray(n, 3 * n));
+      expect(out.x.subarray(0, n)).not.toEqual(start.subarray(0, n));
+    }
+  });
+}
+
+test('equal bits on cuda in any order', async () => {
+  for (const columns of [61, 1300]) {
+    const results = await Promise.all(cudaOrders().map((device) => step(device, 5, columns, 0)));
+    for (const result of results) expect(result).toEqual(results[0]);
+  }
+});
 
 test('equal bits for any number of threads', async () => {
   const p = problem(131, 307);

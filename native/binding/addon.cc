@@ -49,6 +49,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(maskChanges);
   OP(admmStart);
   OP(admmUpdate);
+  OP(admmIterate);
   OP(admmRescale);
   OP(cgStart);
   OP(cgStep);

@@ -223,6 +223,18 @@ void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const 
   patternOf(mask, pattern, rowEnds, keep);
 }
 
+void admmIterate(const Tensor& op, double rho, const Tensor& base, const Tensor& b, const Tensor& state,
+                 const Tensor& mask, const Tensor& y, const Pattern& pattern, const Counts& rowEnds, const Counts& keep,
+                 int64_t count) {
+  admmUpdate(b, base, state, mask, y, pattern, rowEnds, keep);
+  dtype("operator", op, y.dtype);
+  matrix("operator", op);
+  require(op.dim(0) == base.dim(1) && op.dim(1) == base.dim(1), "Expected a square operator as wide as base, ",
+          describe(base), ", but received ", describe(op));
+  require(std::isfinite(rho), "Expected a finite rho but received ", rho);
+  require(count >= 0, "Expected at least 0 iterations but received ", count);
+}
+
 void admmRescale(const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double factor) {
   admm(base, mask, state, y);
   require(std::isfinite(factor) && factor > 0, "Expected a positive factor but received ", factor);

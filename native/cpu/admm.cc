@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/stream.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/select.h"
 
@@ -59,6 +60,15 @@ void CpuBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Te
     writeY(kernels, base, state, mask, y, at, n);
   };
   selectTop(pool_, kernels, state.as(), base.columns(), rowEnds, keep, loops);
+}
+
+void CpuBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
+                             Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    throwIfCancelled();
+    gemm(y, op, b, false, false, rho, 0);
+    admmUpdate(b, base, state, mask, y, pattern, rowEnds, keep);
+  }
 }
 
 void CpuBackend::admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) {

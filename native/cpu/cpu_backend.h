@@ -41,6 +41,8 @@ class CpuBackend final : public Backend {
   void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
   void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
                   Counts keep) override;
+  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, Pattern pattern,
+                   Counts rowEnds, Counts keep, int64_t count) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
   void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,

@@ -39,6 +39,8 @@ __device__ inline void report(Failure* failure, FailureKind kind, uint32_t value
 }
 #endif
 
+class Selection;
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int device, const BackendOptions& options, const CudaHost& host);
@@ -76,6 +78,8 @@ class CudaBackend final : public Backend {
   void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
   void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
                   Counts keep) override;
+  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, Pattern pattern,
+                   Counts rowEnds, Counts keep, int64_t count) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
   void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
@@ -109,6 +113,8 @@ class CudaBackend final : public Backend {
   // Where kernels of the running op report that it failed.
   Failure* failure();
   void throwIfCancelled() const;
+  void queueUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
+                   const Pattern& pattern, const Selection* selection, bool storeB);
   template <typename T>
   Scratch<T> scratch(int64_t count) {
     return Scratch<T>(*runtime_, count);

@@ -102,6 +102,20 @@ export interface Addon {
     rowEnds: number[],
     keep: number[],
   ): void;
+  admmIterate(
+    stream: S,
+    operator: T,
+    rho: number,
+    base: T,
+    b: T,
+    state: T,
+    mask: T,
+    y: T,
+    pattern: NativePattern,
+    rowEnds: number[],
+    keep: number[],
+    count: number,
+  ): void;
   admmRescale(stream: S, base: T, state: T, mask: T, y: T, factor: number): void;
   cgStart(stream: S, residual: T, mask: T, direction: T, rr: T, rr0: T): void;
   cgStep(stream: S, q: T, mask: T, x: T, residual: T, direction: T, rr: T, rr0: T, tolerance: number, active: T): void;

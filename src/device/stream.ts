@@ -210,6 +210,31 @@ export class Stream {
       segments.keep,
     );
   }
+  /** `count` times { b = rho Y K; {@link admmUpdate} } with K the operator [n, n], of Y's dtype. Leaves B in b. */
+  admmIterate(
+    operator: Float,
+    rho: number,
+    iterate: { base: F32; b: F32; state: F32; mask: Mask; y: Float },
+    pattern: NativePattern,
+    segments: Segments,
+    count: number,
+  ): void {
+    const { base, b, state, mask, y } = iterate;
+    this.#op(
+      'admmIterate',
+      operator.handle,
+      rho,
+      base.handle,
+      b.handle,
+      state.handle,
+      mask.handle,
+      y.handle,
+      pattern,
+      segments.rowEnds,
+      segments.keep,
+      count,
+    );
+  }
   /** New ρ: off the mask S *= factor = ρ_old / ρ_new; Y again. */
   admmRescale(base: F32, state: F32, mask: Mask, y: Float, factor: number): void {
     this.#op('admmRescale', base.handle, state.handle, mask.handle, y.handle, factor);

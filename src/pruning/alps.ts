@@ -184,12 +184,8 @@ class Admm {
 
   #run(count: number): void {
     const { stream, base, segments } = this.#problem;
-    const { b, state, mask, y } = this.#iterate;
     const pattern = nativePattern(this.#options.pattern);
-    for (let i = 0; i < count; i++) {
-      stream.gemm(y, this.#operator, b, { alpha: this.#rho });
-      stream.admmUpdate(b, base, state, mask, y, pattern, segments);
-    }
+    stream.admmIterate(this.#operator, this.#rho, { base, ...this.#iterate }, pattern, segments, count);
     this.#iteration += count;
   }
 
