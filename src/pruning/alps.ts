@@ -83,6 +83,9 @@ async function obsScale(problem: LayerProblem, exponent: number): Promise<Float3
   return values.map((d) => d ** (-exponent / 2));
 }
 
+/** Floating-point operations that one op may take up with its products. */
+const productsTogether = 2 ** 34;
+
 /** The iteration itself, and the operator K = ρ (H' + ρI)⁻¹ for the current ρ. */
 class Admm {
   readonly #problem: LayerProblem;
@@ -183,9 +186,14 @@ class Admm {
   }
 
   #run(count: number): void {
-    const { stream, base, segments } = this.#problem;
+    const { stream, base, segments, m, n } = this.#problem;
     const pattern = nativePattern(this.#options.pattern);
-    stream.admmIterate(this.#operator, this.#rho, { base, ...this.#iterate }, pattern, segments, count);
+    // An op holds its device: large layers go one iteration at a time, small ones several.
+    const together = Math.max(1, Math.floor(productsTogether / (2 * m * n * n)));
+    for (let done = 0; done < count; done += together) {
+      const iterations = Math.min(together, count - done);
+      stream.admmIterate(this.#operator, this.#rho, { base, ...this.#iterate }, pattern, segments, iterations);
+    }
     this.#iteration += count;
   }
 
