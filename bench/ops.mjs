@@ -123,7 +123,9 @@ if (options.out) writeFileSync(options.out, `${JSON.stringify(report, null, 1)}\
 if (options.json) {
   process.stdout.write(`${JSON.stringify(report, null, 1)}\n`);
 } else if (options.once) {
-  process.stdout.write(`${results.length} ops ran on ${report.device}\n`);
+  process.stdout.write(
+    `${results.filter(({ error }) => !error).length} of ${results.length} ops ran on ${report.device}\n`,
+  );
 } else {
   const giga = (value) => (value / 1e9).toFixed(value < 1e10 ? 1 : 0);
   process.stdout.write(
