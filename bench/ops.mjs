@@ -1,0 +1,150 @@
+// node bench/ops.mjs [--device cpu|cuda|cuda:N] [--sizes N,N] [--tokens N] [--only NAME] [--ceilings FILE] [--json] [--out FILE] [--once]
+// Every op (bench/op-cases.mjs) on weights [n, n] and activations [tokens, n]: milliseconds, GFLOP/s, GB/s, and its share of what the machine
+// reaches: the time that its operations and bytes need at the measured rates, over the time it took. The rates are a large product of this
+// package in float32 and in bfloat16 and a large copy, measured in the same run, or those of --ceilings (JSON with float32, bfloat16 in
+// FLOP/s and copy in B/s), whichever are higher. A share above 100 % means that the tensors stayed in the caches.
+// --once queues each op once and times nothing: for checkers of memory and races.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { Device } from '../lib/index.js';
+import { cases, largest, Maker } from './op-cases.mjs';
+
+const { values: options } = parseArgs({
+  options: {
+    device: { type: 'string', default: 'cpu' },
+    sizes: { type: 'string' },
+    tokens: { type: 'string' },
+    only: { type: 'string', default: '' },
+    ceilings: { type: 'string' },
+    json: { type: 'boolean', default: false },
+    out: { type: 'string' },
+    once: { type: 'boolean', default: false },
+  },
+});
+const device = Device.open(options.device === 'cuda' ? 'cuda:0' : options.device);
+const isCpu = device.name === 'cpu';
+const sizes = (options.sizes ?? (isCpu ? '512' : '1024,4096')).split(',').map(Number);
+/** Of one timing, about. */
+const milliseconds = isCpu ? 40 : 60;
+const stream = device.stream();
+
+/** Milliseconds of `count` calls, to the end of the work. */
+async function time(queue, count) {
+  await stream.sync();
+  const began = performance.now();
+  for (let i = 0; i < count; i++) queue();
+  await stream.sync();
+  return performance.now() - began;
+}
+
+/** Milliseconds of one call: the median of three timings of as many calls as take a while. */
+async function measure({ run, restore }) {
+  const both = restore
+    ? () => {
+        restore();
+        run();
+      }
+    : run;
+  await time(both, 2);
+  const one = Math.max(await time(both, 1), 1e-3);
+  const count = Math.min(2000, Math.max(1, Math.ceil(milliseconds / one)));
+  const timings = [];
+  for (let i = 0; i < 3; i++) {
+    const extra = restore ? await time(restore, count) : 0;
+    timings.push(Math.max((await time(both, count)) - extra, 0) / count);
+  }
+  return timings.sort((a, b) => a - b)[1];
+}
+
+/** FLOP/s of large products and B/s of a large copy. */
+async function ceilings() {
+  const n = isCpu ? 1536 : 8192;
+  const t = new Maker(stream, Math.max(n * n, isCpu ? 1 << 25 : 1 << 29));
+  const rate = {};
+  const best = async (queue) => {
+    await time(queue, 2);
+    let fastest = Number.POSITIVE_INFINITY;
+    for (let i = 0; i < 3; i++) fastest = Math.min(fastest, (await time(queue, 3)) / 3);
+    return fastest / 1000;
+  };
+  for (const dtype of ['float32', 'bfloat16']) {
+    const [a, b, c] = [t.floats(dtype, n, n), t.floats(dtype, n, n), t.zeros('float32', n, n)];
+    rate[dtype] = (2 * n ** 3) / (await best(() => stream.gemm(a, b, c)));
+    t.clear();
+  }
+  const out = t.zeros('float32', t.pool.size);
+  rate.copy = (8 * t.pool.size) / (await best(() => stream.copy(t.pool, out)));
+  t.dispose();
+  await stream.sync();
+  return rate;
+}
+
+const own = options.once ? { float32: 1, bfloat16: 1, copy: 1 } : await ceilings();
+const given = options.ceilings ? JSON.parse(readFileSync(options.ceilings, 'utf8')).ceilings : {};
+const rates = Object.fromEntries(Object.keys(own).map((key) => [key, Math.max(own[key], given[key] ?? 0)]));
+const results = [];
+for (const n of sizes) {
+  const tokens = Number(options.tokens ?? (n >= 1024 ? 8192 : 2 * n));
+  const t = new Maker(stream, largest(n, tokens));
+  for (const { name, dtype, flops, bytes, make } of cases(n, tokens)) {
+    if (!name.includes(options.only)) continue;
+    const result = { n, tokens, op: name, dtype, flops, bytes };
+    try {
+      const op = make(t, stream);
+      if (options.once) {
+        op.restore?.();
+        op.run();
+        await stream.sync();
+      } else {
+        const seconds = (await measure(op)) / 1000;
+        const atLeast = { products: flops / rates[dtype], memory: bytes / rates.copy };
+        Object.assign(result, {
+          milliseconds: 1000 * seconds,
+          flopsPerSecond: flops / seconds,
+          bytesPerSecond: bytes / seconds,
+          boundBy: atLeast.products > atLeast.memory ? 'products' : 'memory',
+          share: Math.max(atLeast.products, atLeast.memory) / seconds,
+        });
+      }
+    } catch (error) {
+      Object.assign(result, { error: `${error.code ?? error.name}: ${error.message}` });
+    }
+    results.push(result);
+    t.clear();
+    if (result.error) process.stderr.write(`ops: ${name}, n = ${n}: ${result.error}\n`);
+  }
+  t.dispose();
+  await stream.sync();
+}
+stream.dispose();
+
+const report = { date: new Date().toISOString(), device: device.info().details, own, rates, results };
+if (options.out) writeFileSync(options.out, `${JSON.stringify(report, null, 1)}\n`);
+if (options.json) {
+  process.stdout.write(`${JSON.stringify(report, null, 1)}\n`);
+} else if (options.once) {
+  process.stdout.write(
+    `${results.filter(({ error }) => !error).length} of ${results.length} ops ran on ${report.device}\n`,
+  );
+} else {
+  const giga = (value) => (value / 1e9).toFixed(value < 1e10 ? 1 : 0);
+  process.stdout.write(
+    `${report.device}; products ${giga(rates.float32)} GFLOP/s float32, ${giga(rates.bfloat16)} bfloat16; copy ${giga(rates.copy)} GB/s\n\n` +
+      '| n | op | ms | GFLOP/s | GB/s | bound by | share |\n|---|---|---|---|---|---|---|\n',
+  );
+  for (const r of results) {
+    const cells = r.error
+      ? [r.n, r.op, r.error, '', '', '', '']
+      : [
+          r.n,
+          r.op,
+          r.milliseconds.toPrecision(3),
+          r.flops > 0 ? giga(r.flopsPerSecond) : '',
+          giga(r.bytesPerSecond),
+          r.boundBy,
+          `${(100 * r.share).toFixed(0)} %`,
+        ];
+    process.stdout.write(`| ${cells.join(' | ')} |\n`);
+  }
+}
+if (results.some(({ error }) => error)) process.exitCode = 1;
