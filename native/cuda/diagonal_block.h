@@ -79,8 +79,10 @@ struct DiagonalBlock {
     for (int j = 0; j < leafSize; j++) {
       float pivot = __shfl_sync(0xffffffffu, x[j], j);
       if (failed == 0 && !(pivot > 0 && pivot < INFINITY)) failed = j + 1;
-      float root = sqrtf(pivot);
-      x[j] = lane == j ? root : x[j] / root;
+      // 1 / √pivot to the last digit or two: what the columns wait for, so no division and no root.
+      float inverseRoot = rsqrtf(pivot);
+      inverseRoot *= 1.5f - 0.5f * pivot * inverseRoot * inverseRoot;
+      x[j] *= inverseRoot;  // pivot / √pivot on the diagonal
 #pragma unroll
       for (int c = j + 1; c < leafSize; c++) x[c] -= x[j] * __shfl_sync(0xffffffffu, x[j], c);
     }
@@ -96,15 +98,15 @@ struct DiagonalBlock {
     int lane = static_cast<int>(threadIdx.x) % 32;
     const float* leaf = lower + k * leafSize * ld + k * leafSize;
     float x[leafSize];
-    bool zero = false;
+    float pivot = leaf[lane * ld + lane], reciprocal = 1.0f / pivot;
+    bool zero = __any_sync(0xffffffffu, pivot == 0);
 #pragma unroll
     for (int i = 0; i < leafSize; i++) {
       float sum = i == lane ? 1.0f : 0.0f;
 #pragma unroll
       for (int j = 0; j < i; j++) sum -= leaf[i * ld + j] * x[j];
-      float pivot = leaf[i * ld + i];
-      zero |= pivot == 0;
-      x[i] = i < lane ? 0.0f : sum / pivot;
+      sum *= __shfl_sync(0xffffffffu, reciprocal, i);
+      x[i] = i < lane ? 0.0f : sum;
       inverses[(k * leafSize + i) * leafLd + lane] = x[i];
     }
     return zero;
