@@ -229,7 +229,7 @@ describe('gramAccumulate and symmetrize', () => {
       expect(equalBits(await gram(Device.open('cpu', { threads }), 2500, 333, [x]), first)).toBe(true);
   });
 
-  test('equal bits in any order of blocks and threads, and in another panel', async () => {
+  test('equal bits in any order of blocks and threads, over two panels', async () => {
     const x = encode('float32', normal(5, 3 * 2300));
     const upper = async (on: Device) => {
       using stream = on.stream();

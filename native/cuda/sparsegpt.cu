@@ -155,7 +155,7 @@ void CudaBackend::sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern p
   int64_t span = pattern.group == 0 ? std::min(block, n) : pattern.group;
   if (onTheWay) span = std::min(block, sweepWidth / pattern.group * pattern.group);
   auto upper = scratch<float>(sweepWidth * sweepWidth), errors = scratch<float>(m * sweepWidth);
-  // Rows are as long as a warp sweeps: a few a warp keep what they read in the first cache.
+  // Warps take several rows where there are many: the rows of Lᵀ then stay in the multiprocessors' own caches.
   Grid rows{std::min<int64_t>((m + sweepWarps - 1) / sweepWarps, int64_t{runtime_->properties().multiprocessors} * 8)};
   for (int64_t start = 0; start < n; start += span) {
     throwIfCancelled();
