@@ -29,8 +29,8 @@ __host__ __device__ constexpr int64_t factorNumbers(int64_t tiles) { return tile
 __host__ __device__ constexpr int64_t rowNumbers(int64_t tiles) { return factorNumbers(tiles) + tiles * 2 * tileSize; }
 
 // Where a tile of L begins.
-__device__ inline int64_t tileAt(int64_t tiles, int64_t row, int64_t column) {
-  return (column * tiles - column * (column - 1) / 2 + row - column) * tileCount;
+__device__ inline int64_t tileAt(int tiles, int row, int column) {
+  return int64_t{column * tiles - column * (column - 1) / 2 + row - column} * tileCount;
 }
 
 // ---- plan
@@ -78,7 +78,7 @@ struct RowSolver {
   int64_t n;
   float *factor, *solution;  // of this row, in scratch memory
   uint32_t* support;
-  int64_t size, tiles;
+  int size, tiles;
 
   Diagonal diagonal;
   float *inverse, *left, *right, *piece;  // tiles and a vector [tileSize] in shared memory
@@ -109,38 +109,39 @@ struct RowSolver {
       }
       __syncthreads();
     }
-    for (int64_t r = size + threadIdx.x; r < tiles * tileSize; r += solveThreads) {
+    for (int r = size + static_cast<int>(threadIdx.x); r < tiles * tileSize; r += solveThreads) {
       support[r] = 0;
       solution[r] = 0;
     }
     __syncthreads();
   }
 
-  __device__ void gather(int64_t row, int64_t column, float (&sums)[4][4]) const {
+  __device__ void gather(int row, int column, float (&sums)[4][4]) const {
     for (int i = 0; i < 4; i++)
       for (int j = 0; j < 4; j++) {
-        int64_t r = row * tileSize + 4 * y() + i, c = column * tileSize + 4 * x() + j;
+        int r = row * tileSize + 4 * y() + i, c = column * tileSize + 4 * x() + j;
         sums[i][j] = r < size && c < size ? gram[int64_t{support[r]} * n + support[c]] : r == c ? 1.0f : 0.0f;
       }
   }
 
-  // sums += sign · a b, tiles in shared memory: a transposed, b with rows as they are.
-  __device__ static void multiply(const float* a, const float* b, float sign, float (&sums)[4][4]) {
+  // sums += a b, or −= a b; tiles in shared memory: a transposed, b with rows as they are.
+  template <bool minus>
+  __device__ static void multiply(const float* a, const float* b, float (&sums)[4][4]) {
 #pragma unroll 8
     for (int k = 0; k < tileSize; k++) {
       float4 p = *reinterpret_cast<const float4*>(a + k * tileSize + 4 * y());
       float4 q = *reinterpret_cast<const float4*>(b + k * tileSize + 4 * x());
-      float rows[4] = {sign * p.x, sign * p.y, sign * p.z, sign * p.w}, columns[4] = {q.x, q.y, q.z, q.w};
+      float rows[4] = {p.x, p.y, p.z, p.w}, columns[4] = {q.x, q.y, q.z, q.w};
       for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++) sums[i][j] += rows[i] * columns[j];
+        for (int j = 0; j < 4; j++) sums[i][j] += (minus ? -rows[i] : rows[i]) * columns[j];
     }
   }
 
   // sums −= Σ L[row, k] L[column, k]ᵀ over the block columns k to the left. While a pair of tiles is multiplied, the
   // next one is on its way to registers.
-  __device__ void subtractLeft(int64_t row, int64_t column, float (&sums)[4][4]) {
+  __device__ void subtractLeft(int row, int column, float (&sums)[4][4]) {
     float4 a[tileFours], b[tileFours];
-    auto fetch = [&](int64_t k) {
+    auto fetch = [&](int k) {
       const float4* from = reinterpret_cast<const float4*>(factor + tileAt(tiles, row, k));
       const float4* other = reinterpret_cast<const float4*>(factor + tileAt(tiles, column, k));
       for (int i = 0; i < tileFours; i++) {
@@ -149,20 +150,20 @@ struct RowSolver {
       }
     };
     if (column > 0) fetch(0);
-    for (int64_t k = 0; k < column; k++) {
+    for (int k = 0; k < column; k++) {
       for (int i = 0; i < tileFours; i++) {
         reinterpret_cast<float4*>(left)[i * solveThreads + threadIdx.x] = a[i];
         reinterpret_cast<float4*>(right)[i * solveThreads + threadIdx.x] = b[i];
       }
       __syncthreads();
       if (k + 1 < column) fetch(k + 1);
-      multiply(left, right, -1, sums);
+      multiply<true>(left, right, sums);
       __syncthreads();
     }
   }
 
   // The block on the diagonal: factored, inverted, and this piece of the forward solve. Returns whether a pivot failed.
-  __device__ bool factorDiagonal(int64_t column) {
+  __device__ bool factorDiagonal(int column) {
     float sums[4][4];
     gather(column, column, sums);
     subtractLeft(column, column, sums);
@@ -185,7 +186,7 @@ struct RowSolver {
   }
 
   // A tile below: L = (…) Xᵀ, and what the solution of this block column takes from the right-hand side.
-  __device__ void factorTile(int64_t row, int64_t column) {
+  __device__ void factorTile(int row, int column) {
     float sums[4][4];
     gather(row, column, sums);
     subtractLeft(row, column, sums);
@@ -194,7 +195,7 @@ struct RowSolver {
           make_float4(sums[0][j], sums[1][j], sums[2][j], sums[3][j]);
     __syncthreads();
     float out[4][4] = {};
-    multiply(left, inverse, 1, out);
+    multiply<false>(left, inverse, out);
     float* to = factor + tileAt(tiles, row, column);
     for (int j = 0; j < 4; j++)
       *reinterpret_cast<float4*>(to + (4 * x() + j) * tileSize + 4 * y()) =
@@ -210,10 +211,10 @@ struct RowSolver {
 
   // sums[c] = Σ over rows of L[row, c] vector[row] for the warp's eight columns c, over `count` tiles of a block
   // column.
-  __device__ void transposedProduct(const float* tile, const float* vector, int64_t count, float (&sums)[8]) const {
+  __device__ void transposedProduct(const float* tile, const float* vector, int count, float (&sums)[8]) const {
     int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     for (int c = 0; c < 8; c++) sums[c] = 0;
-    for (int64_t t = 0; t < count; t++) {
+    for (int t = 0; t < count; t++) {
       float2 v = *reinterpret_cast<const float2*>(vector + t * tileSize + 2 * lane);
 #pragma unroll
       for (int c = 0; c < 8; c++) {
@@ -230,7 +231,7 @@ struct RowSolver {
   // The backward solve: x = Xᵀ (y − Σ L[i]ᵀ x[i] over the blocks i below), from the last block up.
   __device__ void backward() {
     int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    for (int64_t column = tiles - 1; column >= 0; column--) {
+    for (int column = tiles - 1; column >= 0; column--) {
       float sums[8];
       float *block = solution + column * tileSize, *tile = factor + tileAt(tiles, column, column);
       transposedProduct(tile + tileCount, block + tileSize, tiles - 1 - column, sums);
@@ -256,21 +257,21 @@ __global__ void __launch_bounds__(solveThreads, 2)
   // Tiles first: they are read by fours.
   float *inverse = shared, *left = inverse + tileCount, *other = left + tileCount, *piece = other + tileCount;
   for (int64_t i = waveStarts[wave] + blockIdx.x; i < waveStarts[wave + 1]; i += gridDim.x) {
-    int64_t size = sizes[i], tiles = (size + tileSize - 1) / tileSize;
+    int size = static_cast<int>(sizes[i]), tiles = (size + tileSize - 1) / tileSize;
     float *factor = memory + offsets[i], *solution = factor + factorNumbers(tiles);
     uint32_t* support = reinterpret_cast<uint32_t*>(solution + tiles * tileSize);
     RowSolver row{gram,    n,    factor, solution, support, size, tiles, Diagonal(piece + tileSize),
                   inverse, left, other,  piece};
     row.collect(mask + i * n, right + i * n);
-    for (int64_t column = 0; column < tiles; column++) {
+    for (int column = 0; column < tiles; column++) {
       if (row.factorDiagonal(column) && threadIdx.x == 0) atomicMin(firstFailed, static_cast<uint32_t>(i));
-      for (int64_t below = column + 1; below < tiles; below++) row.factorTile(below, column);
+      for (int below = column + 1; below < tiles; below++) row.factorTile(below, column);
     }
     row.backward();
     float* out = x + i * n;
     for (int64_t j = threadIdx.x; j < n; j += solveThreads) out[j] = 0;
     __syncthreads();
-    for (int64_t r = threadIdx.x; r < size; r += solveThreads) out[support[r]] = solution[r];
+    for (int r = static_cast<int>(threadIdx.x); r < size; r += solveThreads) out[support[r]] = solution[r];
     __syncthreads();
   }
 }

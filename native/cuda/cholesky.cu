@@ -31,7 +31,7 @@ __device__ void loadLower(Diagonal& block, const float* a, int64_t n, int width)
 }
 
 // The block on the diagonal at (k, k) := its factor; inverse [blockSize, blockSize] := that one's inverse.
-__global__ void __launch_bounds__(diagonalThreads)
+__global__ void __launch_bounds__(diagonalThreads, 1)
     factorKernel(float* a, int64_t n, int64_t k, float* inverse, Failure* failure) {
   DYNAMIC_SHARED(float, memory);
   Diagonal block(memory);
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(diagonalThreads)
 }
 
 // One block for each block on the diagonal of a lower factor, which becomes its inverse, zeros above.
-__global__ void __launch_bounds__(diagonalThreads) invertDiagonalKernel(float* a, int64_t n, Failure* failure) {
+__global__ void __launch_bounds__(diagonalThreads, 1) invertDiagonalKernel(float* a, int64_t n, Failure* failure) {
   DYNAMIC_SHARED(float, memory);
   Diagonal block(memory);
   int64_t k = int64_t{blockIdx.x} * blockSize;

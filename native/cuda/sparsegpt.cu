@@ -68,7 +68,7 @@ __device__ inline void chooseGroup(const float (&x)[perLane], const float* upper
 // Columns start ... start + width of weight and mask [m, n], and errors [m, sweepWidth]: what each pruned weight
 // leaves. Without groups, `chosen` (rows of chosenLd bytes) says which weights stay.
 template <bool groups>
-__global__ void __launch_bounds__(sweepThreads)
+__global__ void __launch_bounds__(sweepThreads, 4)
     sweepKernel(float* weight, int64_t m, int64_t n, int64_t start, int width, const float* upper,
                 const uint8_t* chosen, int64_t chosenLd, Pattern pattern, uint8_t* mask, float* errors) {
   SHARED(uint32_t, memory, groups ? sweepWarps * sweepWidth : 1);
