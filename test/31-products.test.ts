@@ -1,6 +1,16 @@
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
-import { fromBf16, instructionSets, nmse, normal, product, threadCounts, toBf16 } from './helpers/numbers.js';
+import {
+  cudaOrders,
+  fromBf16,
+  nmse,
+  normal,
+  opDevice,
+  opDevices,
+  product,
+  threadCounts,
+  toBf16,
+} from './helpers/numbers.js';
 
 type Bits = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
 type Kind = 'float32' | 'bfloat16';
@@ -15,7 +25,8 @@ interface Options {
 const bound32 = 1e-11;
 const bound16 = 1e-5;
 
-const device = Device.open('cpu');
+const devices = { cpu: Device.open('cpu'), cuda: opDevice('cuda') };
+const names = ['cpu', 'cuda'] as const;
 const equalBits = (a: Bits, b: Bits) => Buffer.compare(Buffer.from(a.buffer), Buffer.from(b.buffer)) === 0;
 const values = (bits: Bits) => (bits instanceof Uint16Array ? fromBf16(bits) : bits);
 const encode = (kind: Kind, x: Float32Array<ArrayBuffer>): Bits => (kind === 'float32' ? x : toBf16(x));
@@ -74,43 +85,61 @@ describe('gemm against float64', () => {
     { transposeB: true, alpha: -0.5, beta: 2 },
     { transposeA: true, transposeB: true, beta: 1 },
   ];
-  for (const options of layouts)
-    test.each(shapes)(`float32 [%i, %i], k = %i, ${JSON.stringify(options)}`, async (...shape) => {
-      const data = inputs(shape[0]!, shape[1]!, shape[2]!, 'float32', 'float32');
-      expect(nmse(await gemm(device, shape, data, options), expected(shape, data, options))).toBeLessThan(bound32);
-    });
+  for (const name of names)
+    for (const options of layouts)
+      test.each(shapes)(`${name}: float32 [%i, %i], k = %i, ${JSON.stringify(options)}`, async (...shape) => {
+        const data = inputs(shape[0]!, shape[1]!, shape[2]!, 'float32', 'float32');
+        const out = await gemm(devices[name], shape, data, options);
+        expect(nmse(out, expected(shape, data, options))).toBeLessThan(bound32);
+      });
 
-  for (const isa of instructionSets())
+  for (const isa of opDevices())
     for (const options of layouts)
       test(`bfloat16 on ${isa}, ${JSON.stringify(options)}`, async () => {
         for (const shape of shapes) {
           const data = inputs(shape[0]!, shape[1]!, shape[2]!, 'bfloat16', 'float32');
-          const on = Device.open('cpu', { isa });
+          const on = opDevice(isa);
           expect(nmse(await gemm(on, shape, data, options), expected(shape, data, options))).toBeLessThan(bound32);
         }
       });
 
-  test.each(['float32', 'bfloat16'] as const)('%s into bfloat16', async (kind) => {
-    for (const shape of shapes) {
-      const data = inputs(shape[0]!, shape[1]!, shape[2]!, kind, 'bfloat16');
-      const out = await gemm(device, shape, data, { transposeB: true, alpha: 3 });
-      expect(nmse(values(out), expected(shape, data, { transposeB: true, alpha: 3 }))).toBeLessThan(bound16);
-    }
+  for (const name of names)
+    test.each(['float32', 'bfloat16'] as const)(`${name}: %s into bfloat16`, async (kind) => {
+      for (const shape of shapes) {
+        const data = inputs(shape[0]!, shape[1]!, shape[2]!, kind, 'bfloat16');
+        const out = await gemm(devices[name], shape, data, { transposeB: true, alpha: 3 });
+        expect(nmse(values(out), expected(shape, data, { transposeB: true, alpha: 3 }))).toBeLessThan(bound16);
+      }
+    });
+
+  test('float32 into a bfloat16 view at an odd place', async () => {
+    using stream = devices.cuda.stream();
+    using scope = new Scope();
+    const [m, n, k] = [13, 21, 5];
+    const data = inputs(m, n, k, 'float32', 'bfloat16');
+    const a = scope.hold(stream.upload('float32', [m, k], data.a as Float32Array<ArrayBuffer>));
+    const b = scope.hold(stream.upload('float32', [k, n], data.b as Float32Array<ArrayBuffer>));
+    const out = scope.hold(devices.cuda.tensor('bfloat16', [m + 1, n]));
+    stream.gemm(a, b, scope.hold(out.rows(1, m + 1)));
+    const bits = (await stream.read(out)) as Bits;
+    expect(values(bits.subarray(0, n) as Bits).every((x) => x === 0)).toBe(true);
+    expect(nmse(values(bits.slice(n) as Bits), expected([m, n, k], data, {}))).toBeLessThan(bound16);
   });
 
   test.each(['float32', 'bfloat16'] as const)('%s: a sum longer than one call takes', async (kind) => {
-    for (const isa of instructionSets()) {
+    for (const isa of opDevices()) {
       const shape = [19, 33, 4500];
       const data = inputs(19, 33, 4500, kind, 'float32');
       for (const options of [{ beta: -1 }, { transposeA: true, transposeB: true }]) {
-        const out = await gemm(Device.open('cpu', { isa }), shape, data, options);
+        const out = await gemm(opDevice(isa), shape, data, options);
         expect(nmse(out, expected(shape, data, options))).toBeLessThan(bound32);
       }
     }
   });
 });
 
-describe('gemm at the edges', () => {
+describe.each(names)('gemm at the edges on %s', (name) => {
+  const device = devices[name];
   test.each([
     ['float32', 'float32'],
     ['bfloat16', 'float32'],
@@ -145,11 +174,13 @@ describe('gemm at the edges', () => {
     const out = await gemm(device, [300, 40, 20], data, {});
     expect(out.every((x, i) => Number.isNaN(x) === (Math.floor(i / 40) === 17))).toBe(true);
   });
+});
 
+describe('gemm', () => {
   test.each(['float32', 'bfloat16'] as const)('%s: equal bits for any number of threads, and again', async (kind) => {
     const shape = [600, 500, 300];
     const data = inputs(600, 500, 300, kind, 'float32');
-    const first = await gemm(device, shape, data, { transposeB: true });
+    const first = await gemm(devices.cpu, shape, data, { transposeB: true });
     for (const threads of [...threadCounts, ...threadCounts]) {
       const again = await gemm(Device.open('cpu', { threads }), shape, data, { transposeB: true });
       expect(equalBits(again, first)).toBe(true);
@@ -182,14 +213,41 @@ describe('gramAccumulate and symmetrize', () => {
     [2100, 150],
   ] as const;
   for (const kind of ['float32', 'bfloat16'] as const)
-    for (const isa of instructionSets())
+    for (const isa of opDevices())
       test(`${kind} on ${isa} against float64`, async () => {
         for (const [tokens, n] of cases) {
           const x = encode(kind, normal(tokens + n, tokens * n));
-          const actual = await gram(Device.open('cpu', { isa }), tokens, n, [x]);
+          const actual = await gram(opDevice(isa), tokens, n, [x]);
           expect(nmse(actual, product(values(x), values(x), n, n, tokens, true))).toBeLessThan(bound32);
         }
       });
+
+  test.each(['float32', 'bfloat16'] as const)('%s: equal bits for any number of threads, and again', async (kind) => {
+    const x = encode(kind, normal(5, 2500 * 333));
+    const first = await gram(devices.cpu, 2500, 333, [x]);
+    for (const threads of [...threadCounts, ...threadCounts])
+      expect(equalBits(await gram(Device.open('cpu', { threads }), 2500, 333, [x]), first)).toBe(true);
+  });
+
+  test('equal bits in any order of blocks and threads, over two panels', async () => {
+    const x = encode('float32', normal(5, 3 * 2300));
+    const upper = async (on: Device) => {
+      using stream = on.stream();
+      using scope = new Scope();
+      const sum = scope.hold(on.tensor('float32', [2300, 2300])); // more than one panel
+      stream.gramAccumulate(scope.hold(stream.upload('float32', [3, 2300], x as Float32Array<ArrayBuffer>)), sum);
+      return stream.read(sum);
+    };
+    const first = await upper(devices.cuda);
+    const exact = product(values(x), values(x), 2300, 2300, 3, true);
+    const above = (_: number, i: number) => i % 2300 >= Math.floor(i / 2300);
+    expect(nmse(first.filter(above), exact.filter(above))).toBeLessThan(bound32);
+    for (const on of cudaOrders()) expect(equalBits(await upper(on), first)).toBe(true);
+  });
+});
+
+describe.each(names)('Gram matrices on %s', (name) => {
+  const device = devices[name];
 
   test('adds to what is there, call by call', async () => {
     const [tokens, n] = [41, 131];
@@ -206,13 +264,6 @@ describe('gramAccumulate and symmetrize', () => {
 
   test('no tokens leave it as it is', async () => {
     expect(await gram(device, 0, 3, [new Float32Array(0)])).toEqual(new Float32Array(9));
-  });
-
-  test.each(['float32', 'bfloat16'] as const)('%s: equal bits for any number of threads, and again', async (kind) => {
-    const x = encode(kind, normal(5, 2500 * 333));
-    const first = await gram(device, 2500, 333, [x]);
-    for (const threads of [...threadCounts, ...threadCounts])
-      expect(equalBits(await gram(Device.open('cpu', { threads }), 2500, 333, [x]), first)).toBe(true);
   });
 
   test.each([1, 2, 63, 64, 65, 131, 200])('symmetrize copies the upper triangle: n = %i', async (n) => {

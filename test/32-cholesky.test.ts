@@ -1,9 +1,9 @@
 import { Device } from '../src/device/device.js';
-import { nmse, normal, product, threadCounts } from './helpers/numbers.js';
+import { cudaOrders, nmse, normal, opDevice, product, threadCounts } from './helpers/numbers.js';
 
 type Floats = Float32Array<ArrayBuffer>;
 
-const device = Device.open('cpu');
+const devices = { cpu: Device.open('cpu'), cuda: opDevice('cuda') };
 const equalBits = (a: Floats, b: Floats) => Buffer.compare(Buffer.from(a.buffer), Buffer.from(b.buffer)) === 0;
 
 async function factor(on: Device, a: Floats, n: number): Promise<Floats> {
@@ -80,7 +80,8 @@ function residual(a: ArrayLike<number>, b: ArrayLike<number>, n: number): number
 const single = Math.fround;
 const double = (x: number) => x;
 
-describe('cholesky and choleskyInverse', () => {
+describe.each(['cpu', 'cuda'] as const)('cholesky and choleskyInverse on %s', (name) => {
+  const device = devices[name];
   // One leaf, its edge, one block, its edge, several blocks, more than one tile with and without a remainder.
   const sizes = [1, 2, 3, 31, 32, 33, 63, 64, 65, 97, 128, 191, 257, 400];
 
@@ -95,7 +96,7 @@ describe('cholesky and choleskyInverse', () => {
     expect(x.every((value, i) => Object.is(value, x[(i % n) * n + Math.floor(i / n)]))).toBe(true);
   });
 
-  test.each([770, 1540])('L Lᵀ and A A⁻¹ on rows of a large matrix: n = %i', async (n) => {
+  test.each(name === 'cpu' ? [770, 1540] : [770])('L Lᵀ and A A⁻¹ on rows of a large matrix: n = %i', async (n) => {
     // A = D + u uᵀ has the inverse D⁻¹ − D⁻¹u uᵀD⁻¹ / (1 + uᵀD⁻¹u). These sizes have panels of another width.
     const u = normal(n, n).map((x) => x / Math.sqrt(n));
     const d = Float32Array.from({ length: n }, (_, i) => 1 + (i % 7));
@@ -119,19 +120,6 @@ describe('cholesky and choleskyInverse', () => {
     const backward = (f: ArrayLike<number>) => Math.sqrt(nmse(product(f, f, n, n, n, false, true), a));
     expect(backward(l)).toBeLessThan(2 * backward(plain.l) + 1e-7);
     expect(residual(a, x, n)).toBeLessThan(3 * residual(a, plain.inverse, n));
-  });
-
-  test('equal bits for any number of threads, and again', async () => {
-    for (const n of [100, 450, 900]) {
-      const a = conditioned(n <= 450 ? n : 1, 100);
-      const data = n <= 450 ? a : diagonalPlusBand(n);
-      const [l, x] = [await factor(device, data, n), await inverse(device, data, n)];
-      for (const threads of [...threadCounts, ...threadCounts]) {
-        const on = Device.open('cpu', { threads });
-        expect(equalBits(await factor(on, data, n), l)).toBe(true);
-        expect(equalBits(await inverse(on, data, n), x)).toBe(true);
-      }
-    }
   });
 
   test('a matrix of no rows', async () => {
@@ -176,6 +164,56 @@ describe('cholesky and choleskyInverse', () => {
     stream.addDiagonal(a, 4);
     stream.cholesky(a);
     expect((await stream.read(a)).reduce((sum, x) => sum + x, 0)).toBe(140);
+  });
+});
+
+describe('cholesky and choleskyInverse', () => {
+  test('equal bits for any number of threads, and again', async () => {
+    for (const n of [100, 450, 900]) {
+      const a = conditioned(n <= 450 ? n : 1, 100);
+      const data = n <= 450 ? a : diagonalPlusBand(n);
+      const [l, x] = [await factor(devices.cpu, data, n), await inverse(devices.cpu, data, n)];
+      for (const threads of [...threadCounts, ...threadCounts]) {
+        const on = Device.open('cpu', { threads });
+        expect(equalBits(await factor(on, data, n), l)).toBe(true);
+        expect(equalBits(await inverse(on, data, n), x)).toBe(true);
+      }
+    }
+  });
+
+  test('equal bits in any order of blocks and threads', async () => {
+    const n = 300;
+    const a = conditioned(n, 100);
+    const [l, x] = [await factor(devices.cuda, a, n), await inverse(devices.cuda, a, n)];
+    for (const on of cudaOrders()) {
+      expect(equalBits(await factor(on, a, n), l)).toBe(true);
+      expect(equalBits(await inverse(on, a, n), x)).toBe(true);
+    }
+  });
+
+  test('what is above the diagonal is neither read by cholesky nor by choleskyInverse', async () => {
+    const n = 300;
+    const a = wellConditioned(n);
+    const [l, x] = [await factor(devices.cuda, a, n), await inverse(devices.cuda, a, n)];
+    const filled = (from: Floats) => from.map((value, i) => (i % n > Math.floor(i / n) ? Number.NaN : value));
+    expect(equalBits(await factor(devices.cuda, filled(a), n), l)).toBe(true);
+    using stream = devices.cuda.stream();
+    using tensor = stream.upload('float32', [n, n], filled(l));
+    stream.choleskyInverse(tensor);
+    expect(equalBits(await stream.read(tensor), x)).toBe(true);
+  });
+
+  test.each(['cpu', 'cuda'] as const)('a factor with a zero on its diagonal, on %s', async (name) => {
+    for (const row of [0, 40, 140, 299]) {
+      const l = new Float32Array(300 * 300).map((_, i) => (i % 301 === 0 && i !== row * 301 ? 1 : 0));
+      using stream = devices[name].stream();
+      using tensor = stream.upload('float32', [300, 300], l);
+      stream.choleskyInverse(tensor);
+      await expect(stream.sync()).rejects.toMatchObject({
+        code: 'NOT_POSITIVE_DEFINITE',
+        message: 'The Cholesky factor has a zero on its diagonal',
+      });
+    }
   });
 });
 

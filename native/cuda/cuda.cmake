@@ -112,6 +112,4 @@ target_compile_options(alps_cuda PRIVATE -Wall -Wextra -Werror)
 target_link_libraries(alps_cuda PRIVATE ${ALPS_cudart_static} ${ALPS_cublas} ${ALPS_cublasLt} pthread rt ${CMAKE_DL_LIBS})
 # The addon opens cuBLAS before this library (native/core/cuda_library.cc), so no folder of this machine is written into it.
 set_target_properties(alps_cuda PROPERTIES SKIP_BUILD_RPATH TRUE)
-if(EXISTS ${CMAKE_SOURCE_DIR}/native/cuda/products_cublas.cc)
-  target_link_options(alps_cuda PRIVATE -Wl,--no-undefined)
-endif()
+target_link_options(alps_cuda PRIVATE -Wl,--no-undefined)

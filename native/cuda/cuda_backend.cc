@@ -105,7 +105,8 @@ void throwFailure(const Failure& failure) {
     case noFailure:
       return;
     case notPositiveDefinite:
-      fail("NOT_POSITIVE_DEFINITE", "Cholesky factorisation failed at pivot ", failure.value);
+      fail("NOT_POSITIVE_DEFINITE", "The matrix [", failure.limit, ", ", failure.limit,
+           "] is not positive definite: pivot ", failure.value);
     case zeroPivot:
       fail("NOT_POSITIVE_DEFINITE", "The Cholesky factor has a zero on its diagonal");
     case supportNotPositive:

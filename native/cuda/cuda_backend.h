@@ -22,7 +22,7 @@ struct Failure {
 
 enum FailureKind : uint32_t {
   noFailure = 0,
-  notPositiveDefinite,  // value: the failing pivot or row
+  notPositiveDefinite,  // value: the failing pivot, counted from 1; limit: rows of the matrix
   zeroPivot,            // the Cholesky factor has a zero on its diagonal
   supportNotPositive,   // backsolve; value: the row
   idPastTable,          // value: an offending id; limit: ids must be below; and so for the next two

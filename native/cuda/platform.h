@@ -50,6 +50,7 @@ inline void checkCuda(cudaError_t status, const char* call) {
 // More shared memory than this has to be asked for.
 constexpr size_t sharedWithoutAsking = 48 << 10;
 
+#ifdef __CUDACC__
 template <typename... P, typename... A>
 void launch(Queue queue, void (*kernel)(P...), Grid grid, int threads, size_t sharedBytes, A&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -63,6 +64,7 @@ void launch(Queue queue, void (*kernel)(P...), Grid grid, int threads, size_t sh
   config.stream = static_cast<cudaStream_t>(queue);
   CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<P>(std::forward<A>(arguments))...));
 }
+#endif
 
 }  // namespace alps
 #endif
