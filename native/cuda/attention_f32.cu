@@ -5,6 +5,7 @@
 // any number of them; values pass some keys at a time. Four terms of a sum are read at once (16 bytes), for each of 12
 // rows: half as many cycles of shared memory as of arithmetic.
 #include "cuda/attention.h"
+#include "cuda/mma.h"
 
 namespace alps {
 
@@ -19,27 +20,30 @@ constexpr int stride = depth + 4;  // rows of queries and keys: eight of them in
 constexpr int weightStride = keys + 4;
 constexpr int stageSize = (queries + keys) * stride;
 
-// Four elements, zeros from `count` on.
-template <typename T>
-__device__ inline float4 loadFour(const T* from, int count, bool aligned) {
-  if constexpr (sizeof(T) == 4)
-    if (aligned && count >= 4) return *reinterpret_cast<const float4*>(from);
-  float x[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) x[i] = i < count ? floatOf(from[i]) : 0;
-  return {x[0], x[1], x[2], x[3]};
-}
-
-// rows × width elements to shared memory; zeros past `count` rows and `headDim` columns.
+// rows × width elements to shared memory; zeros past `count` rows and `headDim` columns. There after waitForCopies()
+// and a barrier.
 template <typename T, int rows, int width, int toStride>
 __device__ inline void loadStage(float* to, const T* from, int64_t fromStride, int count, int headDim, bool aligned) {
-  constexpr int fours = width / 4;
-#pragma unroll 4
-  for (int i = 0; i < rows * fours / threads; i++) {
-    int at = i * threads + static_cast<int>(threadIdx.x), row = at / fours, column = at % fours * 4;
-    *reinterpret_cast<float4*>(to + row * toStride + column) =
-        loadFour(from + row * fromStride + column, row < count ? headDim - column : 0, aligned);
-  }
+  constexpr int fours = width / 4, step = threads / fours;
+  int row = static_cast<int>(threadIdx.x) / fours, column = static_cast<int>(threadIdx.x) % fours * 4;
+  to += row * toStride + column;
+  if constexpr (sizeof(T) == 4)
+    if (aligned) {
+      if (column >= headDim) count = 0;
+      const T* at = from + row * fromStride + column;
+#pragma unroll
+      for (int i = 0; i < rows / step; i++) {
+        bool valid = row + i * step < count;
+        copyAsync(to + i * step * toStride, valid ? at : from, valid);
+        at += step * fromStride;
+      }
+      return;
+    }
+#pragma unroll 1
+  for (; row < rows; row += step, to += step * toStride)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      to[j] = row < count && column + j < headDim ? floatOf(from[row * fromStride + column + j]) : 0;
 }
 
 __device__ inline float4 four(const float* shared) { return *reinterpret_cast<const float4*>(shared); }
@@ -81,8 +85,9 @@ __global__ void __launch_bounds__(threads, columns <= 128 ? 3 : 2) attentionF32K
       loadStage<T, queries, depth, stride>(stage, q + d, problem.queryStride, count, headDim - d, problem.aligned);
       loadStage<T, keys, depth, stride>(keyStage, k + d, problem.keyStride, place.end - first, headDim - d,
                                         problem.aligned);
+      waitForCopies();
       __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
       for (int e = 0; e < depth; e += 4) {
         float4 b[4];
 #pragma unroll
@@ -129,6 +134,7 @@ __global__ void __launch_bounds__(threads, columns <= 128 ? 3 : 2) attentionF32K
       __syncthreads();
       loadStage<T, valueKeys, columns, columns>(stage, v + part * problem.keyStride + firstColumn, problem.keyStride,
                                                 place.end - first - part, headDim - firstColumn, problem.aligned);
+      waitForCopies();
       __syncthreads();
 #pragma unroll 1
       for (int e = 0; e < valueKeys; e += 4) {
