@@ -1,6 +1,6 @@
 import { Device } from '../src/device/device.js';
-import { Scope } from '../src/device/tensor.js';
-import { fromBf16, instructionSets, nmse, normal, threadCounts, toBf16 } from './helpers/numbers.js';
+import { Scope, type Tensor } from '../src/device/tensor.js';
+import { cudaOrders, fromBf16, nmse, normal, opDevice, opDevices, threadCounts, toBf16 } from './helpers/numbers.js';
 
 interface Case {
   windows: number;
@@ -10,6 +10,8 @@ interface Case {
   headDim: number;
   /** Sliding window; 0 is none. */
   window: number;
+  /** Scores become softCap * tanh(score / softCap); none is none. */
+  softCap?: number;
 }
 
 interface Inputs {
@@ -29,6 +31,15 @@ const cases: Case[] = [
   { windows: 1, sequence: 300, heads: 4, kvHeads: 1, headDim: 32, window: 40 },
   { windows: 1, sequence: 700, heads: 1, kvHeads: 1, headDim: 16, window: 0 }, // more than one block of keys
   { windows: 1, sequence: 1100, heads: 1, kvHeads: 1, headDim: 8, window: 600 },
+  { windows: 1, sequence: 300, heads: 4, kvHeads: 4, headDim: 64, window: 0 }, // more than a small cache holds
+  { windows: 1, sequence: 70, heads: 2, kvHeads: 1, headDim: 1, window: 0 },
+  { windows: 1, sequence: 70, heads: 6, kvHeads: 2, headDim: 5, window: 9, softCap: 2 },
+  { windows: 2, sequence: 65, heads: 2, kvHeads: 2, headDim: 33, window: 64 },
+  { windows: 1, sequence: 129, heads: 1, kvHeads: 1, headDim: 96, window: 65, softCap: 30 },
+  { windows: 3, sequence: 40, heads: 2, kvHeads: 1, headDim: 112, window: 0, softCap: 0.5 },
+  { windows: 1, sequence: 97, heads: 1, kvHeads: 1, headDim: 160, window: 0 },
+  { windows: 1, sequence: 97, heads: 2, kvHeads: 1, headDim: 256, window: 33 },
+  { windows: 1, sequence: 67, heads: 1, kvHeads: 1, headDim: 301, window: 0 },
 ];
 
 function inputs({ windows, sequence, heads, kvHeads, headDim }: Case, factor = 1): Inputs {
@@ -40,7 +51,8 @@ function inputs({ windows, sequence, heads, kvHeads, headDim }: Case, factor = 1
   };
 }
 
-function reference({ q, k, v }: Inputs, { windows, sequence, heads, kvHeads, headDim, window }: Case): Float64Array {
+function reference({ q, k, v }: Inputs, options: Case): Float64Array {
+  const { windows, sequence, heads, kvHeads, headDim, window, softCap } = options;
   const out = new Float64Array(q.length);
   const row = kvHeads * headDim;
   for (let base = 0; base < windows * sequence; base += sequence) {
@@ -53,7 +65,8 @@ function reference({ q, k, v }: Inputs, { windows, sequence, heads, kvHeads, hea
         for (let s = start; s <= t; s++) {
           let dot = 0;
           for (let d = 0; d < headDim; d++) dot += q[at + d]! * k[from + s * row + d]!;
-          scores.push(dot / Math.sqrt(headDim));
+          const score = dot / Math.sqrt(headDim);
+          scores.push(softCap ? softCap * Math.tanh(score / softCap) : score);
         }
         const peak = scores.reduce((a, b) => Math.max(a, b));
         const weights = scores.map((score) => Math.exp(score - peak));
@@ -67,15 +80,19 @@ function reference({ q, k, v }: Inputs, { windows, sequence, heads, kvHeads, hea
   return out;
 }
 
-async function attention(device: Device, dtype: 'float32' | 'bfloat16', { q, k, v }: Inputs, options: Case) {
+/** With `skip`, tensors are views that begin that many elements into their memory. */
+async function attention(device: Device, dtype: 'float32' | 'bfloat16', { q, k, v }: Inputs, options: Case, skip = 0) {
   using scope = new Scope();
   const stream = scope.hold(device.stream());
   const tokens = options.windows * options.sequence;
   const tensors = [q, k, v, new Float32Array(q.length).fill(Number.NaN)].map((values) => {
     const shape = [tokens, values.length / tokens];
-    const tensor =
-      dtype === 'float32' ? stream.upload(dtype, shape, values) : stream.upload(dtype, shape, toBf16(values));
-    return scope.hold(tensor);
+    const all = new Float32Array(skip + values.length).fill(Number.NaN);
+    all.set(values, skip);
+    const memory =
+      dtype === 'float32' ? stream.upload(dtype, [all.length], all) : stream.upload(dtype, [all.length], toBf16(all));
+    const view: Tensor<'float32' | 'bfloat16'> = scope.hold(scope.hold(memory).rows(skip, all.length));
+    return scope.hold(view.reshape(...shape));
   });
   const out = tensors[3]!;
   stream.attention(tensors[0]!, tensors[1]!, tensors[2]!, out, { ...options, scale: 1 / Math.sqrt(options.headDim) });
@@ -102,8 +119,8 @@ function prepare(dtype: 'float32' | 'bfloat16', options: Case, factor = 1) {
   return pair;
 }
 
-describe.each(instructionSets())('attention on %s', (isa) => {
-  const device = Device.open('cpu', { isa });
+describe.each(opDevices())('attention on %s', (isa) => {
+  const device = opDevice(isa);
 
   test.each(cases)(`float32, ${describeCase}: NMSE < 1e-12`, async (options) => {
     const { given, expected } = prepare('float32', options);
@@ -130,6 +147,56 @@ describe.each(instructionSets())('attention on %s', (isa) => {
     expect(out.findIndex(Number.isNaN)).toBe(200 * 16);
     expect(out.subarray(200 * 16).every(Number.isNaN)).toBe(true);
   });
+
+  // All weights are equal: a query's output is the mean of the values it sees, which are 1, 2, 3, ... One key too many
+  // or too few at either end moves it by a half, which is more than bfloat16's rounding as long as it is below 128.
+  test.each([0, 1, 2, 31, 63, 64, 65, 139])('each query sees just its keys, window %i', async (window) => {
+    const options: Case = { windows: 2, sequence: 140, heads: 1, kvHeads: 1, headDim: 8, window };
+    const given = inputs(options);
+    given.q.fill(0);
+    given.v.forEach((_, i) => {
+      given.v[i] = (Math.floor(i / 8) % 140) + 1;
+    });
+    const expected = reference(given, options);
+    for (const dtype of ['float32', 'bfloat16'] as const) {
+      const out = await attention(device, dtype, given, options);
+      const wrong = expected.findIndex(
+        (x, i) => !(Math.abs(out[i]! - x) <= x * (dtype === 'float32' ? 1e-6 : 2 ** -8)),
+      );
+      expect(wrong).toBe(-1);
+    }
+  });
+
+  test.each(['float32', 'bfloat16'] as const)('%s: views that begin anywhere', async (dtype) => {
+    const options: Case = { windows: 2, sequence: 90, heads: 4, kvHeads: 2, headDim: 16, window: 70 };
+    const { given, expected } = prepare(dtype, options);
+    const limit = dtype === 'float32' ? 1e-12 : 1e-5;
+    expect(nmse(await attention(device, dtype, given, options, 1), expected)).toBeLessThan(limit);
+    expect(nmse(await attention(device, dtype, given, options, 8), expected)).toBeLessThan(limit);
+  });
+
+  test('no tokens', async () => {
+    const options: Case = { windows: 0, sequence: 4, heads: 2, kvHeads: 1, headDim: 8, window: 0 };
+    using scope = new Scope();
+    const stream = scope.hold(device.stream());
+    const [q, k, v, out] = [16, 8, 8, 16].map((width) =>
+      scope.hold(stream.upload('float32', [0, width], new Float32Array())),
+    );
+    stream.attention(q!, k!, v!, out!, { ...options, scale: 1 });
+    expect(await stream.read(out!)).toHaveLength(0);
+  });
+});
+
+test.each([
+  { dtype: 'float32', headDim: 64 },
+  { dtype: 'bfloat16', headDim: 64 },
+  { dtype: 'bfloat16', headDim: 136 },
+] as const)('$dtype × $headDim: equal bits in whatever order blocks and threads run', async ({ dtype, headDim }) => {
+  const options: Case = { windows: 2, sequence: 150, heads: 2, kvHeads: 1, headDim, window: 100 };
+  const given = inputs(options);
+  const runs: Buffer[] = [];
+  for (const device of cudaOrders()) runs.push(Buffer.from((await attention(device, dtype, given, options)).buffer));
+  expect(runs.map((run) => run.equals(runs[0]!))).toEqual(runs.map(() => true));
 });
 
 test.each(['float32', 'bfloat16'] as const)('%s: equal bits whatever the threads, and twice', async (dtype) => {
