@@ -94,8 +94,8 @@ class CublasProducts final : public Products {
  private:
   cudaStream_t stream() const { return static_cast<cudaStream_t>(runtime_.queue()); }
 
-  // For the stream of the moment: while a graph is recorded it is another one than the usual. Whenever a handle is given
-  // a stream, cuBLAS goes back to a workspace of its own, so ours has to follow.
+  // For the stream of the moment: while a graph is recorded it is another one than the usual. Whenever a handle is
+  // given a stream, cuBLAS goes back to a workspace of its own, so ours has to follow.
   cublasHandle_t handle() {
     cudaStream_t now = stream();
     if (now != handleStream_) {
