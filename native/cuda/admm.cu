@@ -34,9 +34,13 @@ struct UpdatePass {
     float score[4], base[4];
   };
 
-  __device__ float sample(int64_t at) const {
-    float sum = base[at] + b[at], before = state[at];
-    return sum + (mask[at] ? 0.0f : before);
+  template <bool whole>
+  __device__ void sample(int64_t at, Range range, float (&score)[4]) const {
+    Raw raw = read<whole>(at, range);
+    for (int j = 0; j < 4; j++) score[j] = scoreOf(raw, j, raw.base[j] + raw.b[j]);
+  }
+  __device__ static float scoreOf(const Raw& raw, int j, float sum) {
+    return sum + (raw.mask >> (8 * j) & 0xff ? 0.0f : raw.state[j]);
   }
   template <bool whole>
   __device__ Raw read(int64_t at, Range range) const {
@@ -53,7 +57,7 @@ struct UpdatePass {
     float sum[4];
     for (int j = 0; j < 4; j++) {
       sum[j] = raw.base[j] + raw.b[j];
-      quad.score[j] = sum[j] + (raw.mask >> (8 * j) & 0xff ? 0.0f : raw.state[j]);
+      quad.score[j] = scoreOf(raw, j, sum[j]);
       quad.base[j] = raw.base[j];
     }
     if (storeB) store4<whole>(b, at, range, sum);
@@ -209,10 +213,11 @@ void CudaBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tens
     queueUpdate(b, base, state, mask, y, pattern, selection ? &*selection : nullptr, storeB);
   };
   std::unique_ptr<Graph> graph;
-  if (count > fewestRecorded) graph = runtime_->record([&] { iterate(false); });
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
     bool last = i + 1 == count;  // only then is B of use
+    // The first one has had all kernels loaded, cuBLAS's too: to load one may not be possible during a recording.
+    if (i == 1 && count > fewestRecorded) graph = runtime_->record([&] { iterate(false); });
     if (graph && !last)
       graph->launch();
     else

@@ -33,7 +33,8 @@ using Queue = void*;
 #else
 #include <cuda_runtime.h>
 
-#define SHARED(type, name, count) __shared__ type name[count]
+// Aligned for accesses of 16 bytes, whatever the type.
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define DYNAMIC_SHARED(type, name)                                   \
   extern __shared__ __align__(16) unsigned char alpsDynamicShared[]; \
   type* name = reinterpret_cast<type*>(alpsDynamicShared)

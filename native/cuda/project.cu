@@ -23,7 +23,10 @@ struct ProjectPass {
   };
   using Raw = Quad;
 
-  __device__ float sample(int64_t at) const { return scores[at]; }
+  template <bool whole>
+  __device__ void sample(int64_t at, Range range, float (&score)[4]) const {
+    load4<whole>(scores, at, range, score);
+  }
   template <bool whole>
   __device__ Raw read(int64_t at, Range range) const {
     Quad quad;

@@ -69,7 +69,7 @@ struct SelectionMemory {
 // What a pass over the scores does. `Pass` has, with a Quad of four elements' values in registers:
 //   const float* scores; bool aligned (all its tensors hold quads);
 //   static constexpr bool makes: scores are made by make()
-//   float sample(at): what scores[at] will be once made
+//   sample<whole>(at, range, score): what the scores of a quad will be once made
 //   Raw read<whole>(at, range); Quad make<whole>(raw, at, range): makes the scores of a quad, in two halves so that
 //     several quads are read before the first one is written
 //   Quad load<whole>(at, range): a quad made before
@@ -112,7 +112,12 @@ __global__ void __launch_bounds__(windowThreads) windowKernel(Pass pass, Selecti
         static_cast<int64_t>(((number + 1) * 0x9e3779b97f4a7c15u >> 32) % static_cast<uint64_t>(stratum - 3));
     int64_t at = segment.range.begin + static_cast<int64_t>(number) * stratum + offset;
     at = max(segment.range.begin, at & ~int64_t{3});
-    for (int j = 0; j < 4; j++) bits[q][j] = magnitude(pass.sample(at + j));
+    float score[4];
+    if (pass.aligned && at % 4 == 0)
+      pass.template sample<true>(at, segment.range, score);
+    else
+      pass.template sample<false>(at, segment.range, score);
+    for (int j = 0; j < 4; j++) bits[q][j] = magnitude(score[j]);
   }
   Window window = findWindow(bits, quads, size, segment.keep);
   if (t == 0) state.low = window.low, state.high = window.high;
