@@ -5,7 +5,7 @@
 //
 // The machine is a folder tree that holds Node, npm, and the libraries that Node's program is linked with: no compiler, no shell, no
 // /usr/lib, and no network, so npm takes the dependencies from its cache. --tree takes another one, made by debootstrap for example. --cuda packs the CUDA kernels
-// too. --keep leaves the scratch folder. Exit codes: 0 passed, 1 failed, 77 it cannot be done here.
+// too, which takes long. --keep leaves the scratch folder. Exit codes: 0 passed, 1 failed, 77 it cannot be done here.
 import { spawnSync } from 'node:child_process';
 import {
   copyFileSync,
@@ -34,13 +34,14 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const prunes = `
 const weight = Float32Array.from({ length: 8 * 16 }, (_, i) => Math.sin(i));
 const activations = Float32Array.from({ length: 64 * 16 }, (_, i) => Math.cos(i * i));
-pruneLayer({ weight, shape: [8, 16], activations, sparsity: 0.5, device: 'cpu' }).then(({ kept, error }) => {
+async function main() {
+  const { kept, error } = await pruneLayer({ weight, shape: [8, 16], activations, sparsity: 0.5, device: 'cpu' });
   if (kept !== 64 || !(error > 0 && error < 1)) throw new Error('kept ' + kept + ', error ' + error);
-  return pruneLayer({ weight, shape: [8, 16], sparsity: 0.5 });
-}).then(() => { throw new Error('no error'); }, (error) => {
-  if (!(error instanceof AlpsError)) throw error;
+  const refused = await pruneLayer({ weight, shape: [8, 16], activations, sparsity: 2 }).catch((e) => e);
+  if (!(refused instanceof AlpsError) || refused.code !== 'INVALID_ARGUMENT') throw refused;
   console.log('pruned');
-});
+}
+main();
 `;
 const typed = `
 const options: PruneOptions = { model: 'a', out: 'b', sparsity: 0.5 };
@@ -68,7 +69,7 @@ const { AlpsError, Device, prune, pruneLayer } = alps;${typed}`,
 
 /** The tarball, from prebuilds that are there already or are made now. */
 function pack(scratch) {
-  makePrebuilds({ cuda: options.cuda });
+  makePrebuilds({ cuda: options.cuda || 'keep' });
   const args = ['pack', '--ignore-scripts', '--json', '--pack-destination', scratch];
   const said = JSON.parse(run('npm', args));
   const { filename, size, unpackedSize, files } = Array.isArray(said) ? said[0] : Object.values(said)[0];

@@ -64,13 +64,14 @@ function checkVersions(files) {
   }
 }
 
-/** Fills prebuilds/ for this platform, unless it is there for the same sources. */
+/** Fills prebuilds/ for this platform, unless it is there for the same sources. `cuda`: 'keep' leaves the kernels as they are. */
 export function makePrebuilds({ cuda = process.platform === 'linux' && process.arch === 'x64' } = {}) {
   setup({ kernels: false, packing: true });
   step('prebuilds', inputs, [name], () => {
     say(`packing the addon into ${name}`);
     packAddon();
   });
+  if (cuda === 'keep') return;
   if (cuda) packKernels();
   else rmSync(join(folder, 'libalps_cuda.so'), { force: true });
 }

@@ -53,7 +53,7 @@ describe('an addon that cannot be loaded', () => {
   test.each([
     [
       "/lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found (required by /a/alps-prune.glibc.node)",
-      'needs glibc 2.34 or newer, and this system has glibc 2.31',
+      'needs a newer glibc (the published one 2.34) than this system has (glibc 2.31)',
       'use Debian 12',
     ],
     [

@@ -37,8 +37,8 @@ const causes: { said: RegExp; cause: (m: Machine, match: RegExpExecArray) => str
     ],
   },
   {
-    said: /GLIBC_([\d.]+)' not found/,
-    cause: (m, [, wanted]) => `the addon needs glibc ${wanted} or newer, and this system has ${m.libc}`,
+    said: /GLIBC_[\d.]+' not found/,
+    cause: (m) => `the addon needs a newer glibc (the published one 2.34) than this system has (${m.libc})`,
     remedies: ['use Debian 12, Ubuntu 22.04, RHEL 9 or newer, in a container for example', build],
   },
   {
