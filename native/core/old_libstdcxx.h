@@ -1,5 +1,6 @@
-// std::condition_variable::wait got a new symbol version with GCC 12 (GLIBCXX_3.4.30). The older one, which does the same, lets a published
-// addon run with the C++ library of GCC 11 (RHEL 9, Amazon Linux 2023); nothing else in it asks for a newer one.
+// std::condition_variable::wait got a new symbol version with GCC 12 (GLIBCXX_3.4.30). The older one, which does the
+// same, lets a published addon run with the C++ library of GCC 11 (RHEL 9, Amazon Linux 2023); nothing else in it asks
+// for a newer one.
 #pragma once
 #include <condition_variable>
 
