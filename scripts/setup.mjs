@@ -17,6 +17,9 @@ const systemPackages = [
   { name: 'libopenblas-dev', present: () => compiles('', '-lopenblas') },
 ];
 
+/** Only for packing: what gives the packed libraries their names and search paths. */
+const packingPackages = [{ name: 'patchelf', present: () => has('patchelf', '--version') }];
+
 /** Whether a program with this first line compiles and links. */
 function compiles(include, library) {
   const source = `${include}\nint main() { return 0; }\n`;
@@ -32,8 +35,8 @@ function fail(text) {
   process.exit(1);
 }
 
-function systemStep() {
-  const missing = systemPackages.filter((p) => !p.present()).map((p) => p.name);
+function systemStep(packages) {
+  const missing = packages.filter((p) => !p.present()).map((p) => p.name);
   if (missing.length === 0) return;
   const asRoot = process.getuid?.() === 0 ? [] : has('sudo', '-n', 'true') ? ['sudo', '-n'] : null;
   const command = `apt-get install ${missing.join(' ')}`;
@@ -52,7 +55,7 @@ function systemStep() {
   } catch (error) {
     fail(`${error.message}. Install ${missing.join(', ')} by hand and try again.`);
   }
-  const still = systemPackages.filter((p) => !p.present()).map((p) => p.name);
+  const still = packages.filter((p) => !p.present()).map((p) => p.name);
   if (still.length > 0) fail(`apt-get ran, and yet these do not work: ${still.join(', ')}`);
 }
 
@@ -73,10 +76,10 @@ function browserStep() {
 }
 
 /** All of it, in order; the kernels for GPUs only where a CUDA toolkit is there. */
-export function setup({ browser = false, kernels = true } = {}) {
+export function setup({ browser = false, kernels = true, packing = false } = {}) {
   const [major] = process.versions.node.split('.').map(Number);
   if (major < 20) fail(`Node 20 or newer is needed; this is ${process.version}.`);
-  systemStep();
+  systemStep(packing ? [...systemPackages, ...packingPackages] : systemPackages);
   if (browser) browserStep();
   step('npm', ['package.json', 'package-lock.json'], ['node_modules/typescript'], () => {
     say('installing npm packages');

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { root, setup } from './setup.mjs';
 
 try {
-  setup({ browser: true, kernels: false });
+  setup({ browser: true, kernels: false, packing: true });
 } catch (error) {
   process.stderr.write(`setup: ${error.message}\n`);
   process.exit(1);
@@ -28,6 +28,8 @@ const checks = [
   check('format and lint', process.execPath, ['scripts/lint.mjs']),
   check('types', 'npx', ['--no-install', 'tsc', '--noEmit']),
   check('CUDA kernels compile', process.execPath, ['scripts/cuda-kernels.mjs', '--make-toolkit']),
+  check('the package installs on a bare machine', process.execPath, ['scripts/check-package.mjs']),
+  ...(process.env.CI ? [check('the addon compiles for arm64', process.execPath, ['scripts/cross-arm64.mjs'])] : []),
 ];
 
 const scratch = mkdtempSync(join(tmpdir(), 'alps-test-'));

@@ -14,6 +14,7 @@
 #include "core/backend.h"
 #include "core/cuda_library.h"
 #include "core/error.h"
+#include "core/old_libstdcxx.h"
 
 namespace alps {
 

@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/old_libstdcxx.h"
+
 namespace alps {
 
 class ThreadPool {

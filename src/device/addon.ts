@@ -2,6 +2,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { AlpsError } from '../errors.js';
+import { explainLoadFailure } from './load-failure.js';
 
 /** Opaque native objects. They are freed by the garbage collector at the latest. */
 export type NativeDevice = { readonly __device: unique symbol };
@@ -181,21 +182,14 @@ export function addonFile(): string {
 
 let loaded: Addon | undefined;
 
-/** The native addon, loaded on first use: a prebuild, or what `npm run build:native` made. */
+/** The native addon, loaded on first use: what was built here, else the prebuild. */
 export function addon(): Addon {
   if (loaded) return loaded;
   try {
     loaded = loader()(packageRoot);
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new AlpsError(
-      'ADDON_NOT_LOADED',
-      `The native addon could not be loaded for ${process.platform}-${process.arch}: ${reason}\n` +
-        `It was looked for in ${join(packageRoot, 'build', 'Release')} and ${join(packageRoot, 'prebuilds')}.\n` +
-        'It needs the libraries of oneDNN and OpenBLAS (Debian, Ubuntu: apt-get install libdnnl2 libopenblas0), and is built ' +
-        'from source by: npm run build:native',
-      { cause },
-    );
+    throw new AlpsError('ADDON_NOT_LOADED', explainLoadFailure(reason, packageRoot), { cause });
   }
   return loaded;
 }

@@ -1,4 +1,5 @@
-import type { TopLevelSpec } from 'vega-lite';
+/** A specification of vega-lite. Its own type would bring the types of browsers into the programs of this package's users. */
+export type Specification = Readonly<Record<string, unknown>>;
 
 /** One mark's data: where it stands, whose it is, and what is said when it is pointed at. */
 export interface ChartPoint {
@@ -33,8 +34,8 @@ export interface ChartOptions {
 
 export interface Chart {
   title: string;
-  wide: TopLevelSpec;
-  narrow: TopLevelSpec;
+  wide: Specification;
+  narrow: Specification;
 }
 
 /** Told apart by most eyes, on white and on black (after Okabe and Ito). */
@@ -55,7 +56,7 @@ interface Size {
   legend: 'right' | 'bottom';
 }
 
-function specification(options: ChartOptions, size: Size): TopLevelSpec {
+function specification(options: ChartOptions, size: Size): Specification {
   const { title, points, kind } = options;
   return {
     $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
@@ -66,7 +67,7 @@ function specification(options: ChartOptions, size: Size): TopLevelSpec {
     data: { values: points.map((point) => ({ ...point, variant: point.variant ?? '' })) },
     layer: [...(kind === 'lines' ? lineLayers(options, size) : nameLayers(options, size)), ...ruleLayers(options)],
     config: theme,
-  } as unknown as TopLevelSpec;
+  };
 }
 
 /** On a phone two columns of short names, or one. */

@@ -1,0 +1,91 @@
+import { spawnSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { explainLoadFailure, thisMachine } from '../src/device/load-failure.js';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+let scratch: string;
+beforeAll(() => {
+  scratch = mkdtempSync(join(tmpdir(), 'alps-loading-'));
+});
+afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+
+/** What a copy of the compiled package says that has these files as its addons. */
+function failure(name: string, addons: Record<string, string>) {
+  const copy = join(scratch, name);
+  cpSync(join(root, 'lib'), join(copy, 'lib'), { recursive: true });
+  cpSync(join(root, 'package.json'), join(copy, 'package.json'));
+  symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'));
+  for (const [path, content] of Object.entries(addons)) {
+    mkdirSync(join(copy, path, '..'), { recursive: true });
+    writeFileSync(join(copy, path), content);
+  }
+  const script = `import('${copy}/lib/index.js').then(({ Device }) => Device.open('cpu')).catch((e) => console.log(e.code + '\\n' + e.message))`;
+  return spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' }).stdout;
+}
+const platform = `${process.platform}-${process.arch}`;
+
+describe('an addon that cannot be loaded', () => {
+  test('there is none', () => {
+    const text = failure('none', {});
+    expect(text).toMatch(/^ADDON_NOT_LOADED\nThe native addon could not be loaded on \w+-\w+/);
+    expect(text).toContain(`and this is ${platform}`);
+    expect(text).toContain('Addons there: none in build/Release and prebuilds/*');
+    expect(text).toMatch(/What to do:\n {2}- build the addon from source: docs\/install\.md/);
+  });
+
+  test('there is one for another system only', () => {
+    const text = failure('other', { 'prebuilds/sunos-sparc/alps-prune.node': '' });
+    expect(text).toContain('Addons there: prebuilds/sunos-sparc/alps-prune.node');
+  });
+
+  test('it is broken', () => {
+    const text = failure('broken', {
+      [`prebuilds/${platform}/alps-prune.node`]: 'not a library at all, whatever its name',
+    });
+    expect(text).toContain('Cause: the file is broken, or for another kind of machine');
+    expect(text).toContain('delete node_modules and install again');
+  });
+
+  // As glibc and musl put it.
+  test.each([
+    [
+      "/lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found (required by /a/alps-prune.glibc.node)",
+      'needs a newer glibc (the published one 2.34) than this system has (glibc 2.31)',
+      'use Debian 12',
+    ],
+    [
+      "/opt/conda/lib/libstdc++.so.6: version `GLIBCXX_3.4.29' not found (required by /a/libalps-dnnl.so.2)",
+      'it lacks GLIBCXX_3.4.29',
+      'install a newer libstdc++',
+    ],
+    [
+      'libalps-dnnl.so.2: cannot open shared object file: No such file or directory',
+      'libalps-dnnl.so.2, which this package brings along, is not beside the addon',
+      'install the package again',
+    ],
+    [
+      'libdnnl.so.2: cannot open shared object file: No such file or directory',
+      'its library libdnnl.so.2 is missing',
+      'apt-get install libdnnl2',
+    ],
+    [
+      'Error loading shared library ld-linux-x86-64.so.2: No such file or directory (needed by /a/alps-prune.glibc.node)',
+      'this system has musl',
+      'build the addon from source',
+    ],
+    ['/a/alps-prune.glibc.node: failed to map segment from shared object', 'noexec', 'not mounted noexec'],
+    ['something that was never seen', 'not known', 'install the package again'],
+  ])('%s', (reason, cause, remedy) => {
+    const text = explainLoadFailure(reason, root, { platform: 'linux', arch: 'x64', libc: 'glibc 2.31' });
+    expect(text).toContain(`Said: ${reason}`);
+    expect(text.split('\n').find((line) => line.startsWith('Cause: '))).toContain(cause);
+    expect(text.split('What to do:')[1]).toContain(remedy);
+  });
+
+  test('the machine is named with its C library', () => {
+    if (process.platform === 'linux') expect(thisMachine().libc).toMatch(/^(glibc \d+\.\d+|musl)$/);
+  });
+});
