@@ -9,10 +9,12 @@ import { fingerprint } from './compare/fingerprint.js';
 import { Device, type DeviceName, type DeviceOptions } from './device/device.js';
 import type { Stream } from './device/stream.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
+import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
 import { linearShape, titleOf } from './model/shapes.js';
 import { version } from './package-version.js';
+import { announcerOf, logPruneFailure } from './prune-events.js';
 import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
@@ -27,8 +29,8 @@ export interface PruneOptions extends PruningOptions {
   calibration?: CalibrationOptions;
   /** `sequential` (default): each layer sees what the pruned layers before it give. `block`: what the still dense block gives. */
   propagation?: Propagation;
-  /** Default `auto`. */
-  device?: DeviceName;
+  /** Default `auto`. An open device keeps its own `threads` and `memoryLimit`. */
+  device?: DeviceName | Device;
   threads?: number;
   memoryLimit?: number;
   /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
@@ -46,6 +48,8 @@ export interface PruneOptions extends PruningOptions {
   signal?: AbortSignal;
   /** Called for each step; must not throw. */
   onEvent?: (event: PruneEvent) => void;
+  /** Gets each step and a failure as well. */
+  logger?: Logger;
 }
 
 /** What happens during {@link prune}, as it happens. */
@@ -102,19 +106,20 @@ export interface PruneReport {
 export async function prune(options: PruneOptions): Promise<PruneReport> {
   const began = performance.now();
   const parsed = parsePruneOptions(options);
-  const { signal, onEvent } = options;
+  const { signal } = options;
+  const onEvent = announcerOf(options);
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   let writer: CheckpointWriter | undefined;
   try {
-    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
+    const device = openDevice(options);
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
     using stream = device.stream({ signal });
     const model = openModel(checkpoint, stream, precision, options);
     checkWidths(checkpoint, model, parsed.pattern);
     await mkdir(dirname(resolve(options.out)), { recursive: true });
     await checkOutput(checkpoint.folder, options.out, options.overwrite ?? false); // before the text is read
-    onEvent?.({
+    onEvent({
       type: 'start',
       model: options.model,
       out: options.out,
@@ -132,7 +137,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     const calibrated = performance.now();
     if (tokens) {
       const { windows, length, hash, note } = tokens;
-      onEvent?.({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
+      onEvent({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
     }
     const propagation = options.propagation ?? 'sequential';
     const reported = reportedOptions(parsed, propagation, precision);
@@ -148,11 +153,11 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       signal,
     });
     const finished = writer.finishedSteps.length;
-    if (finished > 0) onEvent?.({ type: 'resume', finished, blocks: model?.config.layers ?? 0 });
+    if (finished > 0) onEvent({ type: 'resume', finished, blocks: model?.config.layers ?? 0 });
     const layers: LayerReport[] = [];
     const onLayer = (layer: LayerReport) => {
       layers.push(layer);
-      onEvent?.({ type: 'layer', ...layer });
+      onEvent({ type: 'layer', ...layer });
     };
     if (!model) await pruneByNames(checkpoint, stream, parsed, { writer, signal, onLayer });
     else {
@@ -163,7 +168,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
         signal,
         onLayer,
         onResumed: (earlier) => earlier.forEach(onLayer),
-        onBlock: (block) => onEvent?.({ type: 'block', blocks: model.config.layers, ...block }),
+        onBlock: (block) => onEvent({ type: 'block', blocks: model.config.layers, ...block }),
       });
     }
     const pruned = performance.now();
@@ -193,12 +198,14 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     report.milliseconds.write = performance.now() - pruned;
     report.milliseconds.total = performance.now() - began;
     const { sparsity, meanError } = report;
-    onEvent?.({ type: 'done', out: options.out, sparsity, meanError, milliseconds: report.milliseconds.total });
+    onEvent({ type: 'done', out: options.out, sparsity, meanError, milliseconds: report.milliseconds.total });
     return report;
   } catch (error) {
     await writer?.abort();
-    if (signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED')) throw aborted(signal);
-    throw error;
+    const failure =
+      signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED') ? aborted(signal) : error;
+    logPruneFailure(options, failure);
+    throw failure;
   } finally {
     await checkpoint.close();
   }
@@ -226,7 +233,8 @@ async function fingerprintOf(run: {
   };
 }
 
-function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
+/** Checks all options that can be checked without reading the model. */
+export function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
   if (typeof options !== 'object' || options === null) throw invalidArgument('options', 'an object', options);
   for (const name of ['model', 'out'] as const) {
     if (typeof options[name] !== 'string' || options[name] === '')
@@ -239,6 +247,7 @@ function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
   if (!['auto', 'float32', 'bfloat16'].includes(precision)) {
     throw invalidArgument('precision', '"auto", "float32" or "bfloat16"', precision);
   }
+  parseLogger(options.logger);
   const parsed = parsePruningOptions(options);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
@@ -249,6 +258,11 @@ function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
 /** The device options among a call's options. */
 export function deviceOptions({ threads, memoryLimit }: { threads?: number; memoryLimit?: number }): DeviceOptions {
   return { ...(threads === undefined ? {} : { threads }), ...(memoryLimit === undefined ? {} : { memoryLimit }) };
+}
+
+function openDevice(options: PruneOptions): Device {
+  const { device = 'auto' } = options;
+  return device instanceof Device ? device : Device.open(device, deviceOptions(options));
 }
 
 /** The number format of the products. */

@@ -121,7 +121,8 @@ function parseMoments(options: PruneLayerOptions, inputs: number): InputMoments 
   return { mean: asDoubles(inputMean!), variance: asDoubles(inputVariance!), windowLength };
 }
 
-function parseLayer(options: PruneLayerOptions) {
+/** The shape and the data of a layer, checked against each other. */
+export function parseLayer(options: PruneLayerOptions) {
   const { weight, shape, gram, activations, name = 'the layer', precision = 'float32' } = options;
   const [outputs, inputs] = Array.isArray(shape) ? (shape as [number, number]) : [Number.NaN, Number.NaN];
   if (shape?.length !== 2 || !(Number.isInteger(outputs) && Number.isInteger(inputs) && outputs > 0 && inputs > 0)) {
