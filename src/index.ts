@@ -26,7 +26,7 @@ export {
   type TaskSource,
 } from './evaluate-tasks.js';
 export { inspectModel, type ModelInspection, type TensorInspection } from './inspect.js';
-export { estimateLayerBytes, estimateModelBytes } from './jobs/estimate.js';
+export { estimateLayerBytes, estimateModelBytes, type LayerSize } from './jobs/estimate.js';
 export type { JobEvent, JobInfo, QueueLoad } from './jobs/events.js';
 export { type JobOptions, JobQueue, type JobQueueOptions } from './jobs/job-queue.js';
 export type { Logger } from './logger.js';

@@ -221,6 +221,24 @@ describe('cancellation', () => {
   });
 });
 
+test('a layer whose data is read when its turn comes', async () => {
+  const queue = new JobQueue({ device, concurrency: 1 });
+  const { open, work } = gate();
+  const order: string[] = [];
+  const bytes = estimateLayerBytes({ shape: layer.shape, sparsity: 0.5 });
+  const first = queue.run(() => work().then(() => order.push('first')));
+  const lazy = async () => {
+    order.push('read');
+    return { ...layer, sparsity: 0.5 };
+  };
+  const second = queue.pruneLayer(lazy, { bytes, name: 'lazy' });
+  open();
+  await first;
+  expect((await second).sparsity).toBe(0.5);
+  expect(order).toEqual(['first', 'read']);
+  await expect(queue.pruneLayer(lazy)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+});
+
 describe('memory estimates', () => {
   const methods: PruningOptions[] = [
     {},

@@ -6,8 +6,8 @@ import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
-import { type ParsedPruningOptions, parsePruningOptions } from '../pruning/options.js';
-import { type PruneLayerOptions, parseLayer } from '../pruning/prune-layer.js';
+import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
+import { parseShape } from '../pruning/prune-layer.js';
 import { matricesByName } from '../unknown-model.js';
 
 /** Small tensors (scales, counts, sums of rows), generously. */
@@ -45,16 +45,26 @@ export function solveBytes(
   return 8 * square + 13 * matrix + Math.max(search, refitted, 8 * matrix) + small({ m, n, segments });
 }
 
+/** What the memory of one layer depends on; {@link PruneLayerOptions} are such a thing. */
+export interface LayerSize extends PruningOptions {
+  shape: readonly [outputs: number, inputs: number];
+  precision?: Precision;
+  /** Rows of calibration inputs, where they are given in place of a Gram matrix: this number, or the inputs themselves. */
+  tokens?: number;
+  activations?: { length: number };
+}
+
 /**
  * Bytes of tensors that {@link pruneLayer} takes at most: those of its solve, or of the upload where that is more (weights, Gram matrix and
  * calibration inputs together).
  *
- * @throws AlpsError `INVALID_ARGUMENT` for options that pruneLayer refuses
+ * @throws AlpsError `INVALID_ARGUMENT` for pruning options that pruneLayer refuses
  */
-export function estimateLayerBytes(options: PruneLayerOptions): number {
+export function estimateLayerBytes(options: LayerSize): number {
   const parsed = parsePruningOptions(options);
-  const { outputs: m, inputs: n, activations, precision } = parseLayer(options);
-  const upload = 4 * (n * n + m * n + (activations?.length ?? 0)) + small({ m, n });
+  const [m, n] = parseShape(options.shape);
+  const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
+  const upload = 4 * (n * n + m * n + tokens * n) + small({ m, n });
   return Math.max(upload, solveBytes({ m, n }, parsed, precision));
 }
 

@@ -2,7 +2,7 @@ import { Device, type DeviceName } from '../device/device.js';
 import { AlpsError, aborted, invalidArgument } from '../errors.js';
 import { type Logger, parseLogger } from '../logger.js';
 import { type PruneOptions, type PruneReport, parsePruneOptions, prune } from '../prune.js';
-import { type PruneLayerOptions, type PruneLayerResult, pruneLayer } from '../pruning/prune-layer.js';
+import { type PruneLayerOptions, type PruneLayerResult, parseLayer, pruneLayer } from '../pruning/prune-layer.js';
 import { estimateLayerBytes, estimateModelBytes } from './estimate.js';
 import { type JobEvent, type JobInfo, jobChannel, type QueueLoad } from './events.js';
 import { logJobEvent } from './log-events.js';
@@ -40,6 +40,8 @@ export interface JobOptions {
 
 /** What the queue chooses for a job: where it runs, and what stops it. */
 type Given = 'device' | 'signal';
+
+type LayerOptions = Omit<PruneLayerOptions, Given>;
 
 interface Job extends JobInfo {
   start(signal: AbortSignal): Promise<unknown>;
@@ -100,9 +102,21 @@ export class JobQueue {
   /**
    * {@link pruneLayer} on the queue's device. Options that it would refuse are refused at once, before the job is queued.
    *
+   * @param options or a function that gives them when the job starts, so that no data is held while it waits; `bytes` must be given then
+   * ({@link estimateLayerBytes})
    * @throws AlpsError as {@link pruneLayer} and {@link run}
    */
-  async pruneLayer(options: Omit<PruneLayerOptions, Given>, job: JobOptions = {}): Promise<PruneLayerResult> {
+  async pruneLayer(
+    options: LayerOptions | ((signal: AbortSignal) => Promise<LayerOptions>),
+    job: JobOptions = {},
+  ): Promise<PruneLayerResult> {
+    if (typeof options === 'function') {
+      integer('bytes', job.bytes, 0);
+      const start = async (signal: AbortSignal) =>
+        pruneLayer({ ...(await options(signal)), device: this.device, signal });
+      return this.#submit('layer', start, { name: 'a layer', ...job });
+    }
+    parseLayer(options);
     const estimate = estimateLayerBytes(options);
     const { name = options.name ?? 'a layer', bytes = estimate } = job;
     const start = (signal: AbortSignal) => pruneLayer({ ...options, device: this.device, signal });
