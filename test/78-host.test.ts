@@ -1,4 +1,8 @@
 import { spawn } from 'node:child_process';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 
 // Hosts are processes of their own, with the compiled package, as users have them; `npm test` compiles it first.
 const library = new URL('../lib/index.js', import.meta.url).href;
@@ -38,8 +42,9 @@ interface End {
 }
 
 /** Runs a module to its end; one that hangs is killed, and its status is null. */
-function host(code: string): Promise<End> {
+function host(code: string, env: NodeJS.ProcessEnv = process.env): Promise<End> {
   const child = spawn(process.execPath, ['--input-type=module', '-e', prelude + code], {
+    env,
     stdio: ['ignore', 'pipe', 'pipe'],
     timeout: 50_000,
     killSignal: 'SIGKILL',
@@ -134,6 +139,16 @@ describe('worker threads', () => {
       process.exit(4);`);
     expect(end).toEqual({ status: 4, signal: null, stdout: '', stderr: '' });
   });
+});
+
+test('without HOME and a temporary folder a model is pruned all the same', async () => {
+  const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+  const scratch = await mkdtemp(join(tmpdir(), 'alps-host-'));
+  const options = { model, out: join(scratch, 'out'), sparsity: 0.5, method: 'magnitude' };
+  const code = `const { layers } = await queue.prune(${JSON.stringify(options)}); console.log(layers.length);`;
+  const end = await host(code, { PATH: process.env.PATH, TMPDIR: '/no/such/folder' });
+  await rm(scratch, { recursive: true });
+  expect(end).toEqual({ status: 0, signal: null, stdout: '35\n', stderr: '' });
 });
 
 test('hundreds of jobs, many of them stopped: no memory of the device stays, no rejection is left', async () => {

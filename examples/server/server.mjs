@@ -212,7 +212,7 @@ async function answer(request, response) {
 const server = createServer((request, response) => {
   response.on('finish', () => metrics.request(request.method, response.statusCode));
   answer(request, response).catch((error) => {
-    if (request.destroyed && !request.complete) return; // the client is gone
+    if ((request.destroyed && !request.complete) || error?.code === 'ERR_STREAM_PREMATURE_CLOSE') return; // the client is gone
     const { status, headers, body } = responseOf(error);
     if (status === 500) logger.error({ err: error, path: request.url }, 'a request failed');
     if (response.headersSent || response.destroyed) return response.destroy();
