@@ -144,10 +144,18 @@ async function soak() {
     if (i % 5 === 0) setTimeout(() => controller.abort(), i % 25);
   }
   await sample(jobs);
-  const [, ...warm] = samples; // the first one is before any work
-  const [first] = warm;
-  const largest = Math.max(...warm.map(({ rss }) => rss));
-  return { ...outcomes, samples, growth: largest / first.rss - 1 };
+  // Behind the warm-up, the first tenth: the two halves against each other, and the last sample against the first.
+  const warm = samples.slice(1).map(({ rss }) => rss);
+  const median = (list) => [...list].sort((x, y) => x - y)[list.length >> 1];
+  const half = Math.ceil(warm.length / 2);
+  const halves = median(warm.slice(half)) / median(warm.slice(0, half)) - 1;
+  return {
+    ...outcomes,
+    samples,
+    halves,
+    growth: warm.at(-1) / warm[0] - 1,
+    spread: Math.max(...warm) / Math.min(...warm) - 1,
+  };
 }
 
 const results = { device: device.info().details, cpus: cpus().length };
@@ -179,12 +187,16 @@ else {
       console.log(`| ${row.width} | ${row.beside ? 'yes' : 'no'} | ${row.aborts} |${ms(row.median)} |${ms(row.max)} |`);
   }
   if (results.soak) {
-    const { done, cancelled, failed, samples, growth } = results.soak;
+    const { done, cancelled, failed, samples, halves, growth, spread } = results.soak;
+    const percent = (share) => `${(100 * share).toFixed(1)} %`;
     console.log(
       `\nSoak: ${done} done, ${cancelled} cancelled, ${failed} failed; MiB\n\n| jobs | rss | heap | external | device |\n|---:|---:|---:|---:|---:|`,
     );
     for (const row of samples)
       console.log(`| ${row.jobs} |${ms(row.rss)} |${ms(row.heap)} |${ms(row.external)} |${ms(row.device)} |`);
-    console.log(`\nLargest over the first behind the warm-up: ${(100 * growth).toFixed(1)} %`);
+    console.log(
+      `\nResident memory behind the warm-up: last over first ${percent(growth)}, median of the second half over that of the first ` +
+        `${percent(halves)}, largest over smallest ${percent(spread)}`,
+    );
   }
 }

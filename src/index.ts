@@ -28,7 +28,8 @@ export {
 export { inspectModel, type ModelInspection, type TensorInspection } from './inspect.js';
 export { estimateLayerBytes, estimateModelBytes, type LayerSize } from './jobs/estimate.js';
 export type { JobEvent, JobInfo, QueueLoad } from './jobs/events.js';
-export { type JobOptions, JobQueue, type JobQueueOptions } from './jobs/job-queue.js';
+export { JobQueue } from './jobs/job-queue.js';
+export type { JobOptions, JobQueueOptions } from './jobs/options.js';
 export type { Logger } from './logger.js';
 export { version } from './package-version.js';
 export { type PruneEvent, type PruneOptions, type PruneReport, prune } from './prune.js';

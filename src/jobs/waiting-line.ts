@@ -27,8 +27,9 @@ export class WaitingLine<T extends Waiting> {
   /** The next one, which stays. */
   peek(): T | undefined {
     if (this.#size === 0) return undefined;
-    const level = this.#levels.get(Math.max(...this.#levels.keys()))!;
-    const [items] = level.values();
+    let highest = Number.NEGATIVE_INFINITY;
+    for (const priority of this.#levels.keys()) highest = Math.max(highest, priority);
+    const [items] = this.#levels.get(highest)!.values();
     return items![0];
   }
 
