@@ -11,7 +11,8 @@ import { getSystemErrorMap } from 'node:util';
  * - `NOT_FINITE`: NaN or infinity in weights, activations or a Gram matrix
  * - `NOT_POSITIVE_DEFINITE`: a Gram matrix that cannot be factorised even with damping
  * - `OUT_OF_MEMORY`: an allocation would exceed the device's limit
- * - `DISPOSED`: a tensor, stream or device was used after its release
+ * - `QUEUE_FULL`: a job queue has as many jobs waiting as it takes
+ * - `DISPOSED`: a tensor, stream, device or queue was used after its release
  * - `ABORTED`: the caller's AbortSignal fired
  * - `NO_DEVICE`: the asked-for device is not usable on this machine
  * - `DEVICE_FAILED`: a GPU failed while it worked; the process cannot use it any more
@@ -27,6 +28,7 @@ export type AlpsErrorCode =
   | 'NOT_FINITE'
   | 'NOT_POSITIVE_DEFINITE'
   | 'OUT_OF_MEMORY'
+  | 'QUEUE_FULL'
   | 'DISPOSED'
   | 'ABORTED'
   | 'NO_DEVICE'

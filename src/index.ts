@@ -27,6 +27,11 @@ export {
   type TaskSource,
 } from './evaluate-tasks.js';
 export { inspectModel, type ModelInspection, type TensorInspection } from './inspect.js';
+export { estimateLayerBytes, estimateModelBytes, type LayerSize } from './jobs/estimate.js';
+export type { JobEvent, JobInfo, QueueLoad } from './jobs/events.js';
+export { JobQueue } from './jobs/job-queue.js';
+export type { JobOptions, JobQueueOptions } from './jobs/options.js';
+export type { Logger } from './logger.js';
 export { version } from './package-version.js';
 export { type PruneEvent, type PruneOptions, type PruneReport, prune } from './prune.js';
 export type { DsnotOptions, Method, Metric, Precision, PruningOptions, Refit } from './pruning/options.js';

@@ -8,10 +8,12 @@ import { fingerprint } from './compare/fingerprint.js';
 import type { Device, DeviceOptions } from './device/device.js';
 import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
+import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
 import { linearShape, titleOf } from './model/shapes.js';
 import { version } from './package-version.js';
+import { announcerOf, logPruneFailure } from './prune-events.js';
 import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
@@ -28,7 +30,8 @@ export interface PruneOptions extends PruningOptions {
   propagation?: Propagation;
   /**
    * Default `auto`. Several, such as `['cuda:0', 'cuda:1']`, share the calibration windows and the layers; at most as many as there are
-   * windows. The result is that of one device but for the order in which the Gram matrices are summed.
+   * windows. The result is that of one device but for the order in which the Gram matrices are summed. An open device keeps its own
+   * `threads` and `memoryLimit`.
    */
   device?: DeviceChoice;
   /** Of the devices that are given by name, as is the next. */
@@ -50,6 +53,8 @@ export interface PruneOptions extends PruningOptions {
   signal?: AbortSignal;
   /** Called for each step; must not throw. */
   onEvent?: (event: PruneEvent) => void;
+  /** Gets each step and a failure as well. */
+  logger?: Logger;
 }
 
 /** What happens during {@link prune}, as it happens. */
@@ -108,7 +113,8 @@ export interface PruneReport {
 export async function prune(options: PruneOptions): Promise<PruneReport> {
   const began = performance.now();
   const parsed = parsePruneOptions(options);
-  const { signal, onEvent } = options;
+  const { signal } = options;
+  const onEvent = announcerOf(options);
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   let writer: CheckpointWriter | undefined;
@@ -121,7 +127,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     checkWidths(checkpoint, model, parsed.pattern);
     await makeFolder(dirname(resolve(options.out)));
     await checkOutput(checkpoint.folder, options.out, options.overwrite ?? false); // before the text is read
-    onEvent?.({
+    onEvent({
       type: 'start',
       model: options.model,
       out: options.out,
@@ -139,7 +145,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     const calibrated = performance.now();
     if (tokens) {
       const { windows, length, hash, note } = tokens;
-      onEvent?.({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
+      onEvent({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
     }
     const propagation = options.propagation ?? 'sequential';
     const reported = reportedOptions(parsed, propagation, precision);
@@ -155,11 +161,11 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       signal,
     });
     const finished = writer.finishedSteps.length;
-    if (finished > 0) onEvent?.({ type: 'resume', finished, blocks: model?.config.layers ?? 0 });
+    if (finished > 0) onEvent({ type: 'resume', finished, blocks: model?.config.layers ?? 0 });
     const layers: LayerReport[] = [];
     const onLayer = (layer: LayerReport) => {
       layers.push(layer);
-      onEvent?.({ type: 'layer', ...layer });
+      onEvent({ type: 'layer', ...layer });
     };
     if (!models) await pruneByNames(checkpoint, team.streams[0]!, parsed, { writer, signal, onLayer });
     else {
@@ -171,7 +177,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
         signal,
         onLayer,
         onResumed: (earlier) => earlier.forEach(onLayer),
-        onBlock: (block) => onEvent?.({ type: 'block', blocks, ...block }),
+        onBlock: (block) => onEvent({ type: 'block', blocks, ...block }),
       });
     }
     const pruned = performance.now();
@@ -201,12 +207,14 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     report.milliseconds.write = performance.now() - pruned;
     report.milliseconds.total = performance.now() - began;
     const { sparsity, meanError } = report;
-    onEvent?.({ type: 'done', out: options.out, sparsity, meanError, milliseconds: report.milliseconds.total });
+    onEvent({ type: 'done', out: options.out, sparsity, meanError, milliseconds: report.milliseconds.total });
     return report;
   } catch (error) {
     await writer?.abort();
-    if (signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED')) throw aborted(signal);
-    throw error;
+    const failure =
+      signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED') ? aborted(signal) : error;
+    logPruneFailure(options, failure);
+    throw failure;
   } finally {
     await checkpoint.close();
   }
@@ -237,7 +245,8 @@ async function fingerprintOf(run: {
   };
 }
 
-function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
+/** Checks all options that can be checked without reading the model. */
+export function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
   if (typeof options !== 'object' || options === null) throw invalidArgument('options', 'an object', options);
   for (const name of ['model', 'out'] as const) {
     if (typeof options[name] !== 'string' || options[name] === '')
@@ -248,6 +257,7 @@ function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
     throw invalidArgument('propagation', '"sequential" or "block"', propagation);
   }
   checkPrecision(precision);
+  parseLogger(options.logger);
   const parsed = parsePruningOptions(options);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);

@@ -72,6 +72,24 @@ describe('device, stream, tensor', () => {
     expect(() => device.stream({ signal: controller.signal })).toThrow(expect.objectContaining({ code: 'ABORTED' }));
   });
 
+  test('an abort does not wait for the ops of other streams', async () => {
+    const controller = new AbortController();
+    using busy = device.stream();
+    using stopped = device.stream({ signal: controller.signal });
+    using tensor = device.tensor('float32', [1 << 18]);
+    const order: string[] = [];
+    for (let i = 0; i < 300; i++) busy.fill(tensor, i);
+    for (let i = 0; i < 3000; i++) stopped.fill(tensor, i);
+    const ends = [
+      busy.sync().then(() => order.push('busy')),
+      stopped.sync().catch(({ code }) => order.push(code)),
+      stopped.read(tensor).catch(({ code }) => order.push(code)),
+    ];
+    controller.abort();
+    await Promise.all(ends);
+    expect(order).toEqual(['ABORTED', 'ABORTED', 'busy']);
+  });
+
   test('the event loop turns while the device works', async () => {
     using stream = device.stream();
     using tensor = device.tensor('float32', [1 << 24]);

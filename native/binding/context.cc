@@ -34,12 +34,16 @@ void Context::post(std::function<void(Napi::Env)> callback) {
 }
 
 void Context::callJs(Napi::Env env, Napi::Function, Context* context, Posted* posted) {
-  if (env != nullptr) {
-    if (--context->expected_ == 0) context->channel_.Unref(env);
-    Napi::HandleScope scope(env);
+  std::unique_ptr<Posted> owned(posted);
+  if (env == nullptr) return;
+  if (--context->expected_ == 0) context->channel_.Unref(env);
+  Napi::HandleScope scope(env);
+  try {
     posted->callback(env);
+  } catch (const Napi::Error& error) {
+    // A worker that is being terminated runs no JavaScript any more, and then this does nothing.
+    error.ThrowAsJavaScriptException();
   }
-  delete posted;
 }
 
 Pin::Pin(Napi::Env, const Napi::TypedArray& array)

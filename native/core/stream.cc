@@ -50,6 +50,20 @@ void Stream::settle(std::function<void(Backend&, const std::optional<Error>&)> d
 
 void Stream::enqueueAlways(std::function<void()> call) { push({nullptr, nullptr, std::move(call)}); }
 
+void Stream::cancel() {
+  cancelled_ = true;
+  std::deque<Job> dropped;
+  {
+    std::lock_guard lock(device_->mutex_);
+    if (running_) return;  // the device's thread goes on with this stream as soon as its op has stopped
+    dropped.swap(queue_);
+  }
+  for (Job& job : dropped) {
+    if (job.always) job.always();
+    if (job.done) job.done(device_->backend(), Error("ABORTED", "The operation was aborted"));
+  }
+}
+
 void Stream::close() {
   std::deque<Job> dropped;  // destroyed after the lock: a job may own the last reference to a tensor
   std::unique_lock lock(device_->mutex_);
@@ -112,17 +126,23 @@ void DeviceThread::loop() {
     std::shared_ptr<Stream> stream = std::move(ready_.front());
     ready_.pop_front();
     if (stream->queue_.empty()) continue;
+    stream->running_ = true;
     {
-      Stream::Job job = std::move(stream->queue_.front());
-      stream->queue_.pop_front();
-      stream->running_ = true;
+      std::deque<Stream::Job> jobs;  // those that are skipped, and the one to run behind them
+      bool skip;
+      do {
+        skip = stream->skipsFirst();
+        jobs.push_back(std::move(stream->queue_.front()));
+        stream->queue_.pop_front();
+      } while (skip && !stream->queue_.empty());
       lock.unlock();
-      stream->run(*backend_, job);
-      job = {};  // tensors are freed before the stream counts as idle
+      if (!skip) stream->run(*backend_, jobs.back());
+      jobs.clear();  // tensors are freed before the stream counts as idle
     }
     lock.lock();
     stream->running_ = false;
-    if (!stream->queue_.empty()) ready_.push_back(stream);
+    // A cancelled stream has no work left, only those who wait for it: they come first.
+    if (!stream->queue_.empty()) stream->cancelled_ ? ready_.push_front(stream) : ready_.push_back(stream);
     idle_.notify_all();
   }
 }

@@ -30,8 +30,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void settle(std::function<void(Backend&, const std::optional<Error>&)> done);
   // Queues a call that runs whether or not an op before it has failed, and leaves the error standing.
   void enqueueAlways(std::function<void()> call);
-  // Everything queued is dropped and the running op stops at its next look; the next settle() reports ABORTED.
-  void cancel() { cancelled_ = true; }
+  // Everything queued is dropped and the running op stops at its next look; every settle() from then on reports
+  // ABORTED, those already queued at once: they do not wait for ops of other streams.
+  void cancel();
   // cancel(), then waits until no op of this stream runs or can run any more. Settles still queued are dropped.
   void close();
   bool cancelled() const { return cancelled_; }
@@ -45,6 +46,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   };
   void push(Job job);
   void run(Backend& backend, Job& job);
+  // Whether what is queued first is an op that would be skipped. Device thread, with the mutex held.
+  bool skipsFirst() const { return (cancelled_ || error_) && !queue_.empty() && queue_.front().op; }
 
   std::shared_ptr<DeviceThread> device_;
   const uint64_t id_;      // of this process's streams

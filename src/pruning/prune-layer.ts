@@ -121,12 +121,18 @@ function parseMoments(options: PruneLayerOptions, inputs: number): InputMoments 
   return { mean: asDoubles(inputMean!), variance: asDoubles(inputVariance!), windowLength };
 }
 
-function parseLayer(options: PruneLayerOptions) {
-  const { weight, shape, gram, activations, name = 'the layer', precision = 'float32' } = options;
+export function parseShape(shape: unknown): readonly [outputs: number, inputs: number] {
   const [outputs, inputs] = Array.isArray(shape) ? (shape as [number, number]) : [Number.NaN, Number.NaN];
-  if (shape?.length !== 2 || !(Number.isInteger(outputs) && Number.isInteger(inputs) && outputs > 0 && inputs > 0)) {
+  if (!(Array.isArray(shape) && shape.length === 2 && [outputs, inputs].every((d) => Number.isInteger(d) && d > 0))) {
     throw invalidArgument('shape', '[outputs, inputs], two positive integers,', shape);
   }
+  return [outputs, inputs];
+}
+
+/** The shape and the data of a layer, checked against each other. */
+export function parseLayer(options: PruneLayerOptions) {
+  const { weight, shape, gram, activations, name = 'the layer', precision = 'float32' } = options;
+  const [outputs, inputs] = parseShape(shape);
   const floats = (option: string, value: unknown, length: number, what: string) => {
     if (!(ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === '[object Float32Array]')) {
       throw invalidArgument(option, `a Float32Array ${what}`, value);

@@ -1,0 +1,157 @@
+import { Checkpoint } from '../checkpoint/folder.js';
+import type { Device } from '../device/device.js';
+import { AlpsError } from '../errors.js';
+import type { DecoderConfig } from '../model/config.js';
+import { type Precision, readArchitecture } from '../model/decoder.js';
+import type { Architecture, LinearSpec } from '../model/families/family.js';
+import { expectedTensors, linearShape } from '../model/shapes.js';
+import { choosePrecision, type PruneOptions } from '../prune.js';
+import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
+import { parseShape } from '../pruning/prune-layer.js';
+import { matricesByName } from '../unknown-model.js';
+
+/** Small tensors (scales, counts, sums of rows), generously. */
+const small = ({ m, n, segments = 1 }: { m: number; n: number; segments?: number }) =>
+  64 * (m + n) + 64 * segments + 4096;
+
+/**
+ * Bytes of tensors that one solve takes at most, for a matrix of m outputs and n inputs. Gram matrix and weights, plain and scaled, and the
+ * result are 8 n² + 13 mn; on top comes the largest of
+ *
+ * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn), with a trace of errors 9 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 4 n² + 8 mn
+ * - the refit: by conjugate gradients 12 mn (16 behind a method other than ALPS), exact 4 mn (8)
+ * - the error: 8 mn
+ */
+export function solveBytes(
+  { m, n, segments }: { m: number; n: number; segments?: number },
+  { method, refit, traceEvery, traceErrors }: ParsedPruningOptions,
+  precision: Precision,
+): number {
+  const [square, matrix] = [n * n, m * n];
+  const narrow = precision === 'bfloat16';
+  const search = {
+    alps:
+      (narrow ? 6 : 4) * square +
+      (narrow ? 7 : 9) * matrix +
+      (traceEvery > 0 ? matrix : 0) +
+      (traceErrors ? 9 * matrix : 0),
+    magnitude: 0,
+    wanda: 4 * matrix,
+    sparsegpt: 4 * square,
+    dsnot: 4 * square + 8 * matrix,
+  }[method];
+  const scaled = method === 'alps' ? 0 : 4 * matrix;
+  const refitted = refit === 'none' ? 0 : scaled + (refit === 'pcg' ? 12 : 4) * matrix;
+  return 8 * square + 13 * matrix + Math.max(search, refitted, 8 * matrix) + small({ m, n, segments });
+}
+
+/** What the memory of one layer depends on; {@link PruneLayerOptions} are such a thing. */
+export interface LayerSize extends PruningOptions {
+  shape: readonly [outputs: number, inputs: number];
+  precision?: Precision;
+  /** Rows of calibration inputs, where they are given in place of a Gram matrix: this number, or the inputs themselves. */
+  tokens?: number;
+  activations?: { length: number };
+}
+
+/**
+ * Bytes of tensors that {@link pruneLayer} takes at most: those of its solve, or of the upload where that is more (weights, Gram matrix and
+ * calibration inputs together).
+ *
+ * @throws AlpsError `INVALID_ARGUMENT` for pruning options that pruneLayer refuses
+ */
+export function estimateLayerBytes(options: LayerSize): number {
+  const parsed = parsePruningOptions(options);
+  const [m, n] = parseShape(options.shape);
+  const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
+  const upload = 4 * (n * n + m * n + tokens * n) + small({ m, n });
+  return Math.max(upload, solveBytes({ m, n }, parsed, precision));
+}
+
+/**
+ * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens, one block's weights, and the largest solve in
+ * it; or the activations and the embedding table, where that is more. Reads the folder's config.json and headers.
+ *
+ * @throws AlpsError as {@link prune} for a folder that it refuses
+ */
+export async function estimateModelBytes(options: PruneOptions, device: Device): Promise<number> {
+  const parsed = parsePruningOptions(options);
+  const checkpoint = await Checkpoint.open(options.model, { signal: options.signal });
+  try {
+    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
+    let architecture: Architecture;
+    try {
+      architecture = readArchitecture(checkpoint);
+    } catch (error) {
+      // prune() itself tells what it refuses; by their names alone matrices are pruned one at a time.
+      if (!(error instanceof AlpsError) || error.code !== 'UNSUPPORTED_MODEL') throw error;
+      return Math.max(4096, ...matricesByName(checkpoint).map(({ shape }) => 17 * shape[0]! * shape[1]! + 4096));
+    }
+    const { config } = architecture;
+    const tokens = options.calibration && tokensOf(options.calibration, config);
+    const number = precision === 'bfloat16' ? 2 : 4;
+    const activations = tokens ? activationBytes(config, tokens, number) : 0;
+    // The table as it is stored and as it is used, and the ids.
+    const embedding = tokens ? 8 * config.vocabulary * config.embeddingSize + 4 * tokens.windows * tokens.length : 0;
+    let block = 0;
+    for (let layer = 0; layer < config.layers; layer++) {
+      const { attention, mlp } = architecture.block(layer);
+      const groups = [attention[0], [attention[1]], ...mlp.flatMap(([inputs, output]) => [inputs, [output]])];
+      const sizes = groups.map((specs) => ({ ...sizeOf(config, specs), segments: specs.length }));
+      const weights = number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
+      const grams =
+        options.propagation === 'block' && tokens
+          ? 4 * tokens.windows * tokens.length * config.hidden + 4 * sizes.reduce((sum, { n }) => sum + n * n, 0)
+          : 0;
+      block = Math.max(block, weights + grams + Math.max(...sizes.map((size) => solveBytes(size, parsed, precision))));
+    }
+    const vectors = [...expectedTensors(architecture)].reduce(
+      (sum, [, shape]) => sum + (shape.length === 1 ? 8 * shape[0]! : 0),
+      0,
+    );
+    return activations + Math.max(embedding, block) + vectors;
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+function sizeOf(config: DecoderConfig, specs: readonly LinearSpec[]): { m: number; n: number } {
+  const shapes = specs.map((spec) => linearShape(config, spec));
+  return { m: shapes.reduce((sum, [outputs]) => sum + outputs, 0), n: shapes[0]![1] };
+}
+
+interface Tokens {
+  windows: number;
+  length: number;
+}
+
+/** At most: a text that is short gives fewer. */
+function tokensOf(
+  { tokenIds, windows = 128, length }: NonNullable<PruneOptions['calibration']>,
+  config: DecoderConfig,
+) {
+  if (tokenIds) return { windows: tokenIds.length, length: tokenIds[0]?.length ?? 0 };
+  return { windows, length: Math.min(length ?? 2048, config.maxPositions) };
+}
+
+/** Rows at a time where a step needs scratch memory; model/block-run.ts. */
+const chunk = 4096;
+
+/** What model/block-run.ts and model/expert-run.ts hold. */
+function activationBytes(config: DecoderConfig, { windows, length }: Tokens, number: number): number {
+  const { hidden, heads, kvHeads, headDim, intermediate, experts, mlp, normPlacement, ropes } = config;
+  const tokens = windows * length;
+  const rows = Math.min(tokens, Math.max(1, Math.floor(chunk / length)) * length);
+  const inner = experts?.layers.every(Boolean) ? 0 : intermediate;
+  const queries = heads * headDim;
+  const scratch = number * (hidden + queries + 2 * kvHeads * headDim + (mlp === 'gated' ? inner : 0));
+  const branch = normPlacement === 'sandwich' ? 4 * hidden : 0;
+  const dense = tokens * (4 * hidden + number * (queries + inner)) + rows * (scratch + branch);
+  const tables = 8 * length * headDim * ropes.length;
+  if (!experts) return dense + tables;
+  const piece = Math.min(chunk, tokens);
+  const routed =
+    piece * (8 * hidden + number * (hidden + experts.intermediate) + 4 * experts.count) +
+    tokens * experts.perToken * (16 + number * experts.intermediate);
+  return dense + tables + routed + 4 * experts.count * hidden;
+}

@@ -1,0 +1,297 @@
+import { Device } from '../device/device.js';
+import { AlpsError, aborted, invalidArgument } from '../errors.js';
+import { type Logger, parseLogger } from '../logger.js';
+import { type PruneOptions, type PruneReport, parsePruneOptions, prune } from '../prune.js';
+import { type PruneLayerResult, parseLayer, pruneLayer } from '../pruning/prune-layer.js';
+import { estimateLayerBytes, estimateModelBytes } from './estimate.js';
+import { type JobEvent, type JobInfo, jobChannel, type QueueLoad } from './events.js';
+import { logJobEvent } from './log-events.js';
+import { type Given, integer, type JobOptions, type JobQueueOptions, type LayerOptions } from './options.js';
+import { Room } from './room.js';
+import { WaitingLine } from './waiting-line.js';
+
+interface Job extends JobInfo {
+  start(signal: AbortSignal): Promise<unknown>;
+  resolve(value: unknown): void;
+  reject(error: unknown): void;
+  controller: AbortController;
+  onEvent: JobOptions['onEvent'];
+  queuedAt: number;
+  /** Lets go of the caller's signal. */
+  release(): void;
+}
+
+/**
+ * Many jobs on one device: a queue with priorities, a limit on jobs at once, a memory budget and a limit on those that wait.
+ *
+ * ```ts
+ * const queue = new JobQueue({ device: 'auto', concurrency: 2, maxQueued: 100 });
+ * const { weight, mask } = await queue.pruneLayer({ weight: w, shape, gram, sparsity: 0.7 }, { priority: 1, signal });
+ * ```
+ *
+ * A job starts when it is the next in line, fewer than `concurrency` run, and its bytes fit into what is left of the budget. No job overtakes
+ * the next in line for being smaller, so large ones are not starved; only a higher priority goes before it.
+ */
+export class JobQueue {
+  readonly device: Device;
+  readonly concurrency: number;
+  readonly memoryBudget: number;
+  readonly maxQueued: number;
+  readonly #logger: Logger | undefined;
+  readonly #onEvent: JobQueueOptions['onEvent'];
+  readonly #line = new WaitingLine<Job>();
+  readonly #running = new Set<Job>();
+  readonly #room = new Room(() => this.#places());
+  #idle: (() => void)[] = [];
+  #bytes = 0;
+  #lastId = 0;
+  #closed = false;
+
+  constructor(options: JobQueueOptions = {}) {
+    const { device = 'auto', concurrency = 2, memoryBudget, maxQueued = 1000, logger, onEvent } = options;
+    integer('concurrency', concurrency, 1);
+    integer('maxQueued', maxQueued, 0);
+    if (memoryBudget !== undefined) integer('memoryBudget', memoryBudget, 1);
+    this.#logger = parseLogger(logger);
+    this.device = device instanceof Device ? device : Device.open(device);
+    const { memoryLimit } = this.device.info();
+    this.concurrency = concurrency;
+    this.memoryBudget = Math.min(memoryBudget ?? memoryLimit, memoryLimit);
+    this.maxQueued = maxQueued;
+    this.#onEvent = onEvent;
+  }
+
+  /** How full the queue is. */
+  get load(): QueueLoad {
+    return { running: this.#running.size, queued: this.#line.size, bytes: this.#bytes };
+  }
+
+  /**
+   * {@link pruneLayer} on the queue's device. Options that it would refuse are refused at once, before the job is queued.
+   *
+   * @param options or a function that gives them when the job starts, so that no data is held while it waits; `bytes` must be given then
+   * ({@link estimateLayerBytes})
+   * @throws AlpsError as {@link pruneLayer} and {@link run}
+   */
+  async pruneLayer(
+    options: LayerOptions | ((signal: AbortSignal) => Promise<LayerOptions>),
+    job: JobOptions = {},
+  ): Promise<PruneLayerResult> {
+    if (typeof options === 'function') {
+      integer('bytes', job.bytes, 0);
+      const start = async (signal: AbortSignal) =>
+        pruneLayer({ ...(await options(signal)), device: this.device, signal });
+      return this.#submit('layer', start, { name: 'a layer', ...job });
+    }
+    parseLayer(options);
+    const estimate = estimateLayerBytes(options);
+    const { name = options.name ?? 'a layer', bytes = estimate } = job;
+    const start = (signal: AbortSignal) => pruneLayer({ ...options, device: this.device, signal });
+    return this.#submit('layer', start, { ...job, name, bytes });
+  }
+
+  /**
+   * {@link prune} on the queue's device. It is queued once the model's headers have been read for its bytes; its events come as `progress`.
+   *
+   * @throws AlpsError as {@link prune} and {@link run}
+   */
+  async prune(
+    options: Omit<PruneOptions, Given | 'threads' | 'memoryLimit'>,
+    job: JobOptions = {},
+  ): Promise<PruneReport> {
+    parsePruneOptions(options);
+    const { signal } = job;
+    const { name = options.model, bytes = await estimateModelBytes({ ...options, signal }, this.device) } = job;
+    const start = (own: AbortSignal, info: JobInfo) =>
+      prune({
+        ...options,
+        device: this.device,
+        signal: own,
+        onEvent: (event) => {
+          options.onEvent?.(event);
+          this.#publish({ type: 'progress', job: info, load: this.load, event }, job.onEvent);
+        },
+      });
+    return this.#submit('model', start, { ...job, name, bytes });
+  }
+
+  /**
+   * Any work as a job. It should stop when its signal fires, and take at most the `bytes` that it is queued with (default 0).
+   *
+   * @throws AlpsError `QUEUE_FULL` when `maxQueued` jobs wait already, `OUT_OF_MEMORY` for more bytes than the whole budget, `ABORTED`,
+   * `DISPOSED` when the queue was closed; or what the work throws
+   */
+  async run<T>(work: (context: { device: Device; signal: AbortSignal }) => Promise<T> | T, job: JobOptions = {}) {
+    if (typeof work !== 'function') throw invalidArgument('work', 'a function', work);
+    return this.#submit('task', async (signal) => work({ device: this.device, signal }), job);
+  }
+
+  /**
+   * Settles when a job would be taken: at once, or when one leaves the queue. Those who wait are let in one a place, in their order.
+   *
+   * @throws AlpsError `DISPOSED` when the queue is closed, `ABORTED`
+   */
+  async ready(options: { signal?: AbortSignal } = {}): Promise<void> {
+    if (this.#closed) throw closedError();
+    await this.#room.wait(options.signal);
+  }
+
+  /** Settles when nothing runs and nothing waits. */
+  async idle(): Promise<void> {
+    if (this.#running.size === 0 && this.#line.size === 0) return;
+    await new Promise<void>((resolve) => this.#idle.push(resolve));
+  }
+
+  /** Takes no more jobs, and settles when those it has are done, or with `cancel` when they are stopped. */
+  async close({ cancel = false }: { cancel?: boolean } = {}): Promise<void> {
+    this.#closed = true;
+    this.#room.close(closedError());
+    if (cancel) {
+      const reason = new AlpsError('ABORTED', 'The queue was closed');
+      for (const job of [...this.#line.items(), ...this.#running]) this.#cancel(job, reason);
+    }
+    await this.idle();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close({ cancel: true });
+  }
+
+  #submit<T>(
+    kind: JobInfo['kind'],
+    start: (signal: AbortSignal, info: JobInfo) => Promise<T>,
+    { priority = 0, key = '', name = 'a task', bytes = 0, signal, onEvent }: JobOptions,
+  ): Promise<T> {
+    if (typeof priority !== 'number' || !Number.isFinite(priority))
+      throw invalidArgument('priority', 'a finite number', priority);
+    if (typeof key !== 'string') throw invalidArgument('key', 'a string', key);
+    integer('bytes', bytes, 0);
+    if (signal?.aborted) throw aborted(signal);
+    if (this.#closed) throw closedError();
+    if (bytes > this.memoryBudget) {
+      const text = `${name} needs ${bytes} bytes, more than the queue's whole memory budget of ${this.memoryBudget}`;
+      throw new AlpsError('OUT_OF_MEMORY', text);
+    }
+    const info: JobInfo = { id: ++this.#lastId, kind, name, key, priority, bytes };
+    return new Promise<T>((resolve, reject) => {
+      const controller = new AbortController();
+      const onAbort = () => this.#cancel(job, signal?.reason);
+      signal?.addEventListener('abort', onAbort, { once: true });
+      const job: Job = {
+        ...info,
+        start: (own) => start(own, info),
+        resolve: resolve as (value: unknown) => void,
+        reject,
+        controller,
+        onEvent,
+        queuedAt: performance.now(),
+        release: () => signal?.removeEventListener('abort', onAbort),
+      };
+      this.#enter(job);
+    });
+  }
+
+  #enter(job: Job): void {
+    this.#room.taken();
+    this.#line.add(job);
+    const starts = this.#line.peek() === job && this.#fits(job);
+    if (this.#line.size > this.maxQueued && !starts) {
+      this.#line.remove(job);
+      job.release();
+      this.#publish({ type: 'refused', job: infoOf(job), load: this.load }, job.onEvent);
+      const text = `The queue is full: ${this.maxQueued} jobs wait. Wait for ready(), or try again later`;
+      job.reject(new AlpsError('QUEUE_FULL', text));
+      return;
+    }
+    this.#publish({ type: 'queued', job: infoOf(job), load: this.load }, job.onEvent);
+    this.#startWhatFits();
+  }
+
+  #fits(job: Job): boolean {
+    return this.#running.size < this.concurrency && this.#bytes + job.bytes <= this.memoryBudget;
+  }
+
+  #startWhatFits(): void {
+    for (let next = this.#line.peek(); next && this.#fits(next); next = this.#line.peek()) {
+      this.#line.take();
+      void this.#execute(next);
+    }
+    this.#room.changed();
+    if (this.#running.size > 0 || this.#line.size > 0) return;
+    const idle = this.#idle;
+    this.#idle = [];
+    for (const resolve of idle) resolve();
+  }
+
+  /** Never rejects. */
+  async #execute(job: Job): Promise<void> {
+    const began = performance.now();
+    this.#running.add(job);
+    this.#bytes += job.bytes;
+    this.#publish({ type: 'started', job: infoOf(job), load: this.load, waited: began - job.queuedAt }, job.onEvent);
+    let settle: () => void;
+    let failure: { error: unknown } | undefined;
+    try {
+      const value = await job.start(job.controller.signal);
+      settle = () => job.resolve(value);
+    } catch (error) {
+      failure = { error };
+      settle = () => job.reject(error);
+    }
+    this.#running.delete(job);
+    this.#bytes -= job.bytes;
+    job.release();
+    this.#finish(job, performance.now() - began, failure);
+    settle();
+    this.#startWhatFits();
+  }
+
+  #cancel(job: Job, reason: unknown): void {
+    job.controller.abort(reason);
+    if (!this.#line.remove(job)) return; // it runs, and its signal has fired
+    job.release();
+    const error = aborted(job.controller.signal);
+    this.#finish(job, 0, { error });
+    job.reject(error);
+    this.#startWhatFits(); // one that was behind it may fit
+  }
+
+  #finish(job: Job, milliseconds: number, failure: { error: unknown } | undefined): void {
+    const event = { type: 'finished', job: infoOf(job), load: this.load, milliseconds } as const;
+    if (failure) {
+      const code = failure.error instanceof AlpsError ? failure.error.code : 'UNKNOWN';
+      const outcome = job.controller.signal.aborted ? 'cancelled' : 'failed';
+      this.#publish({ ...event, outcome, code }, job.onEvent, failure.error);
+    } else this.#publish({ ...event, outcome: 'done' }, job.onEvent);
+  }
+
+  /** A listener that throws must not bring the queue out of step: its error is uncaught, as one of a diagnostics channel is. */
+  #publish(event: JobEvent, onJobEvent: JobOptions['onEvent'], error?: unknown): void {
+    const logger = this.#logger;
+    const listeners = [onJobEvent, this.#onEvent, logger && (() => logJobEvent(logger, event, error))];
+    for (const listener of listeners) {
+      try {
+        listener?.(event);
+      } catch (thrown) {
+        process.nextTick(() => {
+          throw thrown;
+        });
+      }
+    }
+    if (jobChannel.hasSubscribers) jobChannel.publish(event);
+  }
+
+  /** Jobs that would be taken now. */
+  #places(): number {
+    const free = this.#line.size === 0 ? this.concurrency - this.#running.size : 0;
+    return this.maxQueued - this.#line.size + free;
+  }
+}
+
+function infoOf({ id, kind, name, key, priority, bytes }: Job): JobInfo {
+  return { id, kind, name, key, priority, bytes };
+}
+
+function closedError(): AlpsError {
+  return new AlpsError('DISPOSED', 'The queue was closed');
+}

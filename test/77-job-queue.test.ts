@@ -1,0 +1,453 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Device } from '../src/device/device.js';
+import { estimateLayerBytes, estimateModelBytes } from '../src/jobs/estimate.js';
+import type { JobEvent } from '../src/jobs/events.js';
+import { JobQueue } from '../src/jobs/job-queue.js';
+import type { JobQueueOptions } from '../src/jobs/options.js';
+import { type PruneOptions, prune } from '../src/prune.js';
+import type { PruningOptions } from '../src/pruning/options.js';
+import { pruneLayer } from '../src/pruning/prune-layer.js';
+import { syntheticLayer } from './helpers/layers.js';
+
+// A device of its own, so that its memory is that of these jobs alone.
+const device = Device.open('cpu', { memoryLimit: 1 << 29 });
+const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+const { activations: _x, ...layer } = syntheticLayer(48, 32);
+
+/** A job that ends when it is told to. */
+function gate() {
+  let open = () => {};
+  const opened = new Promise<void>((resolve) => (open = resolve));
+  return { open, work: () => opened };
+}
+
+/** Runs jobs one at a time behind a gate, and gives the order in which they were served. */
+async function served(jobs: { name: string; priority?: number; key?: string }[]): Promise<string[]> {
+  const queue = new JobQueue({ device, concurrency: 1 });
+  const { open, work } = gate();
+  const order: string[] = [];
+  const first = queue.run(work);
+  const all = jobs.map((job) => queue.run(() => order.push(job.name), job));
+  open();
+  await Promise.all([first, ...all]);
+  return order;
+}
+
+const nothingUsed = async () => {
+  using stream = device.stream();
+  await stream.sync();
+  return device.info().memoryUsed;
+};
+
+describe('order', () => {
+  test('first come, first served', async () => {
+    const names = Array.from({ length: 20 }, (_, i) => `job ${i}`);
+    expect(await served(names.map((name) => ({ name })))).toEqual(names);
+  });
+
+  test('a higher priority goes first', async () => {
+    const jobs = [0, 5, -1, 5, 0.5].map((priority, i) => ({ name: `${i}`, priority }));
+    expect(await served(jobs)).toEqual(['1', '3', '4', '0', '2']);
+  });
+
+  test('keys of one priority are served in turn', async () => {
+    const jobs = ['a1', 'a2', 'a3', 'a4', 'b1', 'b2', 'c1'].map((name) => ({ name, key: name[0]! }));
+    expect(await served(jobs)).toEqual(['a1', 'b1', 'c1', 'a2', 'b2', 'a3', 'a4']);
+  });
+
+  test('as many at once as asked for, and as the budget has bytes for', async () => {
+    const queue = new JobQueue({ device, concurrency: 3, memoryBudget: 100 });
+    const gates = [60, 50, 40, 10, 10].map((bytes) => ({ bytes, ...gate() }));
+    const all = gates.map(({ work, bytes }) => queue.run(work, { bytes }));
+    const load = () => [queue.load.running, queue.load.queued, queue.load.bytes];
+    // 50 does not fit beside 60, and the small ones behind it do not overtake it.
+    expect(load()).toEqual([1, 4, 60]);
+    gates[0]!.open();
+    await all[0];
+    expect(load()).toEqual([3, 1, 100]);
+    gates[1]!.open();
+    await all[1];
+    expect(load()).toEqual([3, 0, 60]);
+    for (const { open } of gates) open();
+    await queue.idle();
+    expect(load()).toEqual([0, 0, 0]);
+  });
+});
+
+describe('back-pressure', () => {
+  test('beyond maxQueued a call is refused; ready() waits for room', async () => {
+    const queue = new JobQueue({ device, concurrency: 1, maxQueued: 2 });
+    const { open, work } = gate();
+    const taken = [work, () => 1, () => 2].map((job) => queue.run<unknown>(job));
+    await expect(queue.run(() => 3)).rejects.toMatchObject({
+      code: 'QUEUE_FULL',
+      message: expect.stringContaining('2 jobs wait'),
+    });
+    let ready = false;
+    const waiting = queue.ready().then(() => (ready = true));
+    await new Promise(setImmediate);
+    expect(ready).toBe(false);
+    open();
+    await waiting;
+    expect(await queue.run(() => 3)).toBe(3);
+    expect(await Promise.all(taken)).toEqual([undefined, 1, 2]);
+  });
+
+  test('a producer that waits for ready() is never refused, however many there are', async () => {
+    const queue = new JobQueue({ device, concurrency: 2, maxQueued: 1 });
+    const done: number[] = [];
+    const produce = async (i: number) => {
+      await queue.ready();
+      await queue.run(() => done.push(i));
+    };
+    await Promise.all(Array.from({ length: 50 }, (_, i) => produce(i)));
+    expect(done).toEqual(Array.from({ length: 50 }, (_, i) => i));
+  });
+
+  test('those who are let in and do nothing do not keep others out', async () => {
+    const queue = new JobQueue({ device, concurrency: 1, maxQueued: 1 });
+    const { open, work } = gate();
+    const jobs = [queue.run(work), queue.run(() => {})];
+    const waiting = Array.from({ length: 5 }, () => queue.ready());
+    const given = queue.ready({ signal: AbortSignal.abort() });
+    await expect(given).rejects.toMatchObject({ code: 'ABORTED' });
+    open();
+    await Promise.all([...jobs, ...waiting]);
+  });
+
+  test('with maxQueued 0 only what starts at once is taken', async () => {
+    const queue = new JobQueue({ device, concurrency: 1, maxQueued: 0 });
+    const { open, work } = gate();
+    const running = queue.run(work);
+    await expect(queue.run(work)).rejects.toMatchObject({ code: 'QUEUE_FULL' });
+    open();
+    await running;
+  });
+
+  test('a job larger than the budget is refused at once', async () => {
+    const queue = new JobQueue({ device, memoryBudget: 1000 });
+    await expect(queue.pruneLayer({ ...layer, name: 'q', sparsity: 0.5 })).rejects.toMatchObject({
+      code: 'OUT_OF_MEMORY',
+      message: expect.stringMatching(/^q needs \d+ bytes, more than the queue's whole memory budget of 1000$/),
+    });
+  });
+});
+
+describe('cancellation', () => {
+  test('a queued job leaves the line, and the next one is served', async () => {
+    const queue = new JobQueue({ device, concurrency: 1 });
+    const { open, work } = gate();
+    const controller = new AbortController();
+    const order: string[] = [];
+    const jobs = [
+      queue.run(work),
+      queue.run(() => order.push('cancelled'), { signal: controller.signal }),
+      queue.run(() => order.push('next')),
+    ];
+    const why = new Error('why');
+    controller.abort(why);
+    await expect(jobs[1]).rejects.toMatchObject({ code: 'ABORTED', cause: why });
+    expect(queue.load).toEqual({ running: 1, queued: 1, bytes: 0 });
+    open();
+    await Promise.all([jobs[0], jobs[2]]);
+    expect(order).toEqual(['next']);
+    await expect(queue.run(work, { signal: controller.signal })).rejects.toMatchObject({ code: 'ABORTED' });
+  });
+
+  test('a large job that is cancelled lets those behind it start', async () => {
+    const queue = new JobQueue({ device, concurrency: 2, memoryBudget: 100 });
+    const { open, work } = gate();
+    const controller = new AbortController();
+    const first = queue.run(work, { bytes: 60 });
+    const large = queue.run(work, { bytes: 90, signal: controller.signal });
+    const small = queue.run(() => 'small', { bytes: 40 });
+    controller.abort();
+    await expect(large).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(await small).toBe('small');
+    open();
+    await first;
+  });
+
+  test('layers that run and layers that wait: all memory comes back, nothing is left unhandled', async () => {
+    const unhandled: unknown[] = [];
+    const note = (error: unknown) => unhandled.push(error);
+    process.on('unhandledRejection', note);
+    const queue = new JobQueue({ device, concurrency: 3 });
+    const wide = syntheticLayer(192, 192, { tokens: 300 });
+    const outcomes = await Promise.all(
+      Array.from({ length: 24 }, async (_, i) => {
+        const controller = new AbortController();
+        const job = queue.pruneLayer(
+          { ...wide, activations: undefined, sparsity: 0.6, name: `layer ${i}` },
+          { signal: controller.signal },
+        );
+        if (i % 3 === 1) setTimeout(() => controller.abort(), i);
+        if (i % 3 === 2) controller.abort();
+        return job.then(
+          ({ sparsity }) => sparsity,
+          ({ code }) => code,
+        );
+      }),
+    );
+    await queue.close();
+    await new Promise(setImmediate);
+    process.off('unhandledRejection', note);
+    for (const [i, outcome] of outcomes.entries()) {
+      if (i % 3 === 0) expect(outcome).toBeCloseTo(0.6, 3);
+      if (i % 3 === 2) expect(outcome).toBe('ABORTED');
+    }
+    expect(unhandled).toEqual([]);
+    expect(await nothingUsed()).toBe(0);
+  });
+
+  test('close() lets jobs end, close({ cancel }) stops them; both refuse new ones', async () => {
+    const queue = new JobQueue({ device, concurrency: 1 });
+    const jobs = [queue.run(() => 1), queue.run(() => 2)];
+    await queue.close();
+    expect(await Promise.all(jobs)).toEqual([1, 2]);
+    await expect(queue.run(() => 3)).rejects.toMatchObject({ code: 'DISPOSED' });
+    await expect(queue.ready()).rejects.toMatchObject({ code: 'DISPOSED' });
+
+    const other = new JobQueue({ device, concurrency: 1, maxQueued: 1 });
+    const running = other.run(
+      ({ signal }) => new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))),
+    );
+    const ends = [running, other.run(() => 2), other.ready()].map((promise) => promise.catch(({ code }) => code));
+    await other.close({ cancel: true });
+    expect(await Promise.all(ends)).toEqual(['ABORTED', 'ABORTED', 'DISPOSED']);
+  });
+});
+
+test('a layer whose data is read when its turn comes', async () => {
+  const queue = new JobQueue({ device, concurrency: 1 });
+  const { open, work } = gate();
+  const order: string[] = [];
+  const bytes = estimateLayerBytes({ shape: layer.shape, sparsity: 0.5 });
+  const first = queue.run(() => work().then(() => order.push('first')));
+  const lazy = async () => {
+    order.push('read');
+    return { ...layer, sparsity: 0.5 };
+  };
+  const second = queue.pruneLayer(lazy, { bytes, name: 'lazy' });
+  open();
+  await first;
+  expect((await second).sparsity).toBe(0.5);
+  expect(order).toEqual(['first', 'read']);
+  await expect(queue.pruneLayer(lazy)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+});
+
+describe('memory estimates', () => {
+  const methods: PruningOptions[] = [
+    {},
+    { refit: 'backsolve' },
+    { schedule: 'alps', metric: 'diagonal', traceErrors: true, traceEvery: 1 },
+    { method: 'magnitude' },
+    { method: 'wanda', refit: 'pcg' },
+    { method: 'sparsegpt' },
+    { method: 'dsnot', dsnot: { initial: 'sparsegpt' } },
+  ];
+  const shapes = [
+    [96, 256],
+    [512, 128],
+    [200, 200],
+  ] as const;
+
+  test.each(methods.flatMap((options) => shapes.map((shape) => ({ options, shape }))))(
+    'of a layer: at least what it takes, at most 30 % more: $options $shape',
+    async ({ options, shape: [m, n] }) => {
+      const { gram, ...rest } = syntheticLayer(m, n, { tokens: 256 });
+      for (const precision of ['float32', 'bfloat16'] as const) {
+        const job = { ...rest, sparsity: 0.6, precision, device, ...options };
+        device.resetPeak();
+        await pruneLayer(job);
+        const { memoryPeak } = device.info();
+        expect(estimateLayerBytes(job)).toBeGreaterThanOrEqual(memoryPeak);
+        expect(estimateLayerBytes(job)).toBeLessThan(1.3 * memoryPeak + 32768);
+      }
+      expect(gram.length).toBe(n * n);
+    },
+  );
+
+  test.each(['union-4m', 'gpt2', 'mixtral', 'gemma2'])(
+    'of a model: %s',
+    async (name) => {
+      const own = Device.open('cpu', { memoryLimit: (1 << 29) + name.length }); // its peak is that of this test alone
+      const folder = name === 'union-4m' ? model : fileURLToPath(new URL(`fixtures/models/${name}`, import.meta.url));
+      const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
+      const ids = Array.from({ length: 40 }, (_, i) => Array.from({ length: 24 }, (_, j) => (i * 31 + j * 7) % 90));
+      for (const propagation of ['sequential', 'block'] as const) {
+        const job: PruneOptions = {
+          model: folder,
+          out: join(out, propagation),
+          sparsity: 0.5,
+          calibration: { tokenIds: ids },
+          propagation,
+          device: own,
+        };
+        own.resetPeak();
+        await prune(job);
+        const { memoryPeak } = own.info();
+        const estimate = await estimateModelBytes(job, own);
+        expect(estimate).toBeGreaterThanOrEqual(memoryPeak);
+        expect(estimate).toBeLessThan(2 * memoryPeak);
+      }
+      await rm(out, { recursive: true });
+    },
+    300_000,
+  );
+
+  test('a queue never takes more than its budget', async () => {
+    const wide = { ...syntheticLayer(128, 128, { tokens: 200 }), activations: undefined, sparsity: 0.5 };
+    const bytes = estimateLayerBytes(wide);
+    const queue = new JobQueue({ device, concurrency: 8, memoryBudget: Math.floor(2.5 * bytes) });
+    device.resetPeak();
+    const jobs = Array.from({ length: 8 }, () => queue.pruneLayer(wide));
+    expect(queue.load).toEqual({ running: 2, queued: 6, bytes: 2 * bytes });
+    await Promise.all(jobs);
+    expect(device.info().memoryPeak).toBeLessThanOrEqual(queue.memoryBudget);
+    expect(await nothingUsed()).toBe(0);
+  });
+});
+
+describe('what is told', () => {
+  test('events, channel and logger: each job from queued to finished', async () => {
+    const events: JobEvent[] = [];
+    const lines: [level: string, facts: object, message?: string][] = [];
+    const log = (level: string) => (facts: object, message?: string) => lines.push([level, facts, message]);
+    const logger = { debug: log('debug'), info: log('info'), warn: log('warn'), error: log('error') };
+    const published: unknown[] = [];
+    const note = (message: unknown) => published.push(message);
+    subscribe('alps-prune:job', note);
+    const queue = new JobQueue({
+      device,
+      concurrency: 1,
+      maxQueued: 1,
+      logger,
+      onEvent: (event) => events.push(event),
+    });
+    const jobs = [
+      queue.pruneLayer({ ...layer, sparsity: 0.5, name: 'q' }, { key: 'me', priority: 2 }),
+      queue.pruneLayer({ ...layer, weight: layer.weight.map(() => Number.NaN), sparsity: 0.5, name: 'k' }),
+      queue.pruneLayer({ ...layer, sparsity: 0.5, name: 'v' }),
+    ];
+    await Promise.allSettled(jobs);
+    unsubscribe('alps-prune:job', note);
+    expect(events.map(({ type, job }) => `${job.name} ${type}`)).toEqual([
+      'q queued',
+      'q started',
+      'k queued',
+      'v refused',
+      'q finished',
+      'k started',
+      'k finished',
+    ]);
+    expect(published).toEqual(events);
+    expect(events[1]).toEqual({
+      type: 'started',
+      job: {
+        id: 1,
+        kind: 'layer',
+        name: 'q',
+        key: 'me',
+        priority: 2,
+        bytes: estimateLayerBytes({ ...layer, sparsity: 0.5 }),
+      },
+      load: { running: 1, queued: 0, bytes: events[1]!.job.bytes },
+      waited: expect.any(Number),
+    });
+    expect(events[4]).toMatchObject({ outcome: 'done' });
+    expect(events[6]).toMatchObject({ outcome: 'failed', code: 'NOT_FINITE' });
+    expect(lines.map(([level]) => level)).toEqual(['debug', 'info', 'debug', 'warn', 'info', 'info', 'error']);
+    expect(lines[6]).toEqual(['error', expect.objectContaining({ err: expect.any(Error) }), 'k failed']);
+  });
+
+  test('a model’s progress, its own logger and channel', async () => {
+    const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
+    const events: JobEvent[] = [];
+    const messages: string[] = [];
+    const published: unknown[] = [];
+    const note = (message: unknown) => published.push(message);
+    const log = (_facts: object, message?: string) => messages.push(message!);
+    subscribe('alps-prune:prune', note);
+    const queue = new JobQueue({ device });
+    const options = {
+      model,
+      sparsity: 0.5,
+      method: 'magnitude',
+      logger: { debug: log, info: log, warn: log, error: log },
+    } as const;
+    const report = await queue.prune({ ...options, out: join(out, 'a') }, { onEvent: (event) => events.push(event) });
+    await expect(queue.prune({ ...options, model: join(out, 'none'), out: join(out, 'b') })).rejects.toMatchObject({
+      code: 'FILE_SYSTEM',
+    });
+    await expect(queue.prune({ ...options, sparsity: 2, out: join(out, 'b') })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
+    unsubscribe('alps-prune:prune', note);
+    await rm(out, { recursive: true });
+    const progress = events.flatMap((event) => (event.type === 'progress' ? [event.event.type] : []));
+    expect(progress.filter((type) => type === 'layer')).toHaveLength(report.layers.length);
+    expect(messages).toHaveLength(progress.length);
+    expect(published).toHaveLength(progress.length);
+    expect(published[0]).toMatchObject({ model, event: { type: 'start' } });
+  });
+
+  test('a listener that throws is an uncaught error, and the queue goes on', async () => {
+    // In a process of its own: jest's would end.
+    const { spawnSync } = await import('node:child_process');
+    const { status, stdout } = spawnSync(
+      process.execPath,
+      [
+        '--input-type=module',
+        '-e',
+        `import { JobQueue } from ${JSON.stringify(new URL('../lib/index.js', import.meta.url).href)};
+         const errors = [];
+         process.on('uncaughtException', (error) => errors.push(error.message));
+         const queue = new JobQueue({ device: 'cpu', onEvent: ({ type }) => { throw new Error(type); } });
+         const value = await queue.run(() => 42);
+         await new Promise(setImmediate);
+         console.log(JSON.stringify([value, errors]));`,
+      ],
+      { encoding: 'utf8' },
+    );
+    expect(status).toBe(0);
+    expect(JSON.parse(stdout)).toEqual([42, ['queued', 'started', 'finished']]);
+  });
+});
+
+test.each<[string, Partial<Record<keyof JobQueueOptions, unknown>>, string]>([
+  ['concurrency', { concurrency: 0 }, 'Expected an integer of at least 1 for concurrency but received 0'],
+  ['maxQueued', { maxQueued: 1.5 }, 'Expected an integer of at least 0 for maxQueued'],
+  ['memoryBudget', { memoryBudget: Number.NaN }, 'Expected an integer of at least 1 for memoryBudget'],
+  ['logger', { logger: { info() {} } }, 'Expected an object with the functions debug, info, warn and error for logger'],
+  ['device', { device: 'tpu' }, 'for device but received "tpu"'],
+])('a wrong %s is refused in words', (_name, options, message) => {
+  expect(() => new JobQueue(options as JobQueueOptions)).toThrow(
+    expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) }),
+  );
+});
+
+test('wrong job options are refused in words', async () => {
+  const queue = new JobQueue({ device });
+  const refused = (promise: Promise<unknown>, message: string) =>
+    expect(promise).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) });
+  await refused(queue.run(1 as never), 'Expected a function for work');
+  await refused(
+    queue.run(() => 1, { priority: Number.NaN }),
+    'Expected a finite number for priority',
+  );
+  await refused(
+    queue.run(() => 1, { bytes: -1 }),
+    'Expected an integer of at least 0 for bytes',
+  );
+  await refused(
+    queue.run(() => 1, { key: 1 as never }),
+    'Expected a string for key',
+  );
+  await refused(queue.pruneLayer({ ...layer, sparsity: 2 }), 'sparsity');
+  expect(queue.load).toEqual({ running: 0, queued: 0, bytes: 0 });
+});
