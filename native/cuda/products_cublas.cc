@@ -20,7 +20,7 @@ void checkCublas(cublasStatus_t status, const char* call) {
 }
 #define CHECK_CUBLAS(call) checkCublas((call), #call)
 
-// All calls share one stream and so one workspace, given once: cuBLAS then allocates nothing, which a recorded graph
+// One workspace for all calls, which run one after the other: cuBLAS then allocates nothing, which a recorded graph
 // needs, and chooses the same algorithm every time, which equal bits need.
 constexpr size_t workspaceBytes = size_t{32} << 20;
 
@@ -52,8 +52,6 @@ int leading(const Factor& x, int64_t rows, int64_t columns) {
 class CublasProducts final : public Products {
  public:
   explicit CublasProducts(Runtime& runtime) : runtime_(runtime), workspace_(runtime, workspaceBytes) {
-    CHECK_CUBLAS(cublasSetStream(handle_, stream()));
-    CHECK_CUBLAS(cublasSetWorkspace(handle_, workspace_.data(), workspaceBytes));
     // The default mode never rounds float32 factors to TF32: the solves need all of float32's digits (a Gram matrix's
     // condition number reaches 1e6). bfloat16 products that are cut along k add their parts in float32.
     CHECK_CUBLAS(cublasSetMathMode(
@@ -87,18 +85,31 @@ class CublasProducts final : public Products {
       return;
     }
     CHECK_CUBLAS(cublasGemmStridedBatchedEx(
-        handle_, operation(b), operation(a), narrow(n), narrow(m), narrow(k), &alpha, b.data, CUDA_R_32F,
+        handle(), operation(b), operation(a), narrow(n), narrow(m), narrow(k), &alpha, b.data, CUDA_R_32F,
         /* lda = */ leading(b, k, n), strideB, a.data, CUDA_R_32F, /* ldb = */ leading(a, m, k), strideA, &beta, c,
         CUDA_R_32F, /* ldc = */ narrow(std::max(ldc, n)), strideC, narrow(count), CUBLAS_COMPUTE_32F,
         CUBLAS_GEMM_DEFAULT));
   }
 
  private:
+  // Makes the device current in the calling thread.
   cudaStream_t stream() const { return static_cast<cudaStream_t>(runtime_.queue()); }
+
+  // For the thread that calls: its launches go to another stream while it records a graph.
+  cublasHandle_t handle() {
+    cudaStream_t now = stream();
+    if (now != current_) {
+      current_ = nullptr;
+      CHECK_CUBLAS(cublasSetStream(handle_, now));
+      CHECK_CUBLAS(cublasSetWorkspace(handle_, workspace_.data(), workspaceBytes));  // a new stream takes it away
+      current_ = now;
+    }
+    return handle_;
+  }
 
   void multiply(int64_t m, int64_t n, int64_t k, float alpha, const Factor& a, const Factor& b, float beta, void* c,
                 int64_t ldc, cudaDataType_t in, cudaDataType_t out) {
-    CHECK_CUBLAS(cublasGemmEx(handle_, operation(b), operation(a), narrow(n), narrow(m), narrow(k), &alpha, b.data, in,
+    CHECK_CUBLAS(cublasGemmEx(handle(), operation(b), operation(a), narrow(n), narrow(m), narrow(k), &alpha, b.data, in,
                               /* lda = */ leading(b, k, n), a.data, in, /* ldb = */ leading(a, m, k), &beta, c, out,
                               /* ldc = */ narrow(std::max(ldc, n)), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
   }
@@ -109,7 +120,7 @@ class CublasProducts final : public Products {
     if (beta == 0) return clear(m, n, c, ldc, sizeof(float));
     float none = 0;
     int ld = narrow(std::max(ldc, n));
-    CHECK_CUBLAS(cublasSgeam(handle_, CUBLAS_OP_N, CUBLAS_OP_N, narrow(n), narrow(m), &beta, c, /* lda = */ ld, &none,
+    CHECK_CUBLAS(cublasSgeam(handle(), CUBLAS_OP_N, CUBLAS_OP_N, narrow(n), narrow(m), &beta, c, /* lda = */ ld, &none,
                              c,
                              /* ldb = */ ld, c, /* ldc = */ ld));
   }
@@ -123,6 +134,7 @@ class CublasProducts final : public Products {
   Runtime& runtime_;
   Scratch<char> workspace_;  // outlives the handle
   Handle handle_;
+  cudaStream_t current_ = nullptr;  // the handle's stream, with the workspace; nullptr: none yet
 };
 
 }  // namespace
