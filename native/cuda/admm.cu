@@ -209,10 +209,12 @@ void CudaBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tens
     queueUpdate(b, base, state, mask, y, pattern, selection ? &*selection : nullptr, storeB);
   };
   std::unique_ptr<Graph> graph;
-  if (count > fewestRecorded) graph = runtime_->record([&] { iterate(false); });
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
     bool last = i + 1 == count;  // only then is B of use
+    // Behind the first iteration: the device has work meanwhile, and all kernels are loaded, which not every driver can
+    // do while it records.
+    if (i == 1 && count > fewestRecorded) graph = runtime_->record([&] { iterate(false); });
     if (graph && !last)
       graph->launch();
     else
