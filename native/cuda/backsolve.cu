@@ -48,24 +48,32 @@ __global__ void sizesKernel(const uint8_t* mask, int64_t m, int64_t n, uint32_t*
 }
 
 // One warp: rows into waves, in order. offsets[i]: where row i's memory begins; wave w has the rows from waveStarts[w]
-// to waveStarts[w + 1]. Waves that are not needed are empty.
-__global__ void planKernel(const uint32_t* sizes, int64_t m, int64_t budget, int64_t waves, int64_t* offsets,
-                           int64_t* waveStarts) {
+// to waveStarts[w + 1]. A wave that has more rows than the `blocks` that solve it gives a multiple of them, as what is
+// over would leave most blocks idle. Waves that are not needed are empty.
+__global__ void planKernel(const uint32_t* sizes, int64_t m, int64_t budget, int64_t blocks, int64_t waves,
+                           int64_t* offsets, int64_t* waveStarts) {
   int lane = static_cast<int>(threadIdx.x);
-  int64_t wave = 0, used = 0;
+  int64_t wave = 0, start = 0, used = 0, loaded = -32;  // the lanes have the sizes of rows loaded ... loaded + 32
+  uint32_t size = 0;
   if (lane == 0) waveStarts[0] = 0;
-  for (int64_t first = 0; first < m; first += 32) {
-    uint32_t size = first + lane < m ? sizes[first + lane] : 0;
-    for (int l = 0; l < 32 && first + l < m; l++) {
-      int64_t need = rowNumbers((__shfl_sync(0xffffffffu, size, l) + tileSize - 1) / tileSize);
-      if (used + need > budget) {
-        used = 0;
-        wave++;
-        if (lane == 0) waveStarts[wave] = first + l;
-      }
-      if (lane == 0) offsets[first + l] = used;
-      used += need;
+  for (int64_t i = 0; i < m;) {
+    if (i < loaded || i >= loaded + 32) {
+      loaded = i;
+      size = i + lane < m ? sizes[i + lane] : 0;
     }
+    uint32_t own = __shfl_sync(0xffffffffu, size, static_cast<int>(i - loaded));
+    int64_t need = rowNumbers((own + tileSize - 1) / tileSize);
+    if (used + need > budget) {
+      if (i - start > blocks) i = start + (i - start) / blocks * blocks;
+      start = i;
+      used = 0;
+      wave++;
+      if (lane == 0) waveStarts[wave] = i;
+      continue;
+    }
+    if (lane == 0) offsets[i] = used;
+    used += need;
+    i++;
   }
   for (int64_t w = wave + 1 + lane; w <= waves; w += 32) waveStarts[w] = m;
 }
@@ -297,14 +305,17 @@ void CudaBackend::backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) {
   // case one row.
   int64_t most = rowNumbers((n + tileSize - 1) / tileSize);
   int64_t bound = static_cast<int64_t>(std::max<uint64_t>(device.memory / 32, 256 << 20) / sizeof(float));
-  int64_t budget = std::max(most, std::min(bound, m * most)), waves = (m + budget / most - 1) / (budget / most);
+  int64_t budget = std::max(most, std::min(bound, m * most));
+  Grid blocks{std::min<int64_t>(m, int64_t{device.multiprocessors} * 2)};
+  int64_t fewest = budget / most;  // rows of a wave but the last one
+  if (fewest > blocks.x) fewest = fewest / blocks.x * blocks.x;
+  int64_t waves = (m + fewest - 1) / fewest;
   auto memory = scratch<float>(budget);
   auto sizes = scratch<uint32_t>(m), firstFailed = scratch<uint32_t>(1);
   auto offsets = scratch<int64_t>(m), waveStarts = scratch<int64_t>(waves + 1);
   launch(queue(), startKernel, {}, 32, 0, firstFailed.data());
   launch(queue(), sizesKernel, blocksFor(m * 32), blockSize_, 0, mask.as<uint8_t>(), m, n, sizes.data());
-  launch(queue(), planKernel, {}, 32, 0, sizes.data(), m, budget, waves, offsets.data(), waveStarts.data());
-  Grid blocks{std::min<int64_t>(m, int64_t{device.multiprocessors} * 2)};
+  launch(queue(), planKernel, {}, 32, 0, sizes.data(), m, budget, blocks.x, waves, offsets.data(), waveStarts.data());
   for (int64_t wave = 0; wave < waves; wave++) {
     throwIfCancelled();
     launch(queue(), solveKernel, blocks, solveThreads, solveBytes, gram.as(), n, right.as(), mask.as<uint8_t>(),

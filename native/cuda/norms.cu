@@ -11,6 +11,7 @@ namespace {
 
 constexpr int heldVectors = 4;      // of a norm in the registers of a thread
 constexpr int sharedThreads = 128;  // of a block with several norms
+constexpr int mostThreads = 1024;   // of a block with one norm
 
 // The sum over the `group` threads of a norm, in each of them: a power of two within a warp, or the block.
 __device__ inline double groupSum(double value, int group) {
@@ -22,8 +23,9 @@ __device__ inline double groupSum(double value, int group) {
 // centred: out = (x − mean) / sqrt(var + eps) * weight + bias; else out = x / sqrt(mean x² + eps) * (weight + offset).
 // `group` threads have one norm; held: in registers, else its vectors are read anew for each sum. out may be x.
 template <typename From, typename To, int N, bool centred, bool held>
-__global__ void normKernel(const From* x, const float* weight, const float* bias, double eps, float offset, To* out,
-                           int64_t norms, int64_t columns, double share, int group) {
+__global__ void __launch_bounds__(mostThreads)
+    normKernel(const From* x, const float* weight, const float* bias, double eps, float offset, To* out, int64_t norms,
+               int64_t columns, double share, int group) {
   int member = static_cast<int>(threadIdx.x) % group;
   int64_t norm =
       int64_t{blockIdx.x} * (blockDim.x / static_cast<unsigned>(group)) + static_cast<int>(threadIdx.x) / group;
@@ -102,11 +104,11 @@ void launchNorm(Queue queue, const Tensor& x, const float* weight, const float* 
       int group = 1;
       while (group < 32 && group < vectors) group *= 2;
       with(normKernel<From, To, N, centred, true>, group, sharedThreads);
-    } else if (vectors <= 1024 * heldVectors) {
+    } else if (vectors <= mostThreads * heldVectors) {
       int threads = static_cast<int>((vectors + 32 * heldVectors - 1) / (32 * heldVectors)) * 32;
       with(normKernel<From, To, N, centred, true>, threads, threads);
     } else {
-      with(normKernel<From, To, N, centred, false>, 1024, 1024);
+      with(normKernel<From, To, N, centred, false>, mostThreads, mostThreads);
     }
   };
   dispatch(x.dtype, [&](auto* from) {
