@@ -62,7 +62,8 @@ Napi::Value openDeviceHandle(const Napi::CallbackInfo& info) {
     convert(object.Get("isa"), options.isa);
     options.threads = static_cast<int>(threads);
     options.memoryLimit = static_cast<uint64_t>(limit);
-    return wrap(info.Env(), new DeviceHandle{openDevice(name, options, cudaLocation(info[2].As<Napi::Object>()))}, deviceTag);
+    return wrap(info.Env(), new DeviceHandle{openDevice(name, options, cudaLocation(info[2].As<Napi::Object>()))},
+                deviceTag);
   });
 }
 

@@ -11,8 +11,7 @@ namespace alps {
 
 namespace {
 
-// ---- kernel
-// -----------------------------------------------------------------------------------------------------------
+// ---- kernel --------------------------------------------------------------------------------------------------------
 
 constexpr int threads = 128, queries = 64, keys = 64;
 constexpr int depth = 32;          // dimensions of queries and keys at a time
@@ -177,8 +176,7 @@ __global__ void __launch_bounds__(threads, columns <= 128 ? 3 : 2) attentionF32K
 
 }  // namespace
 
-// ---- launcher
-// ---------------------------------------------------------------------------------------------------------
+// ---- launcher ------------------------------------------------------------------------------------------------------
 
 template <typename T>
 void attentionInFloat32(Queue queue, const AttentionProblem& problem) {

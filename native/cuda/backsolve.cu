@@ -33,8 +33,7 @@ __device__ inline int64_t tileAt(int tiles, int row, int column) {
   return int64_t{column * tiles - column * (column - 1) / 2 + row - column} * tileCount;
 }
 
-// ---- plan
-// -------------------------------------------------------------------------------------------------------------
+// ---- plan ----------------------------------------------------------------------------------------------------------
 
 // sizes[i] = kept weights of row i. A warp a row.
 __global__ void sizesKernel(const uint8_t* mask, int64_t m, int64_t n, uint32_t* sizes) {
@@ -78,8 +77,7 @@ __global__ void planKernel(const uint32_t* sizes, int64_t m, int64_t budget, int
   for (int64_t w = wave + 1 + lane; w <= waves; w += 32) waveStarts[w] = m;
 }
 
-// ---- one row
-// ----------------------------------------------------------------------------------------------------------
+// ---- one row -------------------------------------------------------------------------------------------------------
 
 struct RowSolver {
   const float* gram;
@@ -294,8 +292,7 @@ __global__ void startKernel(uint32_t* firstFailed) {
 
 }  // namespace
 
-// ---- launchers
-// --------------------------------------------------------------------------------------------------------
+// ---- launchers -----------------------------------------------------------------------------------------------------
 
 void CudaBackend::backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) {
   int64_t m = right.dim(0), n = gram.dim(0);

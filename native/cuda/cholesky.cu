@@ -16,8 +16,7 @@ constexpr size_t diagonalBytes = Diagonal::count * sizeof(float);
 // Rows or columns of a large product: fewer leave multiprocessors idle, more compute numbers that nobody reads.
 constexpr int64_t panelSize = 1024;
 
-// ---- kernels
-// ----------------------------------------------------------------------------------------------------------
+// ---- kernels -------------------------------------------------------------------------------------------------------
 
 // Shared memory := the lower triangle of a [width, width], filled up to whole leaves by the identity.
 __device__ void loadLower(Diagonal& block, const float* a, int64_t n, int width) {
@@ -106,8 +105,7 @@ __global__ void storeSymmetricKernel(const float* from, int64_t rows, int64_t co
   }
 }
 
-// ---- the factor
-// -------------------------------------------------------------------------------------------------------
+// ---- the factor ----------------------------------------------------------------------------------------------------
 
 class Factorisation {
  public:
@@ -150,8 +148,7 @@ class Factorisation {
   Failure* failure_;
 };
 
-// ---- the inverse
-// ------------------------------------------------------------------------------------------------------
+// ---- the inverse ---------------------------------------------------------------------------------------------------
 
 class Inversion {
  public:
@@ -213,8 +210,7 @@ class Inversion {
 
 }  // namespace
 
-// ---- launchers
-// --------------------------------------------------------------------------------------------------------
+// ---- launchers -----------------------------------------------------------------------------------------------------
 
 void CudaBackend::cholesky(Tensor matrix) {
   int64_t n = matrix.dim(0);

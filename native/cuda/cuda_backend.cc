@@ -22,7 +22,8 @@ CudaBackend::CudaBackend(int device, const BackendOptions& options, const CudaHo
       account_(std::make_shared<Account>()) {
   if (options_.memoryLimit == 0) options_.memoryLimit = runtime_->properties().memory / 10 * 9;
   // "block=64": for tests.
-  if (size_t at = options.isa.find("block="); at != std::string::npos) blockSize_ = std::stoi(options.isa.substr(at + 6));
+  if (size_t at = options.isa.find("block="); at != std::string::npos)
+    blockSize_ = std::stoi(options.isa.substr(at + 6));
   failures_ = static_cast<Failure*>(runtime_->allocate(failureSlots * sizeof(Failure)));
   runtime_->zero(failures_, failureSlots * sizeof(Failure));
   for (int slot = failureSlots; slot-- > 0;) freeSlots_.push_back(slot);
@@ -76,7 +77,7 @@ std::shared_ptr<Storage> CudaBackend::allocate(size_t bytes) {
     throw;
   }
   auto storage = std::make_shared<CudaStorage>(runtime_, account_, data, bytes);
-  runtime_->zero(data, bytes);
+  if (bytes > 0) runtime_->zero(data, bytes);
   uint64_t peak = account_->peak;
   while (used > peak && !account_->peak.compare_exchange_weak(peak, used)) {
   }
@@ -92,7 +93,14 @@ void CudaBackend::enter(uint64_t job) { job_ = job; }
 Failure* CudaBackend::failure() {
   auto found = slots_.find(job_);
   if (found == slots_.end()) {
-    if (freeSlots_.empty()) fail("INTERNAL", "More than ", failureSlots, " jobs wait for a device's answer");
+    if (freeSlots_.empty()) {
+      // Jobs whose stream was closed without a last wait (a worker that was terminated) never gave theirs back. The
+      // oldest one makes room.
+      auto oldest = slots_.begin();
+      runtime_->zero(failures_ + oldest->second, sizeof(Failure));
+      freeSlots_.push_back(oldest->second);
+      slots_.erase(oldest);
+    }
     found = slots_.emplace(job_, freeSlots_.back()).first;
     freeSlots_.pop_back();
   }
@@ -110,7 +118,8 @@ void throwFailure(const Failure& failure) {
     case zeroPivot:
       fail("NOT_POSITIVE_DEFINITE", "The Cholesky factor has a zero on its diagonal");
     case supportNotPositive:
-      fail("NOT_POSITIVE_DEFINITE", "The Gram matrix on the support of row ", failure.value, " is not positive definite");
+      fail("NOT_POSITIVE_DEFINITE", "The Gram matrix on the support of row ", failure.value,
+           " is not positive definite");
     case idPastTable:
       fail("INVALID_ARGUMENT", "Expected token ids below ", failure.limit, " but received ", failure.value);
     case targetPastTable:

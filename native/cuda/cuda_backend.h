@@ -2,7 +2,7 @@
 // members of this class. Ops queue their launches and return; nothing waits for the device but download() and finish().
 #pragma once
 #include <atomic>
-#include <unordered_map>
+#include <map>
 
 #include "core/backend.h"
 #include "core/cuda_interface.h"
@@ -129,7 +129,7 @@ class CudaBackend final : public Backend {
   int blockSize_ = 256;  // threads a block of loops over elements
 
   uint64_t job_ = 0;
-  std::unordered_map<uint64_t, int> slots_;  // jobs that may have reported, by place in failures_
+  std::map<uint64_t, int> slots_;  // jobs that may have reported, by place in failures_
   std::vector<int> freeSlots_;
   Failure* failures_ = nullptr;  // device memory, [failureSlots]
 };

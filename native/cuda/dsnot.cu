@@ -138,8 +138,7 @@ __global__ void __launch_bounds__(rowThreads, 4)
 
 }  // namespace
 
-// ---- launchers
-// --------------------------------------------------------------------------------------------------------
+// ---- launchers -----------------------------------------------------------------------------------------------------
 
 void CudaBackend::dsnot(Tensor weight, Tensor metric, Tensor expected, Tensor variance, Tensor mask, Pattern pattern,
                         int64_t cycles, double threshold, bool sameSign) {

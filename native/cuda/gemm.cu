@@ -7,8 +7,7 @@ namespace alps {
 
 namespace {
 
-// ---- kernels
-// ----------------------------------------------------------------------------------------------------------
+// ---- kernels -------------------------------------------------------------------------------------------------------
 
 // Numbers of a product in float32 whose result is wanted in bfloat16; as many at a time are kept.
 constexpr int64_t wideElements = int64_t{1} << 26;
@@ -26,8 +25,7 @@ __global__ void roundKernel(const float* from, bf16_t* to, int64_t count, bool w
   for (int64_t i = 4 * fours + first; i < count; i += step) to[i] = bf16Of(from[i]);
 }
 
-// ---- cutting
-// ----------------------------------------------------------------------------------------------------------
+// ---- cutting -------------------------------------------------------------------------------------------------------
 
 // Columns of a panel of a Gram matrix. Panels of about 2048 columns and as many rows fill a large GPU with tiles of
 // 128 × 256 once or several times over; narrower ones would save more of the product and leave processors idle.
@@ -39,8 +37,7 @@ int64_t panelFor(int64_t n) {
 
 }  // namespace
 
-// ---- launchers
-// --------------------------------------------------------------------------------------------------------
+// ---- launchers -----------------------------------------------------------------------------------------------------
 
 void CudaBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) {
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1);

@@ -17,8 +17,8 @@ struct Factor {
 class Products {
  public:
   virtual ~Products() = default;
-  // c [m, n] = alpha * op(a) [m, k] op(b) [k, n] + beta * c, in full float32 (no TF32); alpha and beta are numbers of the
-  // host. k may be 0. c must not overlap a or b.
+  // c [m, n] = alpha * op(a) [m, k] op(b) [k, n] + beta * c, in full float32 (no TF32); alpha and beta are numbers of
+  // the host. k may be 0. c must not overlap a or b.
   virtual void f32(int64_t m, int64_t n, int64_t k, float alpha, Factor a, Factor b, float beta, float* c,
                    int64_t ldc) = 0;
   // a and b in bfloat16, sums in float32; c in float32 or bfloat16 (`out`; bfloat16 needs beta = 0).

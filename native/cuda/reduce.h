@@ -10,7 +10,8 @@ __device__ inline T warpSum(T value) {
   return value;
 }
 
-// The block's sum, in every thread. All threads of the block must call it; blocks are whole warps, at most 1024 threads.
+// The block's sum, in every thread. All threads of the block must call it; blocks are whole warps, at most 1024
+// threads.
 template <typename T>
 __device__ inline T blockSum(T value) {
   SHARED(T, sums, 32);

@@ -12,8 +12,8 @@
 namespace alps {
 
 struct DeviceProperties {
-  std::string name;           // "NVIDIA H100 80GB HBM3"
-  int major = 0, minor = 0;   // compute capability
+  std::string name;          // "NVIDIA H100 80GB HBM3"
+  int major = 0, minor = 0;  // compute capability
   int multiprocessors = 1;
   uint64_t memory = 0;        // bytes
   size_t sharedPerBlock = 0;  // bytes that a block may ask for

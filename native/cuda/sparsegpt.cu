@@ -13,8 +13,7 @@ constexpr int sweepWidth = 128;  // columns of a sweep
 constexpr int perLane = sweepWidth / 32;
 constexpr int sweepThreads = 256, sweepWarps = sweepThreads / 32;
 
-// ---- kernels
-// ----------------------------------------------------------------------------------------------------------
+// ---- kernels -------------------------------------------------------------------------------------------------------
 
 // upper [sweepWidth, sweepWidth] := the rows start ... start + width of Lᵀ, from the diagonal on; zeros elsewhere.
 __global__ void upperKernel(const float* l, int64_t n, int64_t start, int width, float* upper) {
@@ -113,8 +112,7 @@ __global__ void __launch_bounds__(sweepThreads, 4)
   }
 }
 
-// ---- selection
-// --------------------------------------------------------------------------------------------------------
+// ---- selection -----------------------------------------------------------------------------------------------------
 
 // Weights of a segment that stay in the columns before `column`; the whole is exact.
 uint64_t shareBefore(uint64_t keep, int64_t column, int64_t columns) {
@@ -141,8 +139,7 @@ Tensor asTensor(Scratch<T> memory, DType dtype, int64_t rows, int64_t columns) {
 
 }  // namespace
 
-// ---- launchers
-// --------------------------------------------------------------------------------------------------------
+// ---- launchers -----------------------------------------------------------------------------------------------------
 
 void CudaBackend::sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep,
                             int64_t block) {

@@ -40,7 +40,7 @@ void barrier();
 void warpBarrier(uint32_t lanes);
 // Every lane of `lanes` puts a value in and gets all lanes' values, by lane.
 const uint64_t* exchange(uint32_t lanes, uint64_t value);
-void* sharedBlock(size_t bytes);   // the running block's next array
+void* sharedBlock(size_t bytes);  // the running block's next array
 void* dynamicShared();
 inline int lane() { return static_cast<int>(place.thread.x % 32); }
 
@@ -182,7 +182,8 @@ namespace alps {
 
 template <typename... P, typename... A>
 void launch(Queue queue, void (*kernel)(P...), Grid grid, int threads, size_t sharedBytes, A&&... arguments) {
-  host::run(*static_cast<host::Settings*>(queue), grid, threads, sharedBytes, [&] { kernel(static_cast<P>(arguments)...); });
+  host::run(*static_cast<host::Settings*>(queue), grid, threads, sharedBytes,
+            [&] { kernel(static_cast<P>(arguments)...); });
 }
 
 }  // namespace alps

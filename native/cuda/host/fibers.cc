@@ -23,7 +23,8 @@ constexpr size_t guardBytes = 64;
 constexpr unsigned char guardPattern = 0xa5;
 
 #if defined(__x86_64__)
-// Saves the callee-saved registers and the stack pointer, takes those of `to`. The vector control words stay as they are.
+// Saves the callee-saved registers and the stack pointer, takes those of `to`. The vector control words stay as they
+// are.
 extern "C" void alpsSwitchFiber(void** from, void* to);
 asm(R"(
 .text
@@ -110,8 +111,8 @@ class Block {
     if (stacks_) munmap(stacks_, capacity_ * stackBytes);
   }
 
-  void run(Dim3 blocks, Dim3 block, int threads, size_t sharedBytes, const std::function<void()>& kernel,
-           bool shuffled, uint64_t& random) {
+  void run(Dim3 blocks, Dim3 block, int threads, size_t sharedBytes, const std::function<void()>& kernel, bool shuffled,
+           uint64_t& random) {
     reserve(static_cast<size_t>(threads));
     kernel_ = &kernel;
     threads_ = threads;
@@ -148,7 +149,8 @@ class Block {
       if (releaseBlock(done)) continue;
       if (!moved && done < threads) {
         running = nullptr;
-        fail("INTERNAL", "Threads of a block wait for others that never come: a barrier or exchange is not reached by all");
+        fail("INTERNAL",
+             "Threads of a block wait for others that never come: a barrier or exchange is not reached by all");
       }
     }
     running = nullptr;
@@ -202,8 +204,8 @@ class Block {
     if (threads <= capacity_) return;
     if (stacks_) munmap(stacks_, capacity_ * stackBytes);
     capacity_ = threads;
-    stacks_ = static_cast<char*>(
-        mmap(nullptr, capacity_ * stackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    stacks_ = static_cast<char*>(mmap(nullptr, capacity_ * stackBytes, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (stacks_ == MAP_FAILED) {
       stacks_ = nullptr;
       capacity_ = 0;
@@ -258,7 +260,8 @@ class Block {
       uint32_t there = 0;
       for (int j = first; j < last; j++) {
         const Fiber& other = fibers_[static_cast<size_t>(j)];
-        if (other.state == State::atExchange && other.lanes == fiber.lanes && other.exchanges % 2 == fiber.exchanges % 2)
+        if (other.state == State::atExchange && other.lanes == fiber.lanes &&
+            other.exchanges % 2 == fiber.exchanges % 2)
           there |= 1u << (j - first);
       }
       uint32_t existing = last - first == 32 ? 0xffffffff : (1u << (last - first)) - 1;
@@ -277,7 +280,8 @@ class Block {
     for (int i = 0; i < threads_; i++) waiting += fibers_[static_cast<size_t>(i)].state == State::atBarrier;
     if (waiting == 0 || waiting + done < threads_) return false;
     for (int i = 0; i < threads_; i++)
-      if (fibers_[static_cast<size_t>(i)].state == State::atBarrier) fibers_[static_cast<size_t>(i)].state = State::ready;
+      if (fibers_[static_cast<size_t>(i)].state == State::atBarrier)
+        fibers_[static_cast<size_t>(i)].state = State::ready;
     return true;
   }
 
