@@ -13,6 +13,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   };
   add("probeCuda", probeCudaDevices);
   add("openDevice", openDeviceHandle);
+  add("claimExit", claimExit);
+  add("stopDevices", stopAllDevices);
   add("deviceInfo", deviceInfo);
   add("resetPeak", resetPeak);
   add("openStream", openStream);

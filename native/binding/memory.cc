@@ -67,6 +67,16 @@ Napi::Value openDeviceHandle(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value claimExit(const Napi::CallbackInfo& info) {
+  static std::atomic<bool> claimed{false};
+  return Napi::Boolean::New(info.Env(), !claimed.exchange(true));
+}
+
+Napi::Value stopAllDevices(const Napi::CallbackInfo& info) {
+  stopDevices();
+  return info.Env().Undefined();
+}
+
 Napi::Value deviceInfo(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     DeviceInfo device = unwrapDevice(info[0]).thread->backend().info();

@@ -7,13 +7,15 @@ namespace alps {
 Napi::Value probeCudaDevices(const Napi::CallbackInfo& info);  // ({kernels, folders}) => {devices, tried, ...}
 Napi::Value openDeviceHandle(
     const Napi::CallbackInfo& info);  // (name, {threads, memoryLimit, isa}, {kernels, folders}) => device
-Napi::Value deviceInfo(const Napi::CallbackInfo& info);    // (device) => {name, details, ...}
-Napi::Value resetPeak(const Napi::CallbackInfo& info);     // (device) => undefined
-Napi::Value openStream(const Napi::CallbackInfo& info);    // (device) => stream
-Napi::Value cancelStream(const Napi::CallbackInfo& info);  // (stream)
-Napi::Value closeStream(const Napi::CallbackInfo& info);   // (stream)
-Napi::Value makeTensor(const Napi::CallbackInfo& info);    // (device, dtype, shape, label) => tensor, zeroed
-Napi::Value viewTensor(const Napi::CallbackInfo& info);    // (tensor, firstElement, shape) => tensor on the same memory
+Napi::Value claimExit(const Napi::CallbackInfo& info);       // () => whether it is this process's first call
+Napi::Value stopAllDevices(const Napi::CallbackInfo& info);  // (), before the process ends
+Napi::Value deviceInfo(const Napi::CallbackInfo& info);      // (device) => {name, details, ...}
+Napi::Value resetPeak(const Napi::CallbackInfo& info);       // (device) => undefined
+Napi::Value openStream(const Napi::CallbackInfo& info);      // (device) => stream
+Napi::Value cancelStream(const Napi::CallbackInfo& info);    // (stream)
+Napi::Value closeStream(const Napi::CallbackInfo& info);     // (stream)
+Napi::Value makeTensor(const Napi::CallbackInfo& info);      // (device, dtype, shape, label) => tensor, zeroed
+Napi::Value viewTensor(const Napi::CallbackInfo& info);  // (tensor, firstElement, shape) => tensor on the same memory
 Napi::Value disposeTensor(const Napi::CallbackInfo& info);  // (tensor)
 Napi::Value writeTensor(const Napi::CallbackInfo& info);    // (stream, tensor, typedArray)
 Napi::Value readTensor(const Napi::CallbackInfo& info);     // (stream, tensor, typedArray, callback(error))

@@ -9,11 +9,14 @@ namespace {
 // The stream whose op runs on some device thread. Worker threads of a backend copy it from the thread that hands them
 // work.
 std::atomic<bool> noFlag{false};
+std::atomic<bool> exiting{false};
 }  // namespace
 
 thread_local const std::atomic<bool>* runningFlag = &noFlag;
 
-bool runningCancelled() { return runningFlag->load(std::memory_order_relaxed); }
+bool runningCancelled() {
+  return runningFlag->load(std::memory_order_relaxed) || exiting.load(std::memory_order_relaxed);
+}
 
 void throwIfCancelled() {
   if (runningCancelled()) fail("ABORTED", "The operation was aborted");
@@ -168,19 +171,39 @@ std::shared_ptr<Backend> openBackend(const std::string& name, const BackendOptio
 
 }  // namespace
 
+namespace {
+
+using DeviceKey = std::tuple<std::string, int, uint64_t, std::string, std::string>;
+
+// Never destroyed: a device thread may outlive static destruction where stopDevices() was not called.
+struct OpenDevices {
+  std::mutex mutex;
+  std::map<DeviceKey, std::shared_ptr<DeviceThread>> all;  // guarded by mutex
+};
+OpenDevices& openDevices() {
+  static auto* devices = new OpenDevices;
+  return *devices;
+}
+
+}  // namespace
+
 std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options,
                                          const CudaLocation& cuda) {
-  using Key = std::tuple<std::string, int, uint64_t, std::string, std::string>;
-  // Never destroyed: device threads outlive static destruction, so that a host may exit with work in flight.
-  static auto* mutex = new std::mutex;
-  static auto* devices = new std::map<Key, std::shared_ptr<DeviceThread>>;
-  std::lock_guard lock(*mutex);
-  Key key{name, options.threads, options.memoryLimit, options.isa, name == "cpu" ? "" : cuda.kernels};
-  auto found = devices->find(key);
-  if (found != devices->end()) return found->second;
+  OpenDevices& devices = openDevices();
+  std::lock_guard lock(devices.mutex);
+  DeviceKey key{name, options.threads, options.memoryLimit, options.isa, name == "cpu" ? "" : cuda.kernels};
+  auto found = devices.all.find(key);
+  if (found != devices.all.end()) return found->second;
   auto device = std::make_shared<DeviceThread>(openBackend(name, options, cuda));
-  devices->emplace(key, device);
+  devices.all.emplace(key, device);
   return device;
+}
+
+void stopDevices() {
+  exiting = true;
+  OpenDevices& devices = openDevices();
+  std::lock_guard lock(devices.mutex);
+  for (auto& [key, device] : devices.all) device->stop();
 }
 
 }  // namespace alps

@@ -87,4 +87,8 @@ bool runningCancelled();
 std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options,
                                          const CudaLocation& cuda);
 
+// For good, before the process ends: running ops stop at their next look, and no thread of a device is left that could
+// use a library whose static objects are gone. Work that is queued is dropped.
+void stopDevices();
+
 }  // namespace alps

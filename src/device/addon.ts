@@ -1,6 +1,7 @@
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { isMainThread } from 'node:worker_threads';
 import { AlpsError } from '../errors.js';
 import { explainLoadFailure } from './load-failure.js';
 
@@ -58,6 +59,10 @@ export interface Addon {
     options: { threads: number; memoryLimit: number; isa: string },
     where: CudaLocation,
   ): NativeDevice;
+  /** Whether this is the first call in the process. */
+  claimExit(): boolean;
+  /** Ends the devices' threads, for good. */
+  stopDevices(): void;
   deviceInfo(device: NativeDevice): NativeDeviceInfo;
   resetPeak(device: NativeDevice): void;
   openStream(device: NativeDevice): S;
@@ -187,9 +192,18 @@ export function addon(): Addon {
   if (loaded) return loaded;
   try {
     loaded = loader()(packageRoot);
+    stopAtExit(loaded);
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     throw new AlpsError('ADDON_NOT_LOADED', explainLoadFailure(reason, packageRoot), { cause });
   }
   return loaded;
+}
+
+/**
+ * Ends the devices' threads when the process ends, however it does: left alone, one could still use a library that the exiting process
+ * has already taken down. Workers do not need it: their streams are closed with them.
+ */
+function stopAtExit(native: Addon): void {
+  if (isMainThread && native.claimExit()) process.on('exit', () => native.stopDevices());
 }
