@@ -12,7 +12,13 @@ import { root } from './steps.mjs';
  * CUDA gives unasked; a stack means an array that did not fit into registers. Kernels that are meant to take more stand below, by name.
  */
 const usual = { registers: 128, shared: 48 << 10, stack: 0, spills: 0 };
-const exceptions = {};
+const exceptions = {
+  // Queries, scores and sums of a tile stay in registers: two blocks of 128 threads a multiprocessor, one of 256 from 192 dimensions on.
+  attentionBf16Kernel: { registers: 255 },
+  attentionF32Kernel: { registers: 248 },
+  // One block factors a diagonal block alone, so nothing else needs the registers.
+  factorKernel: { registers: 255 },
+};
 
 /** The kernel's own name in a mangled one: _ZN4alps12_GLOBAL__N_110fillKernelIfEEvPT_ → fillKernel. */
 function nameOf(mangled) {
