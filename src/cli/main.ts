@@ -78,7 +78,7 @@ async function main(args: string[]): Promise<number> {
       return 2;
     }
     if (signalled) {
-      process.stderr.write('alps: interrupted; nothing half-written was left\n');
+      process.stderr.write("alps: interrupted; nothing incomplete is left under the output's name\n");
       return signalCode(signalled);
     }
     const text =
