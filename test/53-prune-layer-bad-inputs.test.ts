@@ -79,7 +79,11 @@ describe('bad options are refused in words', () => {
       { precision: 'int8' },
       'Expected "float32" or "bfloat16" for precision but received "int8" of type string',
     ],
-    ['an unknown device', { device: 'tpu' }, 'Expected "auto", "cpu", "cuda" or "cuda:N" for device but received "tpu" of type string'],
+    [
+      'an unknown device',
+      { device: 'tpu' },
+      'Expected "auto", "cpu", "cuda" or "cuda:N" for device but received "tpu" of type string',
+    ],
   ])('%s', async (_name, change, message) => {
     const options = { ...good, ...change } as unknown as PruneLayerOptions;
     await expect(pruneLayer(options)).rejects.toMatchObject({
