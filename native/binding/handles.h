@@ -3,6 +3,8 @@
 #pragma once
 #include <napi.h>
 
+#include <memory>
+
 #include "binding/context.h"
 #include "core/stream.h"
 
@@ -44,11 +46,18 @@ inline TensorHandle& unwrapTensor(const Napi::Value& v) {
   return handle;
 }
 
-template <typename Handle>
-Napi::Value wrap(Napi::Env env, Handle* handle, const napi_type_tag& tag) {
-  auto external = Napi::External<Handle>::New(env, handle, [](Napi::BasicEnv, Handle* h) { delete h; });
+// In an environment that is being terminated it cannot be made: then `handle` is freed here, and with it what it holds.
+template <typename Handle, typename Finalizer>
+Napi::Value wrapOwned(Napi::Env env, std::unique_ptr<Handle> handle, const napi_type_tag& tag, Finalizer finalizer) {
+  auto external = Napi::External<Handle>::New(env, handle.get(), finalizer);
+  handle.release();  // the finalizer's from here on
   external.TypeTag(&tag);
   return external;
+}
+
+template <typename Handle>
+Napi::Value wrap(Napi::Env env, Handle* handle, const napi_type_tag& tag) {
+  return wrapOwned(env, std::unique_ptr<Handle>(handle), tag, [](Napi::BasicEnv, Handle* h) { delete h; });
 }
 
 // An error as TypeScript turns it into an AlpsError: an Error with a code.

@@ -153,13 +153,12 @@ Napi::Value makeTensor(const Napi::CallbackInfo& info) {
            ": ", error.what());
     }
     handle->reported = static_cast<int64_t>(tensor.bytes());
-    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), handle->reported);
-    auto external =
-        Napi::External<TensorHandle>::New(info.Env(), handle.release(), [](Napi::BasicEnv env, TensorHandle* h) {
-          if (!h->disposed) Napi::MemoryManagement::AdjustExternalMemory(env, -h->reported);
-          delete h;
-        });
-    external.TypeTag(&tensorTag);
+    int64_t reported = handle->reported;
+    auto external = wrapOwned(info.Env(), std::move(handle), tensorTag, [](Napi::BasicEnv env, TensorHandle* h) {
+      if (!h->disposed) Napi::MemoryManagement::AdjustExternalMemory(env, -h->reported);
+      delete h;
+    });
+    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), reported);
     return external;
   });
 }
