@@ -202,14 +202,20 @@ async function holderOf(path: string): Promise<Holder | undefined> {
   }
 }
 
+/** Whether this machine has a process of this number. */
+export function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as { code?: string }).code === 'EPERM';
+  }
+}
+
 /** Whether a lock's process may still run. One on another machine may. */
 async function isAlive({ pid, host, started }: Holder): Promise<boolean> {
   if (host !== hostname()) return true;
-  try {
-    process.kill(pid, 0);
-  } catch (error) {
-    if ((error as { code?: string }).code !== 'EPERM') return false;
-  }
+  if (!isRunning(pid)) return false;
   const now = await startOf(pid);
   return started === undefined || now === undefined || started === now;
 }

@@ -1,20 +1,12 @@
 import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { flushPath, makeFolder } from '../checkpoint/output-folder.js';
+import { isRunning } from '../checkpoint/unfinished.js';
 import { fileSystemError } from '../errors.js';
 import { digestOf } from './fingerprint.js';
 
 /** Ours, and the checkpoint writer's folder beside it. */
 const scratchName = /\.(\d+)\.partial(?:\.partial-[0-9a-f]+(?:\.old)?)?$/;
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as { code?: string }).code === 'EPERM';
-  }
-}
 
 /**
  * Finished parts of a long computation, one JSON file each in a folder. A part's name is the digest of all that its result
