@@ -1,4 +1,5 @@
-// node --expose-gc bench/host.mjs [loop] [abort] [soak] [--seconds 20] [--jobs 2000] [--widths 512,1024,2048,4096] [--rounds 10] [--json]
+// node --expose-gc bench/host.mjs [loop] [abort] [soak] [--seconds 20] [--jobs 2000] [--warm-up 500]
+//   [--widths 512,1024,2048,4096] [--rounds 10] [--json]
 // What a host sees while layers are pruned: the delay of its event loop, how long an abort takes, and whether memory stays flat.
 import { cpus, loadavg } from 'node:os';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
@@ -10,6 +11,7 @@ const { values, positionals } = parseArgs({
   options: {
     seconds: { type: 'string', default: '20' },
     jobs: { type: 'string', default: '2000' },
+    'warm-up': { type: 'string', default: '500' },
     widths: { type: 'string', default: '512,1024,2048,4096' },
     rounds: { type: 'string', default: '10' },
     device: { type: 'string', default: 'auto' },
@@ -110,42 +112,54 @@ async function abort() {
   return rows;
 }
 
-/** Jobs of several widths, one in five stopped, with the resident memory behind every tenth part. */
+/** Jobs of several widths, one in five stopped; behind those of the warm-up the resident memory after every tenth part. */
 async function soak() {
   const jobs = Number(values.jobs);
   const widths = [64, 96, 160, 256];
   const layers = widths.map(layer);
   const queue = new JobQueue({ device, concurrency: 3, maxQueued: 16 });
   const samples = [];
-  const outcomes = { done: 0, cancelled: 0, failed: 0 };
+  const warmUp = Number(values['warm-up']);
+  let outcomes = { done: 0, cancelled: 0, failed: 0 };
   const sample = async (count) => {
     await queue.idle();
     for (let i = 0; i < 3; i++) {
       globalThis.gc?.();
       await sleep(20);
     }
-    const { rss, heapUsed, external } = process.memoryUsage();
+    const { rss, heapTotal, heapUsed, external } = process.memoryUsage();
     samples.push({
       jobs: count,
       rss: mib(rss),
+      heapTotal: mib(heapTotal),
       heap: mib(heapUsed),
       external: mib(external),
       device: mib(device.info().memoryUsed),
     });
   };
-  for (let i = 0; i < jobs; i++) {
-    if (i % Math.ceil(jobs / 10) === 0) await sample(i);
+  for (let i = -warmUp; i < jobs; i++) {
+    if (i === 0) {
+      await queue.idle();
+      outcomes = { done: 0, cancelled: 0, failed: 0 };
+    }
+    if (i >= 0 && i % Math.ceil(jobs / 10) === 0) await sample(i);
     await queue.ready();
     const controller = new AbortController();
-    queue.pruneLayer(layers[i % layers.length], { signal: controller.signal, priority: i % 3, key: `${i % 7}` }).then(
-      () => outcomes.done++,
-      ({ code }) => (code === 'ABORTED' ? outcomes.cancelled++ : outcomes.failed++),
-    );
-    if (i % 5 === 0) setTimeout(() => controller.abort(), i % 25);
+    queue
+      .pruneLayer(layers[(i + warmUp) % layers.length], {
+        signal: controller.signal,
+        priority: (i + warmUp) % 3,
+        key: `${i % 7}`,
+      })
+      .then(
+        () => outcomes.done++,
+        ({ code }) => (code === 'ABORTED' ? outcomes.cancelled++ : outcomes.failed++),
+      );
+    if (i % 5 === 0) setTimeout(() => controller.abort(), (i + warmUp) % 25);
   }
   await sample(jobs);
-  // Behind the warm-up, the first tenth: the two halves against each other, and the last sample against the first.
-  const warm = samples.slice(1).map(({ rss }) => rss);
+  // The two halves against each other, and the last sample against the first.
+  const warm = samples.map(({ rss }) => rss);
   const median = (list) => [...list].sort((x, y) => x - y)[list.length >> 1];
   const half = Math.ceil(warm.length / 2);
   const halves = median(warm.slice(half)) / median(warm.slice(0, half)) - 1;
@@ -190,10 +204,12 @@ else {
     const { done, cancelled, failed, samples, halves, growth, spread } = results.soak;
     const percent = (share) => `${(100 * share).toFixed(1)} %`;
     console.log(
-      `\nSoak: ${done} done, ${cancelled} cancelled, ${failed} failed; MiB\n\n| jobs | rss | heap | external | device |\n|---:|---:|---:|---:|---:|`,
+      `\nSoak: ${done} done, ${cancelled} cancelled, ${failed} failed; MiB\n\n| jobs | rss | heap, total | heap, used | external | device |\n|---:|---:|---:|---:|---:|---:|`,
     );
     for (const row of samples)
-      console.log(`| ${row.jobs} |${ms(row.rss)} |${ms(row.heap)} |${ms(row.external)} |${ms(row.device)} |`);
+      console.log(
+        `| ${row.jobs} |${ms(row.rss)} |${ms(row.heapTotal)} |${ms(row.heap)} |${ms(row.external)} |${ms(row.device)} |`,
+      );
     console.log(
       `\nResident memory behind the warm-up: last over first ${percent(growth)}, median of the second half over that of the first ` +
         `${percent(halves)}, largest over smallest ${percent(spread)}`,
