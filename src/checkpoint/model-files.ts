@@ -1,7 +1,7 @@
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AlpsError, describe } from '../errors.js';
-import { openError } from './file-io.js';
+import { openError, readWhole } from './file-io.js';
 import { isObject, parseJsonStrictly } from './json.js';
 
 export const singleFile = 'model.safetensors';
@@ -84,17 +84,7 @@ async function readJson(
   if (!names.has(name)) {
     throw new AlpsError('INVALID_CHECKPOINT', `${folder} has no ${name}: expected a Hugging Face model folder`);
   }
-  let bytes: Uint8Array;
-  try {
-    const info = await stat(path);
-    if (!info.isFile()) throw new AlpsError('INVALID_CHECKPOINT', `${path} is not a regular file`);
-    if (info.size > maxBytes) {
-      throw new AlpsError('INVALID_CHECKPOINT', `${path} has ${info.size} bytes, more than the limit of ${maxBytes}`);
-    }
-    bytes = await readFile(path);
-  } catch (cause) {
-    throw cause instanceof AlpsError ? cause : openError(path, cause);
-  }
+  const bytes = await readWhole(path, maxBytes);
   let text: string;
   try {
     text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);

@@ -9,7 +9,7 @@ export const gpt2Family: Family = {
     const reader = new ConfigReader(raw);
     const hidden = reader.size('n_embd', 768);
     const heads = reader.size('n_head', 12);
-    const layers = reader.size('n_layer', 12);
+    const layers = reader.count('n_layer', 12);
     const maxPositions = reader.size('n_positions', 1024);
     const headDim = Math.floor(hidden / heads);
     // The published checkpoint was saved without the outer module.

@@ -42,7 +42,7 @@ export const optFamily: Family = {
 function readConfig(reader: ConfigReader): DecoderConfig {
   const hidden = reader.size('hidden_size');
   const heads = reader.size('num_attention_heads');
-  const layers = reader.size('num_hidden_layers');
+  const layers = reader.count('num_hidden_layers');
   return {
     ...usualConfig,
     modelType: 'opt',
