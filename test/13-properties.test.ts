@@ -26,7 +26,9 @@ const tensor = fc
   .record({
     name: names.filter((name) => name !== '__metadata__'),
     dtype: fc.constantFrom(...(Object.keys(dtypeBits) as SafetensorsDtype[])),
-    shape: fc.array(fc.oneof({ arbitrary: fc.integer({ min: 1, max: 5 }), weight: 8 }, fc.constant(0)), { maxLength: 4 }),
+    shape: fc.array(fc.oneof({ arbitrary: fc.integer({ min: 1, max: 5 }), weight: 8 }, fc.constant(0)), {
+      maxLength: 4,
+    }),
     fill: fc.nat(255),
   })
   .filter(({ dtype, shape }) => (shape.reduce((a, b) => a * b, 1) * dtypeBits[dtype]) % 8 === 0)
