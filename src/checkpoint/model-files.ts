@@ -40,10 +40,19 @@ export async function otherFiles(folder: string, names: ReadonlySet<string>): Pr
   const files: string[] = [];
   for (const name of [...names].sort()) {
     if (name.startsWith('.') || pickleName.test(name) || otherWeights.test(name)) continue;
-    const info = await stat(join(folder, name)).catch(() => undefined); // a dangling link is no file
+    const path = join(folder, name);
+    const info = await stat(path).catch((cause) => {
+      if (isDangling(cause)) return undefined;
+      throw openError(path, cause); // left out in silence, it would be missing in the output
+    });
     if (info?.isFile()) files.push(name);
   }
   return files;
+}
+
+/** Whether a name is that of a link to nothing, or to itself. */
+function isDangling(cause: unknown): boolean {
+  return ['ENOENT', 'ELOOP'].includes((cause as { code?: string }).code ?? '');
 }
 
 export function readConfig(folder: string, names: ReadonlySet<string>): Promise<Record<string, unknown>> {

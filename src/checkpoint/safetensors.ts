@@ -133,7 +133,9 @@ export class SafetensorsFile {
     const now = await fingerprintOf(this.#handle, this.path);
     if (now.size !== was.size || now.modified !== was.modified) throw changed('changed');
     const named = await stat(this.#absolutePath, { bigint: true }).catch((cause) => {
-      throw changed('removed', cause);
+      throw (cause as { code?: string }).code === 'ENOENT'
+        ? changed('removed', cause)
+        : fileSystemError('read', this.path, cause);
     });
     if (named.ino !== was.inode || named.dev !== was.device) throw changed('replaced');
   }
