@@ -1,5 +1,5 @@
 import { ConfigReader, usualConfig } from '../config.js';
-import type { Family } from './family.js';
+import { type Family, onePrefix } from './family.js';
 
 /** GPT-2: learned positions, LayerNorm, biases, GELU; its matrices are stored [inputs, outputs], q, k and v in one. */
 export const gpt2Family: Family = {
@@ -13,7 +13,7 @@ export const gpt2Family: Family = {
     const maxPositions = reader.size('n_positions', 1024);
     const headDim = Math.floor(hidden / heads);
     // The published checkpoint was saved without the outer module.
-    const prefix = has('transformer.wte.weight') ? 'transformer.' : '';
+    const prefix = onePrefix(has, 'wte.weight', ['transformer.', '']);
     const linear = { bias: true, transposed: true };
     return {
       config: {
