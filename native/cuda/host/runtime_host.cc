@@ -14,8 +14,8 @@ namespace {
 constexpr size_t guard = 256;
 constexpr unsigned char pattern = 0xa5;
 
-// "order=7,memory=65536,refuse=12": the seed of the order of blocks and threads, the bytes that the device has, and the number
-// of the one allocation that it refuses.
+// "order=7,memory=65536,refuse=12": the seed of the order of blocks and threads, the bytes that the device has, and the
+// number of the one allocation that it refuses.
 uint64_t setting(const std::string& settings, const std::string& name, uint64_t fallback) {
   size_t at = settings.find(name + "=");
   return at == std::string::npos ? fallback : std::stoull(settings.substr(at + name.size() + 1));
@@ -95,8 +95,8 @@ class HostRuntime final : public Runtime {
   void take(size_t bytes) {
     std::lock_guard lock(mutex_);
     if (++allocations_ == refused_ || used_ + bytes > properties_.memory)
-      fail("OUT_OF_MEMORY", "The kernels' device could not give ", bytes, " bytes: ", used_, " of its ", properties_.memory,
-           " bytes are in use");
+      fail("OUT_OF_MEMORY", "The kernels' device could not give ", bytes, " bytes: ", used_, " of its ",
+           properties_.memory, " bytes are in use");
     used_ += bytes;
   }
 
