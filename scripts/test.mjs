@@ -29,7 +29,12 @@ const checks = [
   check('types', 'npx', ['--no-install', 'tsc', '--noEmit']),
   check('CUDA kernels compile', process.execPath, ['scripts/cuda-kernels.mjs', '--make-toolkit']),
   check('the package installs on a bare machine', process.execPath, ['scripts/check-package.mjs']),
-  ...(process.env.CI ? [check('the addon compiles for arm64', process.execPath, ['scripts/cross-arm64.mjs'])] : []),
+  ...(process.env.CI
+    ? [
+        check('the addon compiles for arm64', process.execPath, ['scripts/cross-arm64.mjs']),
+        check('the addon compiles for musl', process.execPath, ['scripts/cross-musl.mjs']),
+      ]
+    : []),
 ];
 
 const scratch = mkdtempSync(join(tmpdir(), 'alps-test-'));

@@ -9,6 +9,7 @@ import type { InputMoments } from './pruning/input-moments.js';
 import { segmentsOf } from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
 import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
+import { solutionTensors } from './pruning/solution.js';
 import { type GroupResult, type LayerResult, layerErrors, solveGroup } from './pruning/solve-group.js';
 import type { BlockReport, LayerReport } from './traversal.js';
 
@@ -145,8 +146,7 @@ export async function byMagnitude(
     );
   }
   const segments = segmentsOf(group, parsed.pattern, isRowwise(parsed));
-  const weight = device.tensor('float32', shape, 'the pruned weights');
-  const mask = device.tensor('uint8', shape, 'the support');
+  const { weight, mask } = solutionTensors(device, shape);
   solveMagnitude({ stream, group, segments }, parsed, { weight, mask });
   const layers: LayerResult[] = group.layers.map(({ name, outputs }, i) => {
     const kept = segments.keep[i]!;

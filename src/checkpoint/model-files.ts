@@ -1,7 +1,7 @@
-import { readdir, readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { lstat, readdir, realpath, stat } from 'node:fs/promises';
+import { dirname, join, sep } from 'node:path';
 import { AlpsError, describe } from '../errors.js';
-import { openError } from './file-io.js';
+import { openError, readWhole } from './file-io.js';
 import { isObject, parseJsonStrictly } from './json.js';
 
 export const singleFile = 'model.safetensors';
@@ -34,16 +34,49 @@ export async function listFolder(folder: string): Promise<Set<string>> {
 
 /**
  * Names of the files that belong to a model beside its weights: config.json, tokenizer and so on, sorted. Hidden files, subfolders,
- * indexes, and weights of any format are not among them.
+ * indexes, and weights of any format are not among them. They are copied to the output, so a link among them may lead only into the folder,
+ * or to a folder in which config.json or a shard lies in truth, as in the caches that are made of links.
+ * @throws AlpsError `INVALID_CHECKPOINT` for a link that leads elsewhere
  */
-export async function otherFiles(folder: string, names: ReadonlySet<string>): Promise<string[]> {
+export async function otherFiles(
+  folder: string,
+  names: ReadonlySet<string>,
+  shardNames: readonly string[],
+): Promise<string[]> {
   const files: string[] = [];
+  let homes: Set<string> | undefined;
   for (const name of [...names].sort()) {
     if (name.startsWith('.') || pickleName.test(name) || otherWeights.test(name)) continue;
-    const info = await stat(join(folder, name)).catch(() => undefined); // a dangling link is no file
-    if (info?.isFile()) files.push(name);
+    const path = join(folder, name);
+    try {
+      if (!(await stat(path)).isFile()) continue;
+      files.push(name);
+      if (!(await lstat(path)).isSymbolicLink()) continue;
+      homes ??= new Set(await Promise.all(['config.json', ...shardNames].map((file) => homeOf(join(folder, file)))));
+      const target = await realpath(path);
+      if (target.startsWith(`${await realpath(folder)}${sep}`) || homes.has(dirname(target))) continue;
+      throw new AlpsError(
+        'INVALID_CHECKPOINT',
+        `${path} is a symbolic link to ${target}, which lies neither in the model folder nor beside config.json or the weights; ` +
+          'put the file itself there if it belongs to the model, else remove the link',
+      );
+    } catch (cause) {
+      if (isDangling(cause)) continue;
+      // Left out in silence, it would be missing in the output.
+      throw cause instanceof AlpsError ? cause : openError(path, cause);
+    }
   }
   return files;
+}
+
+/** The folder in which a file lies in truth. */
+async function homeOf(path: string): Promise<string> {
+  return dirname(await realpath(path));
+}
+
+/** Whether a name is that of a link to nothing, or to itself. */
+function isDangling(cause: unknown): boolean {
+  return ['ENOENT', 'ELOOP'].includes((cause as { code?: string }).code ?? '');
 }
 
 export function readConfig(folder: string, names: ReadonlySet<string>): Promise<Record<string, unknown>> {
@@ -84,17 +117,7 @@ async function readJson(
   if (!names.has(name)) {
     throw new AlpsError('INVALID_CHECKPOINT', `${folder} has no ${name}: expected a Hugging Face model folder`);
   }
-  let bytes: Uint8Array;
-  try {
-    const info = await stat(path);
-    if (!info.isFile()) throw new AlpsError('INVALID_CHECKPOINT', `${path} is not a regular file`);
-    if (info.size > maxBytes) {
-      throw new AlpsError('INVALID_CHECKPOINT', `${path} has ${info.size} bytes, more than the limit of ${maxBytes}`);
-    }
-    bytes = await readFile(path);
-  } catch (cause) {
-    throw cause instanceof AlpsError ? cause : openError(path, cause);
-  }
+  const bytes = await readWhole(path, maxBytes);
   let text: string;
   try {
     text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);

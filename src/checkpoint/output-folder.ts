@@ -21,11 +21,13 @@ export async function checkOutput(source: string, out: string, overwrite: boolea
     if (isCode(cause, 'ENOENT')) return undefined;
     throw fileSystemError('use the name', out, cause);
   });
-  if (!existing && (await lstat(target).catch(() => undefined))) {
+  if (!existing && (await isThere(target))) {
     throw new AlpsError('INVALID_ARGUMENT', `The output ${out} is a symbolic link to something that does not exist`);
   }
   const path = existing ?? join(parent, basename(target));
-  const from = await realpath(source);
+  const from = await realpath(source).catch((cause) => {
+    throw fileSystemError('use the model folder', source, cause);
+  });
   if (isInside(from, path) || isInside(path, from)) {
     throw new AlpsError(
       'INVALID_ARGUMENT',
@@ -36,6 +38,17 @@ export async function checkOutput(source: string, out: string, overwrite: boolea
   return path;
 }
 
+/** Whether there is anything of a name, be it a link to nothing. */
+async function isThere(path: string): Promise<boolean> {
+  try {
+    await lstat(path);
+    return true;
+  } catch (cause) {
+    if (isCode(cause, 'ENOENT')) return false;
+    throw fileSystemError('use the name', path, cause);
+  }
+}
+
 /** Whether `path` is `folder` or lies in it. */
 function isInside(folder: string, path: string): boolean {
   const way = relative(folder, path);
@@ -43,10 +56,13 @@ function isInside(folder: string, path: string): boolean {
 }
 
 async function checkExisting(path: string, out: string, overwrite: boolean): Promise<void> {
-  const info = await stat(path);
+  const failed = (cause: unknown) => {
+    throw fileSystemError('use the folder', out, cause);
+  };
+  const info = await stat(path).catch(failed);
   if (!info.isDirectory()) throw new AlpsError('INVALID_ARGUMENT', `The output ${out} exists and is not a folder`);
-  if (!overwrite && (await readdir(path)).length > 0) throw notEmpty(out);
-  if (info.dev !== (await stat(dirname(path))).dev) {
+  if (!overwrite && (await readdir(path).catch(failed)).length > 0) throw notEmpty(out);
+  if (info.dev !== (await stat(dirname(path)).catch(failed)).dev) {
     throw new AlpsError(
       'INVALID_ARGUMENT',
       `The output ${out} is the root of a file system, which cannot be replaced; name a folder inside it`,
@@ -63,7 +79,7 @@ function notEmpty(out: string): AlpsError {
 
 /**
  * Gives the finished folder its final name by one rename, which replaces nothing but an empty folder. With `overwrite` a folder that is in
- * the way is renamed aside before and removed after.
+ * the way is renamed aside before and removed after. Where the name cannot be brought to the disk, it is taken back.
  */
 export async function publish(partial: string, out: string, overwrite: boolean): Promise<void> {
   const aside = `${partial}.old`;
@@ -82,7 +98,13 @@ export async function publish(partial: string, out: string, overwrite: boolean):
       throw cause;
     }
   }
-  await flushPath(dirname(out));
+  try {
+    await flushPath(dirname(out));
+  } catch (cause) {
+    await rename(out, partial);
+    if (replaced) await rename(aside, out);
+    throw cause;
+  }
   if (!replaced) return;
   await rm(aside, { recursive: true, force: true }).catch((cause) => {
     throw fileSystemError(`finish: ${out} is complete, but what it replaced could not be removed from`, aside, cause);
@@ -94,12 +116,15 @@ export async function publish(partial: string, out: string, overwrite: boolean):
  * exists refuses others as if it did not.)
  */
 export async function makeFolder(path: string): Promise<void> {
+  const failed = (cause: unknown) => {
+    throw fileSystemError('make the folder', path, cause);
+  };
   try {
     await mkdir(path);
   } catch (error) {
-    if (isCode(error, 'EEXIST', 'EISDIR') && (await stat(path)).isDirectory()) return;
+    if (isCode(error, 'EEXIST', 'EISDIR') && (await stat(path).catch(failed)).isDirectory()) return;
     const parent = dirname(path);
-    if (!isCode(error, 'ENOENT') || parent === path || (await stat(parent).catch(() => undefined))) throw error;
+    if (!isCode(error, 'ENOENT') || parent === path || (await stat(parent).catch(() => undefined))) failed(error);
     await makeFolder(parent);
     await makeFolder(path);
   }

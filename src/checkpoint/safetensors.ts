@@ -1,8 +1,7 @@
-import { constants } from 'node:fs';
-import { type FileHandle, open, stat } from 'node:fs/promises';
+import { type FileHandle, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { AlpsError, describe, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
-import { openError, readFully } from './file-io.js';
+import { openToRead, readFully } from './file-io.js';
 import { maxHeaderBytes, parseHeader, type TensorInfo } from './header.js';
 
 export { type NewTensor, writeSafetensors } from './write-safetensors.js';
@@ -52,13 +51,7 @@ export class SafetensorsFile {
   static async open(path: string, options: { signal?: AbortSignal } = {}): Promise<SafetensorsFile> {
     if (typeof path !== 'string' || path === '') throw invalidArgument('path', 'the path of a file', path);
     throwIfAborted(options.signal);
-    let handle: FileHandle;
-    try {
-      // Non-blocking: opening a named pipe would wait for its writer.
-      handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
-    } catch (cause) {
-      throw openError(path, cause);
-    }
+    const handle = await openToRead(path);
     try {
       const fingerprint = await fingerprintOf(handle, path);
       const size = Number(fingerprint.size);
@@ -140,7 +133,9 @@ export class SafetensorsFile {
     const now = await fingerprintOf(this.#handle, this.path);
     if (now.size !== was.size || now.modified !== was.modified) throw changed('changed');
     const named = await stat(this.#absolutePath, { bigint: true }).catch((cause) => {
-      throw changed('removed', cause);
+      throw (cause as { code?: string }).code === 'ENOENT'
+        ? changed('removed', cause)
+        : fileSystemError('read', this.path, cause);
     });
     if (named.ino !== was.inode || named.dev !== was.device) throw changed('replaced');
   }

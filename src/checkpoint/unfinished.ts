@@ -1,8 +1,9 @@
 import { randomBytes } from 'node:crypto';
-import { link, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { type FileHandle, link, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { AlpsError, fileSystemError } from '../errors.js';
+import { openError } from './file-io.js';
 import { flushPath } from './output-folder.js';
 
 /** What a result depends on, by name: a later run goes on only where all of it is equal. */
@@ -72,6 +73,8 @@ export class Unfinished {
       await rename(temporary, this.#file);
       await flushPath(dirname(this.#file));
     } catch (cause) {
+      this.#progress.steps.pop(); // an earlier record is still there
+      await rm(temporary, { force: true }).catch(() => undefined);
       throw fileSystemError('write', this.#file, cause);
     }
   }
@@ -130,6 +133,7 @@ export class Unfinished {
     try {
       await writeFile(own, JSON.stringify(holder), { flag: 'wx' });
     } catch (cause) {
+      await rm(own, { force: true }).catch(() => undefined);
       throw fileSystemError('create a folder for the output', this.#out, cause);
     }
     try {
@@ -225,10 +229,18 @@ function short(value: unknown): string {
   return text.length > 60 ? `${text.slice(0, 57)}...` : text;
 }
 
-/** Opens a file that is there, for reading and writing; undefined when its size is not the expected one. */
-export async function openUnfinishedShard(path: string, size: number) {
-  const handle = await open(path, 'r+').catch(() => undefined);
-  if (handle && (await handle.stat()).size === size) return handle;
-  await handle?.close();
-  return undefined;
+/** Opens a file that is there, for reading and writing; undefined when there is none, or its size is not the expected one. */
+export async function openUnfinishedShard(path: string, size: number): Promise<FileHandle | undefined> {
+  let handle: FileHandle | undefined;
+  try {
+    handle = await open(path, 'r+');
+    if ((await handle.stat()).size === size) return handle;
+    await handle.close();
+    return undefined;
+  } catch (cause) {
+    await handle?.close();
+    if ((cause as { code?: string }).code === 'ENOENT') return undefined;
+    // Not to be taken for a file that is not there: what is finished would be thrown away.
+    throw openError(path, cause);
+  }
 }

@@ -1,5 +1,6 @@
 import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { openError } from '../checkpoint/file-io.js';
 import { flushPath, makeFolder } from '../checkpoint/output-folder.js';
 import { isRunning } from '../checkpoint/unfinished.js';
 import { fileSystemError } from '../errors.js';
@@ -34,11 +35,21 @@ export class CellStore {
     return new CellStore(folder);
   }
 
-  /** The stored result for a key, or undefined. A file that cannot be read as one counts as not there. */
+  /**
+   * The stored result for a key, or undefined. A file that does not hold one counts as not there.
+   * @throws AlpsError `FILE_SYSTEM` when there is one that cannot be read: computing it again may take hours
+   */
   async find<T>(key: unknown): Promise<T | undefined> {
     const path = join(this.folder, `${digestOf(key).slice(0, 32)}.json`);
+    let text: string;
     try {
-      return (JSON.parse(await readFile(path, 'utf8')) as { result: T }).result;
+      text = await readFile(path, 'utf8');
+    } catch (cause) {
+      if ((cause as { code?: string }).code === 'ENOENT') return undefined;
+      throw openError(path, cause);
+    }
+    try {
+      return (JSON.parse(text) as { result: T }).result;
     } catch {
       return undefined;
     }
@@ -57,6 +68,7 @@ export class CellStore {
       await flushPath(partial);
       await rename(partial, path);
     } catch (cause) {
+      await rm(partial, { force: true }).catch(() => undefined);
       throw fileSystemError('write', path, cause);
     }
   }

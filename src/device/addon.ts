@@ -1,8 +1,9 @@
+import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { isMainThread } from 'node:worker_threads';
-import { AlpsError } from '../errors.js';
+import { AlpsError, fileSystemError } from '../errors.js';
 import { explainLoadFailure } from './load-failure.js';
 
 /** Opaque native objects. They are freed by the garbage collector at the latest. */
@@ -194,10 +195,20 @@ export function addon(): Addon {
     loaded = loader()(packageRoot);
     stopAtExit(loaded);
   } catch (cause) {
+    checkListing(packageRoot);
     const reason = cause instanceof Error ? cause.message : String(cause);
     throw new AlpsError('ADDON_NOT_LOADED', explainLoadFailure(reason, packageRoot), { cause });
   }
   return loaded;
+}
+
+/** The loader takes a folder that cannot be listed, for want of a file descriptor say, for one without an addon. */
+function checkListing(folder: string): void {
+  try {
+    readdirSync(folder);
+  } catch (cause) {
+    throw fileSystemError('load the native addon from', folder, cause);
+  }
 }
 
 /**

@@ -87,7 +87,8 @@ export class Device {
 
   /**
    * A GPU, or the kernels on the processor, with settings for tests: "block=96" sets the threads a block of loops over elements,
-   * "order=3" the order in which blocks and threads run on the processor.
+   * "order=3" the order in which blocks and threads run on the processor, "memory=65536" the bytes that it has there, "refuse=12" the
+   * allocation that it refuses.
    * @internal
    */
   static openKernels(name: `cuda:${number}`, settings: string): Device {

@@ -81,6 +81,9 @@ export const usualConfig = {
   embeddingScale: 1,
 } as const satisfies Partial<DecoderConfig>;
 
+/** Layers or experts, at most: a number in a file must not make lists without bound. */
+const mostInAList = 2 ** 16;
+
 /** Reads values of config.json; each complaint names the key. */
 export class ConfigReader {
   readonly config: Readonly<Record<string, unknown>>;
@@ -100,6 +103,13 @@ export class ConfigReader {
       throw this.#invalid(key, 'a positive integer', value);
     }
     return value as number;
+  }
+
+  /** How many there are of something of which a list is made: {@link size}, and no more than any model has. */
+  count(key: string, fallback?: number): number {
+    const value = this.size(key, fallback);
+    if (value > mostInAList) throw this.#invalid(key, `at most ${mostInAList}`, value);
+    return value;
   }
 
   positive(key: string, fallback?: number, from: Readonly<Record<string, unknown>> = this.config): number {
@@ -133,6 +143,14 @@ export class ConfigReader {
         `config.json: the activation ${describe(value)} (${key}) is not supported`,
       );
     return found;
+  }
+
+  /** A list of layers' numbers; empty when the key is absent or null. */
+  layerNumbers(key: string): number[] {
+    const value = this.config[key] ?? [];
+    if (!Array.isArray(value) || !value.every(Number.isSafeInteger))
+      throw this.#invalid(key, 'a list of integers', value);
+    return value;
   }
 
   /** A list of strings, or undefined when the key is absent or null. */

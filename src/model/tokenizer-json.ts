@@ -1,6 +1,8 @@
-import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { AlpsError, describe, fileSystemError } from '../errors.js';
+import { readWhole } from '../checkpoint/file-io.js';
+import { isObject } from '../checkpoint/json.js';
+import { AlpsError, describe } from '../errors.js';
+import { checkTokenizer, unsupported } from './tokenizer-check.js';
 
 /** Any JSON object. */
 export type Json = Record<string, unknown>;
@@ -28,7 +30,7 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
     );
   }
   const config = (await readJson(join(folder, 'tokenizer_config.json'))) ?? {};
-  checkModel(path, tokenizer);
+  checkTokenizer(path, tokenizer);
   const preTokenizer = splitWords(
     tokenizer,
     alignPreTokenizer(path, tokenizer.pre_tokenizer as Json | null | undefined),
@@ -48,23 +50,16 @@ export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles
 }
 
 async function readJson(path: string): Promise<Json | undefined> {
-  let text: string;
+  let bytes: Uint8Array;
   try {
-    const { size } = await stat(path);
-    if (size > LARGEST_FILE) {
-      throw new AlpsError(
-        'INVALID_CHECKPOINT',
-        `${path} has ${size} bytes; a tokenizer file has at most ${LARGEST_FILE}`,
-      );
-    }
-    text = await readFile(path, 'utf8');
+    bytes = await readWhole(path, LARGEST_FILE);
   } catch (error) {
-    if ((error as { code?: unknown }).code === 'ENOENT') return undefined;
-    throw fileSystemError('read', path, error);
+    if (isNotThere(error)) return undefined;
+    throw error;
   }
   let value: unknown;
   try {
-    value = JSON.parse(text.replace(/^\uFEFF/, ''));
+    value = JSON.parse(new TextDecoder().decode(bytes)); // a byte order mark is left out
   } catch (error) {
     throw new AlpsError('INVALID_CHECKPOINT', `${path} is not JSON: ${(error as Error).message}`, { cause: error });
   }
@@ -72,46 +67,8 @@ async function readJson(path: string): Promise<Json | undefined> {
   return value;
 }
 
-function isObject(value: unknown): value is Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-/** Byte-pair models only: what the decoders that this package prunes use, and what was compared with the Rust library. */
-function checkModel(path: string, tokenizer: Json): void {
-  const model = tokenizer.model;
-  if (!isObject(model)) throw new AlpsError('INVALID_CHECKPOINT', `${path} has no "model"`);
-  const type = model.type ?? ('merges' in model ? 'BPE' : undefined);
-  if (type !== 'BPE') throw unsupported(path, `a model of type ${describe(type)}, only "BPE" is`);
-  if (typeof model.dropout === 'number' && model.dropout > 0)
-    throw unsupported(path, 'BPE dropout: its ids are random');
-  if (!isObject(model.vocab)) throw new AlpsError('INVALID_CHECKPOINT', `${path}: model.vocab is not an object`);
-  for (const [token, id] of Object.entries(model.vocab)) {
-    if (!isId(id))
-      throw new AlpsError('INVALID_CHECKPOINT', `${path}: the id of ${describe(token)} is ${describe(id)}`);
-  }
-  const merges = model.merges;
-  const isMerge = (merge: unknown) =>
-    typeof merge === 'string' ||
-    (Array.isArray(merge) && merge.length === 2 && merge.every((part) => typeof part === 'string'));
-  if (!Array.isArray(merges) || !merges.every(isMerge)) {
-    throw new AlpsError('INVALID_CHECKPOINT', `${path}: model.merges is not a list of pairs`);
-  }
-  const added = tokenizer.added_tokens ?? [];
-  if (
-    !Array.isArray(added) ||
-    !added.every((token) => isObject(token) && typeof token.content === 'string' && isId(token.id))
-  ) {
-    throw new AlpsError('INVALID_CHECKPOINT', `${path}: added_tokens is not a list of {id, content}`);
-  }
-  for (const normalizer of flatten(tokenizer.normalizer as Json | null, 'normalizers')) {
-    if (['Strip', 'StripAccents', 'Precompiled', 'BertNormalizer'].includes(String(normalizer.type))) {
-      throw unsupported(path, `the normalizer ${describe(normalizer.type)} with a BPE model`);
-    }
-  }
-}
-
-function isId(value: unknown): value is number {
-  return Number.isInteger(value) && (value as number) >= 0 && (value as number) < 2 ** 24;
+function isNotThere(error: unknown): boolean {
+  return ((error as Error).cause as { code?: string } | undefined)?.code === 'ENOENT';
 }
 
 /** The parts of a (nested) Sequence in order; `key` is where the file keeps them. */
@@ -185,8 +142,4 @@ function splitWords(tokenizer: Json, preTokenizer: Json | null): Json | null {
 
 function isolate(pattern: string): Json {
   return { type: 'Split', pattern: { Regex: pattern }, behavior: 'Isolated', invert: false };
-}
-
-function unsupported(path: string, what: string): AlpsError {
-  return new AlpsError('UNSUPPORTED_MODEL', `${path}: not supported: ${what}. Pass token ids instead of text`);
 }

@@ -42,15 +42,18 @@ export async function loadTokenizer(folder: string, options: { vocabSize?: numbe
     throw invalidArgument('vocabSize', 'a positive integer', vocabSize);
   }
   const files = await readTokenizerFiles(folder);
-  let library: Library;
+  return usable(folder, () => new BytePairTokenizer(folder, files, vocabSize));
+}
+
+/** What the library does with a tokenizer; should it fail, then because of what is in the files, of which it checks little. */
+function usable<T>(folder: string, work: () => T): T {
   try {
-    library = new Library(files.tokenizer, files.config);
+    return work();
   } catch (error) {
-    throw new AlpsError('UNSUPPORTED_MODEL', `${folder}: the tokenizer cannot be used: ${(error as Error).message}`, {
-      cause: error,
-    });
+    if (error instanceof AlpsError) throw error;
+    const text = `${folder}: the tokenizer cannot be used: ${(error as Error).message}`;
+    throw new AlpsError('UNSUPPORTED_MODEL', text, { cause: error });
   }
-  return new BytePairTokenizer(library, files, vocabSize);
 }
 
 class BytePairTokenizer implements Tokenizer {
@@ -59,11 +62,14 @@ class BytePairTokenizer implements Tokenizer {
   readonly bosId?: number;
   readonly eosId?: number;
   readonly prefix: readonly number[];
+  readonly #folder: string;
   readonly #library: Library;
   readonly #cuts: Cuts;
   readonly #cleanUp: boolean;
 
-  constructor(library: Library, files: TokenizerFiles, vocabSize: number | undefined) {
+  constructor(folder: string, files: TokenizerFiles, vocabSize: number | undefined) {
+    const library = new Library(files.tokenizer, files.config);
+    this.#folder = folder;
     this.#library = library;
     this.vocabSize = vocabSize ?? largestId(files) + 1;
     this.bosToken = tokenText(files.config.bos_token);
@@ -119,16 +125,15 @@ class BytePairTokenizer implements Tokenizer {
   decode(ids: ArrayLike<number>): string {
     const list = Array.from(ids);
     for (const id of list) this.#checkId(id, undefined);
-    return list.length === 0 ? '' : this.#library.decode(list, { clean_up_tokenization_spaces: this.#cleanUp });
+    if (list.length === 0) return '';
+    const options = { clean_up_tokenization_spaces: this.#cleanUp };
+    return usable(this.#folder, () => this.#library.decode(list, options));
   }
 
   #encodePiece(piece: string, isFirst: boolean): Uint32Array {
     const text = this.#cuts.dropSpace && !isFirst && piece.startsWith(' ') ? piece.slice(1) : piece;
-    const { ids, tokens }: { ids: number[]; tokens: string[] } = this.#library.encode(
-      text.replace(/\p{Surrogate}/gu, '\uFFFD'),
-      {
-        add_special_tokens: false,
-      },
+    const { ids, tokens }: { ids: number[]; tokens: string[] } = usable(this.#folder, () =>
+      this.#library.encode(text.replace(/\p{Surrogate}/gu, '\uFFFD'), { add_special_tokens: false }),
     );
     for (let i = 0; i < ids.length; i++) this.#checkId(ids[i], tokens[i]);
     return Uint32Array.from(ids);

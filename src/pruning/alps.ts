@@ -4,7 +4,7 @@ import { nativePattern } from './layer-problem.js';
 import type { ParsedPruningOptions, Precision } from './options.js';
 import { refit } from './refine.js';
 import { checkAlps, ladder, type ScheduleName } from './rho-schedule.js';
-import type { Solution, TracePoint } from './solution.js';
+import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
 
@@ -27,8 +27,7 @@ export async function solveAlps(
 ): Promise<Solution> {
   const { stream, device, m, n } = problem;
   const scope = new Scope();
-  const weight = device.tensor('float32', [m, n], 'the pruned weights');
-  const mask = device.tensor('uint8', [m, n], 'the support');
+  const { weight, mask } = solutionTensors(device, [m, n]);
   try {
     const time = { factorise: 0, admm: 0, refine: 0 };
     const began = performance.now();

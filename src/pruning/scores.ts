@@ -22,8 +22,8 @@ export function chooseLargest(
 
 /** Wanda's score |w| √(XᵀX)ⱼⱼ, up to a factor ("A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024). */
 export function wandaScores({ stream, device, group, diagonal }: LayerProblem): F32 {
-  const scores = device.tensor('float32', group.weight.shape, 'Wanda’s scores');
   using norms = stream.upload('float32', [diagonal.length], diagonal.map(Math.sqrt));
+  const scores = device.tensor('float32', group.weight.shape, 'Wanda’s scores');
   stream.scaleRowsColumns(group.weight, { column: norms }, scores);
   return scores;
 }
@@ -45,12 +45,12 @@ export async function sparseGptScores(problem: LayerProblem): Promise<F32> {
   using diagonal = device.tensor('float32', [n]);
   stream.diagonal(factor, diagonal);
   const values = await stream.read(diagonal);
-  const scores = device.tensor('float32', base.shape, 'SparseGPT’s scores');
   using inverse = stream.upload(
     'float32',
     [n],
     values.map((d) => 1 / d),
   );
+  const scores = device.tensor('float32', base.shape, 'SparseGPT’s scores');
   stream.scaleRowsColumns(base, { column: inverse }, scores);
   return scores;
 }

@@ -1,3 +1,4 @@
+import type { Device } from '../device/device.js';
 import type { Tensor } from '../device/tensor.js';
 
 /** One look at the support. */
@@ -26,4 +27,15 @@ export interface Solution {
   capped: boolean;
   /** Milliseconds; phases overlap with nothing, each ends with an await. `admm` is the whole search of the methods without ADMM. */
   time: { factorise: number; admm: number; refine: number };
+}
+
+/** Memory for the pruned weights and their mask: both, or an error and none. The caller disposes both. */
+export function solutionTensors(device: Device, shape: readonly number[]): Pick<Solution, 'weight' | 'mask'> {
+  const weight = device.tensor('float32', shape, 'the pruned weights');
+  try {
+    return { weight, mask: device.tensor('uint8', shape, 'the support') };
+  } catch (error) {
+    weight.dispose();
+    throw error;
+  }
 }

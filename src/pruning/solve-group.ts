@@ -8,7 +8,7 @@ import { solveMagnitude } from './magnitude.js';
 import { isRowwise, type Method, type ParsedPruningOptions, type Precision } from './options.js';
 import { refit } from './refine.js';
 import type { Selection } from './selection.js';
-import type { Solution } from './solution.js';
+import { type Solution, solutionTensors } from './solution.js';
 import { solveSparseGpt } from './sparsegpt.js';
 import { solveWanda } from './wanda.js';
 
@@ -112,8 +112,7 @@ async function solveBy(problem: LayerProblem, options: ParsedPruningOptions, pre
 /** Runs a selector, then the refit. */
 async function select(problem: LayerProblem, options: ParsedPruningOptions, selector: Selector): Promise<Solution> {
   const { stream, device, group } = problem;
-  const weight = device.tensor('float32', group.weight.shape, 'the pruned weights');
-  const mask = device.tensor('uint8', group.weight.shape, 'the support');
+  const { weight, mask } = solutionTensors(device, group.weight.shape);
   try {
     const began = performance.now();
     await selector(problem, options, { weight, mask });

@@ -154,6 +154,17 @@ struct Turns {
   }
 };
 
+// The lanes in another order. Clang knows this only for orders that are constants.
+static inline Lanes reorder(Lanes bits, Lanes lane) {
+#ifdef __clang__
+  Lanes out;
+  for (int l = 0; l < lanes; l++) out[l] = bits[lane[l]];
+  return out;
+#else
+  return __builtin_shuffle(bits, lane);
+#endif
+}
+
 // Groups that divide a vector: each lane meets the others of its group by turning the groups in place. Returns how many
 // values it has done, all but the last ones that fill no vector.
 template <int group>
@@ -169,7 +180,7 @@ static size_t rankLanes(const float* x, uint8_t* mask, size_t n, int64_t kept) {
       Lanes lane, before;
       __builtin_memcpy(&lane, turns.lane[r], sizeof lane);
       __builtin_memcpy(&before, turns.before[r], sizeof before);
-      rank -= __builtin_shuffle(bits, lane) > bits - before;  // larger, or equal and before; a comparison gives −1
+      rank -= reorder(bits, lane) > bits - before;  // larger, or equal and before; a comparison gives −1
     }
     LaneBytes keep = __builtin_convertvector((rank < static_cast<int32_t>(kept)) & 1, LaneBytes);
     __builtin_memcpy(mask + i, &keep, sizeof keep);

@@ -14,13 +14,21 @@ namespace {
 constexpr size_t guard = 256;
 constexpr unsigned char pattern = 0xa5;
 
+// "order=7,memory=65536,refuse=12": the seed of the order of blocks and threads, the bytes that the device has, and the
+// number of the one allocation that it refuses.
+uint64_t setting(const std::string& settings, const std::string& name, uint64_t fallback) {
+  size_t at = settings.find(name + "=");
+  return at == std::string::npos ? fallback : std::stoull(settings.substr(at + name.size() + 1));
+}
+
 class HostRuntime final : public Runtime {
  public:
-  explicit HostRuntime(uint64_t seed) : settings_{seed} {
+  explicit HostRuntime(const std::string& settings)
+      : settings_{setting(settings, "order", 0)}, refused_(setting(settings, "refuse", 0)) {
     properties_.name = "kernels on the processor";
     properties_.major = 9;
     properties_.multiprocessors = 4;
-    properties_.memory = uint64_t{4} << 30;
+    properties_.memory = setting(settings, "memory", uint64_t{4} << 30);
     properties_.sharedPerBlock = 227 << 10;
     properties_.l2 = 1 << 20;
   }
@@ -31,6 +39,7 @@ class HostRuntime final : public Runtime {
   Queue queue() const override { return &settings_; }
 
   void* allocate(size_t bytes) override {
+    take(bytes);
     char* memory = static_cast<char*>(::operator new(bytes + 2 * guard, std::align_val_t{guard}));
     std::memset(memory, pattern, guard);
     std::memset(memory + guard, 0xff, bytes);
@@ -44,6 +53,7 @@ class HostRuntime final : public Runtime {
     std::lock_guard lock(mutex_);
     if (!intact(data, bytes)) broken_ = true;
     blocks_.erase(data);
+    used_ -= bytes;
     ::operator delete(static_cast<char*>(data) - guard, std::align_val_t{guard});
   }
 
@@ -81,10 +91,22 @@ class HostRuntime final : public Runtime {
     return true;
   }
 
+  // Counts an allocation, or refuses it as a GPU does whose memory others have.
+  void take(size_t bytes) {
+    std::lock_guard lock(mutex_);
+    if (++allocations_ == refused_ || used_ + bytes > properties_.memory)
+      fail("OUT_OF_MEMORY", "The kernels' device could not give ", bytes, " bytes: ", used_, " of its ",
+           properties_.memory, " bytes are in use");
+    used_ += bytes;
+  }
+
   DeviceProperties properties_;
   mutable host::Settings settings_;
   std::mutex mutex_;
-  std::map<void*, size_t> blocks_;  // guarded by mutex_, as is broken_
+  std::map<void*, size_t> blocks_;  // guarded by mutex_, as are the next four
+  uint64_t used_ = 0;
+  uint64_t allocations_ = 0;
+  uint64_t refused_;
   bool broken_ = false;
 };
 
@@ -97,9 +119,7 @@ void probeDevices(CudaProbe& probe) {
 }
 
 std::unique_ptr<Runtime> openRuntime(int, const BackendOptions& options) {
-  // "order=7": the seed of the order of blocks and threads.
-  size_t at = options.isa.find("order=");
-  return std::make_unique<HostRuntime>(at == std::string::npos ? 0 : std::stoull(options.isa.substr(at + 6)));
+  return std::make_unique<HostRuntime>(options.isa);
 }
 
 }  // namespace alps

@@ -28,7 +28,7 @@ export const expertsFamily: Family = {
 
 function mixtralExperts(reader: ConfigReader, layers: number): ExpertsConfig {
   return {
-    count: reader.size('num_local_experts', 8),
+    count: reader.count('num_local_experts', 8),
     perToken: reader.size('num_experts_per_tok', 2),
     intermediate: reader.size('intermediate_size'),
     normalise: true,
@@ -38,9 +38,9 @@ function mixtralExperts(reader: ConfigReader, layers: number): ExpertsConfig {
 
 function qwenExperts(reader: ConfigReader, layers: number): ExpertsConfig {
   const step = reader.size('decoder_sparse_step', 1);
-  const dense = new Set((reader.config.mlp_only_layers as number[] | null | undefined) ?? []);
+  const dense = new Set(reader.layerNumbers('mlp_only_layers'));
   return {
-    count: reader.size(reader.config.num_experts === undefined ? 'num_local_experts' : 'num_experts', 128),
+    count: reader.count(reader.config.num_experts === undefined ? 'num_local_experts' : 'num_experts', 128),
     perToken: reader.size('num_experts_per_tok', 8),
     intermediate: reader.size('moe_intermediate_size', 768),
     normalise: reader.flag('norm_topk_prob', false),

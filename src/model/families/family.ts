@@ -1,3 +1,4 @@
+import { AlpsError } from '../../errors.js';
 import type { DecoderConfig } from '../config.js';
 
 /** What a part of a matrix does. A plain MLP's first layer is `up`. */
@@ -53,4 +54,21 @@ export interface Family {
   modelTypes: readonly string[];
   /** @param has whether the checkpoint has a tensor */
   read(config: Readonly<Record<string, unknown>>, has: (tensor: string) => boolean): Architecture;
+}
+
+/**
+ * Which of two prefixes a checkpoint's names have. Both would be one model under two names, of which only one would be pruned.
+ * @param name of a tensor that every checkpoint has, without the prefix
+ */
+export function onePrefix(
+  has: (tensor: string) => boolean,
+  name: string,
+  [usual, other]: readonly [string, string],
+): string {
+  if (!has(`${other}${name}`)) return usual;
+  if (!has(`${usual}${name}`)) return other;
+  throw new AlpsError(
+    'INVALID_CHECKPOINT',
+    `The checkpoint has its tensors under two names, such as ${usual}${name} and ${other}${name}: save it with one of them`,
+  );
 }

@@ -30,7 +30,7 @@ function readConfig(reader: ConfigReader): DecoderConfig {
   const modelType = String(reader.config.model_type);
   const third = modelType === 'gemma3_text';
   const hidden = reader.size('hidden_size');
-  const layers = reader.size('num_hidden_layers');
+  const layers = reader.count('num_hidden_layers');
   const headDim = reader.size('head_dim', 256);
   const heads = reader.size('num_attention_heads');
   const every = reader.size('sliding_window_pattern', third ? 6 : 2);

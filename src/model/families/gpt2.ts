@@ -1,5 +1,5 @@
 import { ConfigReader, usualConfig } from '../config.js';
-import type { Family } from './family.js';
+import { type Family, onePrefix } from './family.js';
 
 /** GPT-2: learned positions, LayerNorm, biases, GELU; its matrices are stored [inputs, outputs], q, k and v in one. */
 export const gpt2Family: Family = {
@@ -9,11 +9,11 @@ export const gpt2Family: Family = {
     const reader = new ConfigReader(raw);
     const hidden = reader.size('n_embd', 768);
     const heads = reader.size('n_head', 12);
-    const layers = reader.size('n_layer', 12);
+    const layers = reader.count('n_layer', 12);
     const maxPositions = reader.size('n_positions', 1024);
     const headDim = Math.floor(hidden / heads);
     // The published checkpoint was saved without the outer module.
-    const prefix = has('transformer.wte.weight') ? 'transformer.' : '';
+    const prefix = onePrefix(has, 'wte.weight', ['transformer.', '']);
     const linear = { bias: true, transposed: true };
     return {
       config: {

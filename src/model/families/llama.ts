@@ -26,7 +26,7 @@ export const llamaNames = { embedding: 'model.embed_tokens', finalNorm: 'model.n
 export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
   const modelType = String(reader.config.model_type);
   const hidden = reader.size('hidden_size');
-  const layers = reader.size('num_hidden_layers');
+  const layers = reader.count('num_hidden_layers');
   const heads = reader.size('num_attention_heads');
   const qwen3 = modelType.startsWith('qwen3');
   const headDim = reader.size('head_dim', qwen3 ? 128 : Math.floor(hidden / heads));

@@ -1,5 +1,5 @@
 import { ConfigReader, type DecoderConfig, usualConfig } from '../config.js';
-import type { Family } from './family.js';
+import { type Family, onePrefix } from './family.js';
 
 /** OPT: learned positions, LayerNorm, biases, ReLU; norms before (most) or after (350M), whose embeddings are narrower. */
 export const optFamily: Family = {
@@ -8,7 +8,7 @@ export const optFamily: Family = {
   read(raw, has) {
     const reader = new ConfigReader(raw);
     const config = readConfig(reader);
-    const prefix = has('model.decoder.embed_tokens.weight') ? 'model.decoder' : 'decoder';
+    const prefix = onePrefix(has, '.embed_tokens.weight', ['model.decoder', 'decoder']);
     const projects = config.embeddingSize !== config.hidden;
     const lastNorm = config.normPlacement === 'pre' && !reader.flag('_remove_final_layer_norm', false);
     const bias = reader.flag('enable_bias', true);
@@ -42,7 +42,7 @@ export const optFamily: Family = {
 function readConfig(reader: ConfigReader): DecoderConfig {
   const hidden = reader.size('hidden_size');
   const heads = reader.size('num_attention_heads');
-  const layers = reader.size('num_hidden_layers');
+  const layers = reader.count('num_hidden_layers');
   return {
     ...usualConfig,
     modelType: 'opt',
