@@ -97,11 +97,13 @@ export async function estimateModelBytes(options: PruneOptions, device: Device):
     const embedding = tokens ? 8 * config.vocabulary * config.embeddingSize + 4 * tokens.windows * tokens.length : 0;
     let block = 0;
     for (let layer = 0; layer < config.layers; layer++) {
-      const { attention, mlp } = architecture.block(layer);
+      const { attention, mlp, router } = architecture.block(layer);
       const groups = [attention[0], [attention[1]], ...mlp.flatMap(([inputs, output]) => [inputs, [output]])];
       const sizes = groups.map((specs) => ({ ...sizeOf(config, specs), segments: specs.length }));
       const weights = number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
-      const seen = sizes.map((size) => (dense ? denseBytes(size, config, tokens, number) : { inputs: 0, target: 0 }));
+      const seen = sizes.map((size, i) =>
+        dense && (i < 2 || !router) ? denseBytes(size, config, tokens, number) : { inputs: 0, target: 0 },
+      );
       const grams =
         options.propagation === 'block' && tokens
           ? 4 * tokens.windows * tokens.length * config.hidden +
