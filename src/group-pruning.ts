@@ -5,6 +5,8 @@ import { AlpsError } from './errors.js';
 import type { Linear } from './model/block.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
 import { tensorOf } from './model/shapes.js';
+import { damped } from './pruning/damping.js';
+import { type DenseInputs, type DenseTarget, denseTarget } from './pruning/dense-target.js';
 import type { InputMoments } from './pruning/input-moments.js';
 import { segmentsOf } from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
@@ -19,11 +21,15 @@ export interface GroupInputs extends Disposable {
   gram: F32;
   tokens: number;
   moments: InputMoments | undefined;
+  /** What dense targets need, where they are asked for. */
+  dense: DenseInputs | undefined;
   dispose(): void;
 }
 
 export interface GroupPruningOptions {
   parsed: ParsedPruningOptions;
+  /** How the dense model's activations are reproduced; undefined: layers reproduce their own weights. */
+  target: DenseTarget | undefined;
   writer: CheckpointWriter;
   /** Called with a layer's bytes as they were written. */
   onStored?(linear: Linear, bytes: Uint8Array<ArrayBuffer>): void;
@@ -56,11 +62,17 @@ export async function pruneGroup(
   const seen = inputs && inputs.tokens > 0 ? inputs : undefined;
   const fallback = inputs !== undefined && !seen && options.parsed.method !== 'magnitude';
   const parsed: ParsedPruningOptions = fallback ? { ...options.parsed, comparisonGroup: 'layer' } : options.parsed;
-  const result = await timed('solve', async () =>
-    seen
-      ? solveGroup(stream, { layers, weight, gram: seen.gram, moments: seen.moments }, parsed, precision)
-      : byMagnitude(stream, { layers, weight }, { ...parsed, method: 'magnitude' }),
-  );
+  const result = await timed('solve', async () => {
+    if (!seen) return byMagnitude(stream, { layers, weight }, { ...parsed, method: 'magnitude' });
+    const { gram, moments, dense } = seen;
+    let target = weight;
+    const { target: wanted } = options;
+    if (dense && wanted) {
+      const at = (ridge: number) => denseTarget(stream, weight, gram, dense, wanted, ridge);
+      target = scope.hold(await damped(layers, parsed.ridge, at));
+    }
+    return solveGroup(stream, { layers, weight: target, gram, moments }, parsed, precision);
+  });
   scope.hold(result.weight);
   scope.hold(result.mask);
   await eachRows(linears, result.weight, (linear, rows) =>

@@ -14,6 +14,7 @@ import { knownModelTypes } from './model/families/index.js';
 import { linearShape, titleOf } from './model/shapes.js';
 import { version } from './package-version.js';
 import { announcerOf, logPruneFailure } from './prune-events.js';
+import { type DenseTarget, type DenseTargetOptions, parseDenseTarget } from './pruning/dense-target.js';
 import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
@@ -28,6 +29,11 @@ export interface PruneOptions extends PruningOptions {
   calibration?: CalibrationOptions;
   /** `sequential` (default): each layer sees what the pruned layers before it give. `block`: what the still dense block gives. */
   propagation?: Propagation;
+  /**
+   * Whether layers reproduce the dense model's activations in part, not only what their own weights give on the pruned model's inputs. Takes
+   * a second run of the tokens, through the dense model. Default true for `alps`, false for the other methods; see docs/quality.md.
+   */
+  denseTarget?: boolean | DenseTargetOptions;
   /**
    * Default `auto`. Several, such as `['cuda:0', 'cuda:1']`, share the calibration windows and the layers; at most as many as there are
    * windows. The result is that of one device but for the order in which the Gram matrices are summed. An open device keeps its own
@@ -85,7 +91,12 @@ export interface PruneReport {
   /** For people: "70 % sparsity", "keeps 2 of 4". */
   description: string;
   pattern: Pattern;
-  options: Omit<ParsedPruningOptions, 'pattern' | 'method'> & { propagation: Propagation; precision: Precision };
+  options: Omit<ParsedPruningOptions, 'pattern' | 'method'> & {
+    propagation: Propagation;
+    /** Null where layers reproduced their own weights. */
+    denseTarget: DenseTarget | null;
+    precision: Precision;
+  };
   calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string } | null;
   /** For people; names and details of all where there are several. */
   device: string;
@@ -148,7 +159,8 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       onEvent({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
     }
     const propagation = options.propagation ?? 'sequential';
-    const reported = reportedOptions(parsed, propagation, precision);
+    const target = tokens && parseDenseTarget(options.denseTarget, parsed);
+    const reported = reportedOptions(parsed, propagation, target, precision);
     const resume = options.resume && {
       restart: options.restart,
       fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration: tokens?.hash, signal }),
@@ -173,6 +185,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
       await pruneBlocks(team, models, parsed, {
         windows: tokens,
         propagation,
+        target,
         writer,
         signal,
         onLayer,
@@ -259,6 +272,7 @@ export function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
   checkPrecision(precision);
   parseLogger(options.logger);
   const parsed = parsePruningOptions(options);
+  parseDenseTarget(options.denseTarget, parsed);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
   }
@@ -327,10 +341,11 @@ function meanErrorOf(layers: LayerReport[]): number {
 function reportedOptions(
   parsed: ParsedPruningOptions,
   propagation: Propagation,
+  target: DenseTarget | undefined,
   precision: Precision,
 ): PruneReport['options'] {
   const { pattern: _pattern, method: _method, ...rest } = parsed;
-  return { ...rest, propagation, precision };
+  return { ...rest, propagation, denseTarget: target ?? null, precision };
 }
 
 function overallSparsity(layers: LayerReport[]): number {

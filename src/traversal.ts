@@ -6,8 +6,9 @@ import { throwIfAborted } from './errors.js';
 import { type GroupInputs, pruneGroup } from './group-pruning.js';
 import { groupInputs, type Member, membersOf } from './members.js';
 import { type Block, type Linear, stageCount } from './model/block.js';
-import type { Windows } from './model/block-run.js';
+import type { Activations, Windows } from './model/block-run.js';
 import type { DecoderModel } from './model/decoder.js';
+import type { DenseTarget } from './pruning/dense-target.js';
 import type { ParsedPruningOptions } from './pruning/options.js';
 
 /** Whose outputs a layer's inputs come from: the pruned layers before it, or the still dense block. */
@@ -50,6 +51,8 @@ export interface TraversalOptions {
   /** Calibration tokens; undefined for methods that look at the weights alone. */
   windows: Windows | undefined;
   propagation: Propagation;
+  /** How the dense model's activations are reproduced; undefined: layers reproduce their own weights. */
+  target: DenseTarget | undefined;
   writer: CheckpointWriter;
   signal?: AbortSignal;
   onLayer(report: LayerReport): void;
@@ -70,7 +73,7 @@ export async function pruneBlocks(
   options: TraversalOptions,
 ): Promise<void> {
   using scope = new Scope();
-  const members = await membersOf(team, models, options.windows, scope);
+  const members = await membersOf(team, models, options.windows, scope, options.target !== undefined);
   const finished = options.writer.finishedSteps as LayerReport[][];
   for (let layer = 0; layer < models[0]!.config.layers; layer++) {
     throwIfAborted(options.signal);
@@ -88,9 +91,10 @@ export async function pruneBlocks(
 }
 
 /** Runs a block with the weights that were written for it. */
-async function replay({ model, activations }: Member, layer: number, writer: CheckpointWriter): Promise<void> {
+async function replay({ model, activations, dense }: Member, layer: number, writer: CheckpointWriter): Promise<void> {
   const block = await model.loadBlock(layer);
   try {
+    await dense?.run(block);
     for (const { spec, weight } of block.stages.flat(2)) {
       using written = await model.loadLinear(spec, model.precision, (name, out, offset) =>
         writer.readBack(name, out, offset),
@@ -169,7 +173,10 @@ class BlockPruning {
       for (let first = 0; first < groups.length; first += this.#team.size) {
         using scope = new Scope();
         const division = this.#divide(groups.slice(first, first + this.#team.size));
-        await this.#solve(division, await this.#inputs(division, scope));
+        const inputs = await this.#inputs(division, scope);
+        // The dense model goes ahead while the stage's weights are still its own.
+        if (first === 0) await this.#advanceDense(stage);
+        await this.#solve(division, inputs);
       }
       await this.#advance(stage);
     }
@@ -193,6 +200,7 @@ class BlockPruning {
         await this.#begin(stage);
         const ofStage = division.map((tasks) => tasks.filter((task) => task.stage === stage));
         for (const [task, seen] of await this.#inputs(ofStage, scope)) inputs.set(task, seen);
+        await this.#advanceDense(stage);
         if (stage < stageCount - 1) await this.#advance(stage);
       }
       for (const [place, { model, activations }] of this.#members.entries())
@@ -206,16 +214,28 @@ class BlockPruning {
 
   async #begin(stage: number): Promise<void> {
     await this.#timed('forward', () =>
-      this.#team.each((place) => this.#members[place]!.activations!.begin(this.#blocks[place]!, stage)),
+      this.#team.each(async (place) => {
+        const { activations, dense } = this.#members[place]!;
+        await activations!.begin(this.#blocks[place]!, stage);
+        await dense?.begin(this.#blocks[place]!, stage);
+      }),
     );
   }
 
-  async #advance(stage: number): Promise<void> {
+  #advance(stage: number): Promise<void> {
+    return this.#apply(stage, ({ activations }) => activations);
+  }
+
+  #advanceDense(stage: number): Promise<void> {
+    return this.#apply(stage, ({ dense }) => dense);
+  }
+
+  async #apply(stage: number, which: (member: Member) => Activations | undefined): Promise<void> {
     await this.#timed('forward', () =>
       this.#team.each(async (place) => {
-        const { model, activations } = this.#members[place]!;
-        activations!.advance(this.#blocks[place]!, stage);
-        await model.stream.sync();
+        const member = this.#members[place]!;
+        which(member)?.advance(this.#blocks[place]!, stage);
+        await member.model.stream.sync();
       }),
     );
   }
@@ -256,6 +276,7 @@ class BlockPruning {
         const linears = this.#linearsOf(member, task);
         const reports = await pruneGroup(model, linears, inputs?.get(task), {
           parsed: forStage(this.#parsed, stage),
+          target: this.#options.target,
           writer: this.#options.writer,
           timed: (phase, action) => this.#timed(phase, action),
           onStored: (linear, bytes) => {

@@ -55,7 +55,8 @@ describe.each(names)('%s', (name) => {
   test('every method and both propagations run, with the errors in order', async () => {
     const errors: Record<string, number> = {};
     for (const method of ['magnitude', 'wanda', 'sparsegpt', 'dsnot', 'alps'] as const) {
-      const report = await run(name, name, { sparsity: 0.5, method, propagation: 'block' });
+      // With a dense target ALPS would not minimise the error that is compared here.
+      const report = await run(name, name, { sparsity: 0.5, method, propagation: 'block', denseTarget: false });
       errors[method] = report.meanError!;
       expect(report.sparsity).toBeCloseTo(0.5, 2);
     }

@@ -92,13 +92,15 @@ describe.each([
 ])('%s on two devices is as on one', (name, ties) => {
   test.each(['sequential', 'block'] as const)('%s', async (propagation) => {
     await expectSame(name, { method: 'wanda', propagation }, two);
-    await expectSame(name, { propagation }, two, ties);
+    await expectSame(name, { propagation, denseTarget: false }, two, ties);
+    // A dense target divides by the Gram matrix: with the usual ridge that finds near-ties in any model this tiny.
+    await expectSame(name, { propagation, ...(ties === exact ? { ridge: 1 } : {}) }, two, ties);
   });
 });
 
 describe('several devices', () => {
   test.each<[string, Partial<PruneOptions>]>([
-    ['the published schedule', { schedule: 'alps' }],
+    ['the published schedule', { schedule: 'alps', denseTarget: false }],
     ['sparsegpt, 2:4', { method: 'sparsegpt', pattern: { keep: 2, of: 4 } }],
     ['magnitude', { method: 'magnitude' }],
     ['dsnot', { method: 'dsnot' }],

@@ -1,4 +1,4 @@
-import { type PruneEvent, type PruneReport, prune } from '../prune.js';
+import { type PruneEvent, type PruneOptions, type PruneReport, prune } from '../prune.js';
 import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
 import type { AlpsScheduleOptions, ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
@@ -47,6 +47,8 @@ How:
   --max-iterations N     alps: iterations of the fixed and the published schedule at most (default 300)
   --metric M             alps: obs (default with the ladder) or diagonal, the published one
   --propagation P        sequential (default) or block, the published one
+  --dense-target A,B     alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
+                         stream's difference that they undo (default of alps 0.5,0.5; of the others none); none: as published
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
   --refine-iterations N  conjugate gradient iterations (default 10)
   --precision P          auto (default), float32 or bfloat16
@@ -68,7 +70,7 @@ Examples:
   alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl
   alps prune ./SmolLM2-135M --out ./pruned --pattern 2:4 --calibration a.txt.gz --windows 32 --length 1024
   alps prune ./SmolLM2-135M --out ./paper --sparsity 0.7 --calibration speeches.jsonl \\
-      --schedule alps --metric diagonal --propagation block        # exactly as published
+      --schedule alps --metric diagonal --propagation block --dense-target none        # exactly as published
   alps prune ./SmolLM2-135M --out ./mp --sparsity 0.5 --method magnitude
   alps prune ./SmolLM2-135M --out ./wanda --pattern 2:4 --method wanda --refit pcg --calibration speeches.jsonl
 `;
@@ -90,6 +92,7 @@ const options = {
   'max-iterations': { type: 'string' },
   metric: { type: 'string' },
   propagation: { type: 'string' },
+  'dense-target': { type: 'string' },
   ridge: { type: 'string' },
   'refine-iterations': { type: 'string' },
   overwrite: { type: 'boolean' },
@@ -144,6 +147,7 @@ export const pruneCommand: Command = {
         alpsSchedule: scheduleOptions(values),
         metric: string(values, 'metric') as Metric | undefined,
         propagation: string(values, 'propagation') as Propagation | undefined,
+        denseTarget: denseTargetOption(values),
         ridge: number(values, 'ridge'),
         refineIterations: number(values, 'refine-iterations'),
         overwrite: values.overwrite === true,
@@ -185,6 +189,16 @@ function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
   if ((string(values, 'schedule') ?? 'ladder') === 'ladder')
     throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladder has its own');
   return Object.fromEntries(set);
+}
+
+function denseTargetOption(values: Values): PruneOptions['denseTarget'] {
+  const text = string(values, 'dense-target');
+  if (text === undefined) return undefined;
+  if (text === 'none') return false;
+  const [strength, residualStrength, ...rest] = text.split(',').map(Number);
+  if (rest.length > 0 || !Number.isFinite(strength) || !Number.isFinite(residualStrength ?? 0))
+    throw new UsageError(`Expected --dense-target none or two numbers such as 0.5,0.5 but received ${text}`);
+  return { strength, ...(residualStrength === undefined ? {} : { residualStrength }) };
 }
 
 function dsnotOptions(values: Values): DsnotOptions {

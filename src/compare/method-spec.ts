@@ -39,8 +39,8 @@ const bases: Record<string, { title: string; options: Partial<PruneOptions>; fla
   alps: { title: 'ALPS', options: { method: 'alps' }, flags: '--method alps' },
   'alps-published': {
     title: 'ALPS as published',
-    options: { method: 'alps', schedule: 'alps', metric: 'diagonal', propagation: 'block' },
-    flags: '--method alps --schedule alps --metric diagonal --propagation block',
+    options: { method: 'alps', schedule: 'alps', metric: 'diagonal', propagation: 'block', denseTarget: false },
+    flags: '--method alps --schedule alps --metric diagonal --propagation block --dense-target none',
   },
 };
 

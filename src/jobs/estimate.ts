@@ -6,6 +6,7 @@ import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
+import { parseDenseTarget } from '../pruning/dense-target.js';
 import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
 import { parseShape } from '../pruning/prune-layer.js';
 import { matricesByName } from '../unknown-model.js';
@@ -69,7 +70,7 @@ export function estimateLayerBytes(options: LayerSize): number {
 }
 
 /**
- * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens, one block's weights, and the largest solve in
+ * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens (with dense targets twice), one block's weights, and the largest solve in
  * it; or the activations and the embedding table, where that is more. Reads the folder's config.json and headers.
  *
  * @throws AlpsError as {@link prune} for a folder that it refuses
@@ -90,20 +91,26 @@ export async function estimateModelBytes(options: PruneOptions, device: Device):
     const { config } = architecture;
     const tokens = options.calibration && tokensOf(options.calibration, config);
     const number = precision === 'bfloat16' ? 2 : 4;
-    const activations = tokens ? activationBytes(config, tokens, number) : 0;
+    const dense = tokens !== undefined && parseDenseTarget(options.denseTarget, parsed) !== undefined;
+    const activations = tokens ? (dense ? 2 : 1) * activationBytes(config, tokens, number) : 0;
     // The table as it is stored and as it is used, and the ids.
     const embedding = tokens ? 8 * config.vocabulary * config.embeddingSize + 4 * tokens.windows * tokens.length : 0;
     let block = 0;
     for (let layer = 0; layer < config.layers; layer++) {
-      const { attention, mlp } = architecture.block(layer);
+      const { attention, mlp, router } = architecture.block(layer);
       const groups = [attention[0], [attention[1]], ...mlp.flatMap(([inputs, output]) => [inputs, [output]])];
       const sizes = groups.map((specs) => ({ ...sizeOf(config, specs), segments: specs.length }));
       const weights = number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
+      const seen = sizes.map((size, i) =>
+        dense && (i < 2 || !router) ? denseBytes(size, config, tokens, number) : { inputs: 0, target: 0 },
+      );
       const grams =
         options.propagation === 'block' && tokens
-          ? 4 * tokens.windows * tokens.length * config.hidden + 4 * sizes.reduce((sum, { n }) => sum + n * n, 0)
+          ? 4 * tokens.windows * tokens.length * config.hidden +
+            sizes.reduce((sum, { n }, i) => sum + 4 * n * n + seen[i]!.inputs, 0)
           : 0;
-      block = Math.max(block, weights + grams + Math.max(...sizes.map((size) => solveBytes(size, parsed, precision))));
+      const solves = sizes.map((size, i) => solveBytes(size, parsed, precision) + seen[i]!.inputs + seen[i]!.target);
+      block = Math.max(block, weights + grams + Math.max(...solves));
     }
     const vectors = [...expectedTensors(architecture)].reduce(
       (sum, [, shape]) => sum + (shape.length === 1 ? 8 * shape[0]! : 0),
@@ -132,6 +139,12 @@ function tokensOf(
 ) {
   if (tokenIds) return { windows: tokenIds.length, length: tokenIds[0]?.length ?? 0 };
   return { windows, length: Math.min(length ?? 2048, config.maxPositions) };
+}
+
+/** What dense targets take beside a solve: the cross-Gram matrices with the chunk they are summed from, and the target. */
+function denseBytes({ m, n }: { m: number; n: number }, { hidden }: DecoderConfig, tokens: Tokens, number: number) {
+  const rows = Math.min(tokens.windows * tokens.length, Math.max(1, Math.floor(chunk / tokens.length)) * tokens.length);
+  return { inputs: 4 * n * (n + hidden) + rows * hidden * (4 + number), target: 4 * m * n };
 }
 
 /** Rows at a time where a step needs scratch memory; model/block-run.ts. */

@@ -117,10 +117,26 @@ export class Activations {
       else this.#experts!.inner(group, use);
       return;
     }
-    for (const [start, end] of this.#chunks) {
-      using x = this.#inputOf(block, stage, start, end);
+    for (const chunk of this.#chunks.keys()) {
+      using x = this.chunkInput(block, stage, chunk);
       use(x);
     }
+  }
+
+  /** Pieces that the tokens are cut into; the same for all activations of as many windows of one length. */
+  get chunkCount(): number {
+    return this.#chunks.length;
+  }
+
+  /** What the layers of a stage without experts see of one chunk: [tokens, inputs]. Valid until the next call; the caller disposes it. */
+  chunkInput(block: Block, stage: number, chunk: number): Float {
+    const [start, end] = this.#chunks[chunk]!;
+    return this.#inputOf(block, stage, start, end);
+  }
+
+  /** The residual stream of one chunk; the caller disposes it. */
+  chunkResidual(chunk: number): F32 {
+    return this.residual.rows(...this.#chunks[chunk]!);
   }
 
   #inputOf(block: Block, stage: number, start: number, end: number): Float {

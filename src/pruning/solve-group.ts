@@ -1,7 +1,7 @@
 import type { Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
-import { AlpsError } from '../errors.js';
 import { solveAlps } from './alps.js';
+import { damped } from './damping.js';
 import { solveDsnot } from './dsnot.js';
 import { type LayerGroup, LayerProblem, segmentsOf } from './layer-problem.js';
 import { solveMagnitude } from './magnitude.js';
@@ -35,33 +35,16 @@ export interface GroupResult extends Omit<Solution, 'time'> {
   time: { factorise: number; admm: number; refine: number; error: number };
 }
 
-const maxDampingSteps = 5;
-
 /** Prunes layers that share their input. The group's tensors stay the caller's. */
-export async function solveGroup(
+export function solveGroup(
   stream: Stream,
   group: LayerGroup,
   options: ParsedPruningOptions,
   precision: Precision,
 ): Promise<GroupResult> {
-  let ridge = options.ridge;
-  for (let dampingSteps = 0; ; dampingSteps++) {
-    try {
-      return await solveOnce(stream, group, { ...options, ridge }, precision, dampingSteps);
-    } catch (error) {
-      if (!(error instanceof AlpsError) || error.code !== 'NOT_POSITIVE_DEFINITE') throw error;
-      if (dampingSteps === maxDampingSteps) {
-        const names = group.layers.map((layer) => layer.name).join(', ');
-        throw new AlpsError(
-          'NOT_POSITIVE_DEFINITE',
-          `The Gram matrix of ${names} is not positive semi-definite: factorising failed with a ridge of up to ${ridge} times its ` +
-            'mean diagonal. Was it accumulated from real inputs, without overflow?',
-          { cause: error },
-        );
-      }
-      ridge = Math.max(ridge * 10, 1e-4);
-    }
-  }
+  return damped(group.layers, options.ridge, (ridge, dampingSteps) =>
+    solveOnce(stream, group, { ...options, ridge }, precision, dampingSteps),
+  );
 }
 
 async function solveOnce(

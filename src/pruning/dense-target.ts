@@ -1,0 +1,108 @@
+import type { Stream } from '../device/stream.js';
+import { Scope, type Tensor } from '../device/tensor.js';
+import { AlpsError, invalidArgument } from '../errors.js';
+import type { ParsedPruningOptions } from './options.js';
+
+type F32 = Tensor<'float32'>;
+
+/** How much of the dense model's activations the layers are asked to reproduce; see docs/algorithm.md, "Dense targets". */
+export interface DenseTargetOptions {
+  /**
+   * α: from what a layer's own weights give on the pruned model's inputs (0) to what the dense layer gives on the dense model's inputs (1).
+   * Default 0.5.
+   */
+  strength?: number;
+  /**
+   * β: the share of the residual stream's difference to the dense model's that the layers which add to it are asked to undo. Default 0.5.
+   */
+  residualStrength?: number;
+}
+
+export type DenseTarget = Required<DenseTargetOptions>;
+
+/** What a group of layers sees of the dense model, summed over the tokens. */
+export interface DenseInputs {
+  /** X_pᵀ X_d, float32 [n, n]: the pruned model's inputs against the dense model's. */
+  cross: F32;
+  /** X_pᵀ (h_d − h_p), float32 [n, hidden], for a layer whose outputs are added to the residual stream h as they are. */
+  residual: F32 | undefined;
+}
+
+/**
+ * Reads the option; undefined where layers reproduce their own weights, which is the default of all methods but ALPS.
+ * @throws AlpsError `INVALID_ARGUMENT` for a method that leaves the kept weights as they are
+ */
+export function parseDenseTarget(
+  given: boolean | DenseTargetOptions | undefined,
+  { method, refit }: Pick<ParsedPruningOptions, 'method' | 'refit'>,
+): DenseTarget | undefined {
+  const { strength = 0.5, residualStrength = 0.5 } = typeof given === 'object' && given !== null ? given : {};
+  if (given !== undefined && typeof given !== 'boolean' && (typeof given !== 'object' || given === null))
+    throw invalidArgument('denseTarget', 'true, false or { strength, residualStrength }', given);
+  for (const [name, value] of Object.entries({ strength, residualStrength })) {
+    if (typeof value !== 'number' || !(value >= 0 && value <= 1))
+      throw invalidArgument(`denseTarget.${name}`, 'a number from 0 to 1', value);
+  }
+  if (!(given ?? method === 'alps') || (strength === 0 && residualStrength === 0)) return undefined;
+  if (refit === 'none' && method !== 'alps' && method !== 'sparsegpt') {
+    throw new AlpsError(
+      'INVALID_ARGUMENT',
+      `${method} leaves the kept weights as they are: denseTarget needs method "alps" or "sparsegpt", or refit "pcg"`,
+    );
+  }
+  return { strength, residualStrength };
+}
+
+/**
+ * The weights that a group is asked to reproduce on the pruned model's inputs,
+ *
+ *     T = Ŵ + (α Ŵ (C − G)ᵀ + β Rᵀ) (G + λI)⁻¹,   G = X_pᵀX_p,  C = X_pᵀX_d,  R = X_pᵀ(h_d − h_p)
+ *
+ * For α = β = 1 and λ = 0 it is the least-squares fit of X_d Ŵᵀ + h_d − h_p.
+ *
+ * @param weight Ŵ, float32 [m, n]
+ * @param gram G, float32 [n, n], both triangles
+ * @param ridge λ as a share of G's mean diagonal
+ * @returns T, float32 [m, n]; the caller disposes it
+ * @throws AlpsError `NOT_POSITIVE_DEFINITE` when G + λI cannot be factorised
+ */
+export async function denseTarget(
+  stream: Stream,
+  weight: F32,
+  gram: F32,
+  { cross, residual }: DenseInputs,
+  { strength, residualStrength }: DenseTarget,
+  ridge: number,
+): Promise<F32> {
+  const { device } = stream;
+  const [n = 0] = gram.shape;
+  using scope = new Scope();
+  const diagonal = scope.hold(device.tensor('float32', [n]));
+  stream.diagonal(gram, diagonal);
+  const mean = (await stream.read(diagonal)).reduce((sum, value) => sum + value, 0) / n;
+  const inverse = scope.hold(device.tensor('float32', [n, n], 'the inverse of the Gram matrix'));
+  stream.copy(gram, inverse);
+  stream.addDiagonal(inverse, mean > 0 ? ridge * mean : 1);
+  stream.cholesky(inverse);
+  stream.choleskyInverse(inverse);
+  const difference = scope.hold(device.tensor('float32', [n, n], 'the difference of the Gram matrices'));
+  stream.copy(cross, difference);
+  stream.axpby(gram, difference, -1, 1);
+  const right = scope.hold(device.tensor('float32', weight.shape, 'the target’s right-hand side'));
+  stream.gemm(weight, difference, right, { transposeB: true, alpha: strength });
+  if (residual && residualStrength > 0) {
+    const turned = scope.hold(device.tensor('float32', weight.shape, 'the residual’s right-hand side'));
+    stream.transpose(residual, turned);
+    stream.axpby(turned, right, residualStrength, 1);
+  }
+  const target = device.tensor('float32', weight.shape, 'the target');
+  try {
+    stream.copy(weight, target);
+    stream.gemm(right, inverse, target, { beta: 1 });
+    await stream.sync();
+    return target;
+  } catch (error) {
+    target.dispose();
+    throw error;
+  }
+}

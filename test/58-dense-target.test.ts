@@ -1,0 +1,198 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Checkpoint } from '../src/checkpoint/folder.js';
+import { Device } from '../src/device/device.js';
+import { Scope } from '../src/device/tensor.js';
+import { evaluatePerplexity } from '../src/evaluate.js';
+import { type PruneOptions, parsePruneOptions, prune } from '../src/prune.js';
+import { denseTarget, parseDenseTarget } from '../src/pruning/dense-target.js';
+import { random } from './helpers/numbers.js';
+
+const device = Device.open('cpu', { threads: 2 });
+const next = random(11);
+const matrix = (rows: number, columns: number) =>
+  Array.from({ length: rows }, () => Array.from({ length: columns }, () => Math.fround(2 * next() - 1)));
+const flat = (a: number[][]) => Float32Array.from(a.flat());
+const product = (a: number[][], b: number[][]) =>
+  a.map((row) => b[0]!.map((_, j) => row.reduce((sum, value, k) => sum + value * b[k]![j]!, 0)));
+const transposed = (a: number[][]) => a[0]!.map((_, j) => a.map((row) => row[j]!));
+const combined = (a: number[][], b: number[][], factor: number) =>
+  a.map((row, i) => row.map((value, j) => value + factor * b[i]![j]!));
+
+/** b a⁻¹ for a symmetric positive definite a, by Gauss-Jordan in float64. */
+function divided(b: number[][], a: number[][]): number[][] {
+  const n = a.length;
+  const rows = a.map((row, i) => [...row, ...b.map((right) => right[i]!)]);
+  for (let k = 0; k < n; k++) {
+    for (let i = 0; i < n; i++) {
+      if (i === k) continue;
+      const factor = rows[i]![k]! / rows[k]![k]!;
+      for (let j = k; j < rows[i]!.length; j++) rows[i]![j]! -= factor * rows[k]![j]!;
+    }
+  }
+  return b.map((_, row) => rows.map((values, k) => values[n + row]! / values[k]!));
+}
+
+describe('denseTarget', () => {
+  const [tokens, n, m] = [60, 13, 7];
+  const [pruned, dense, weight, residual] = [
+    matrix(tokens, n),
+    matrix(tokens, n),
+    matrix(m, n),
+    matrix(tokens, m),
+  ] as const;
+
+  async function targetOf(strength: number, residualStrength: number, ridge: number, withResidual = true) {
+    const stream = device.stream();
+    using scope = new Scope();
+    const upload = (a: number[][]) => scope.hold(stream.upload('float32', [a.length, a[0]!.length], flat(a)));
+    const inputs = {
+      cross: upload(product(transposed(pruned), dense)),
+      residual: withResidual ? upload(product(transposed(pruned), residual)) : undefined,
+    };
+    const gram = upload(product(transposed(pruned), pruned));
+    const options = { strength, residualStrength };
+    const target = scope.hold(await denseTarget(stream, upload(weight), gram, inputs, options, ridge));
+    const values = await stream.read(target);
+    stream.dispose();
+    return Array.from({ length: m }, (_, i) => Array.from(values.subarray(i * n, (i + 1) * n)));
+  }
+
+  /** The formula of the docstring, in float64. */
+  function expected(strength: number, residualStrength: number, ridge: number) {
+    const gram = product(transposed(pruned), pruned);
+    const mean = gram.reduce((sum, row, i) => sum + row[i]!, 0) / n;
+    const damped = gram.map((row, i) => row.map((value, j) => (i === j ? value + ridge * mean : value)));
+    const cross = product(transposed(pruned), dense);
+    const right = product(weight, transposed(combined(cross, gram, -1))).map((row) => row.map((v) => strength * v));
+    const both = combined(right, transposed(product(transposed(pruned), residual)), residualStrength);
+    return combined(weight, divided(both, damped), 1);
+  }
+  const distance = (a: number[][], b: number[][]) =>
+    Math.max(...a.flatMap((row, i) => row.map((value, j) => Math.abs(value - b[i]![j]!))));
+
+  test.each([
+    [0.5, 0.5, 0.01],
+    [1, 0, 0.1],
+    [0, 1, 0.01],
+    [0.25, 0.75, 0.001],
+  ])('strengths %d and %d, ridge %d: the formula in float64', async (strength, residualStrength, ridge) => {
+    expect(
+      distance(await targetOf(strength, residualStrength, ridge), expected(strength, residualStrength, ridge)),
+    ).toBeLessThan(2e-5);
+  });
+
+  test('full strength without a ridge is the least-squares fit of the dense outputs and the residual', async () => {
+    const target = await targetOf(1, 1, 0);
+    const wanted = combined(product(dense, transposed(weight)), residual, 1);
+    // Its normal equations: what is left is orthogonal to the inputs.
+    const left = combined(wanted, product(pruned, transposed(target)), -1);
+    const normal = product(transposed(pruned), left);
+    expect(Math.max(...normal.flat().map(Math.abs))).toBeLessThan(1e-3);
+    const before = product(transposed(pruned), combined(wanted, product(pruned, transposed(weight)), -1));
+    expect(Math.max(...before.flat().map(Math.abs))).toBeGreaterThan(1);
+  });
+
+  test('without a residual its strength does nothing', async () => {
+    expect(await targetOf(0.5, 1, 0.01, false)).toEqual(await targetOf(0.5, 0, 0.01));
+  });
+});
+
+describe('the option', () => {
+  const alps = { method: 'alps', refit: 'pcg' } as const;
+  test('defaults: half for ALPS, none for the others', () => {
+    expect(parseDenseTarget(undefined, alps)).toEqual({ strength: 0.5, residualStrength: 0.5 });
+    expect(parseDenseTarget(true, alps)).toEqual({ strength: 0.5, residualStrength: 0.5 });
+    expect(parseDenseTarget(undefined, { method: 'wanda', refit: 'pcg' })).toBeUndefined();
+    expect(parseDenseTarget(false, alps)).toBeUndefined();
+    expect(parseDenseTarget({ strength: 0, residualStrength: 0 }, alps)).toBeUndefined();
+    expect(parseDenseTarget({ strength: 0.2 }, { method: 'wanda', refit: 'pcg' })).toEqual({
+      strength: 0.2,
+      residualStrength: 0.5,
+    });
+  });
+  test.each([
+    [{ denseTarget: 1 as never }, 'denseTarget'],
+    [{ denseTarget: { strength: 1.5 } }, 'denseTarget.strength'],
+    [{ denseTarget: { residualStrength: Number.NaN } }, 'denseTarget.residualStrength'],
+    [{ denseTarget: true, method: 'wanda' as const }, 'wanda leaves the kept weights as they are'],
+  ])('%j is refused', (options, message) => {
+    const all = { model: 'm', out: 'o', sparsity: 0.5, calibration: { text: 't' }, ...options } as PruneOptions;
+    expect(() => parsePruneOptions(all)).toThrow(message);
+  });
+});
+
+describe('prune with dense targets', () => {
+  const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+  const calibration = { text: join(model, 'calibration.txt.gz'), windows: 16, length: 128 };
+  let scratch: string;
+  beforeAll(async () => {
+    scratch = await mkdtemp(join(tmpdir(), 'alps-dense-target-'));
+  });
+  afterAll(() => rm(scratch, { recursive: true, force: true }));
+  const run = (out: string, options: Partial<PruneOptions>) =>
+    prune({ model, out: join(scratch, out), calibration, sparsity: 0.7, device, ...options });
+  const weights = (out: string) => readFile(join(scratch, out, 'model.safetensors'));
+
+  test('lower perplexity on held-out text, no memory left, the strengths in the report', async () => {
+    const report = await run('dense', {});
+    const plain = await run('plain', { denseTarget: false });
+    expect(report.options.denseTarget).toEqual({ strength: 0.5, residualStrength: 0.5 });
+    expect(plain.options.denseTarget).toBeNull();
+    expect(device.info().memoryUsed).toBe(0);
+    const perplexityOf = async (out: string) =>
+      (
+        await evaluatePerplexity({
+          model: join(scratch, out),
+          text: join(model, 'held-out.txt.gz'),
+          length: 128,
+          windows: 24,
+        })
+      ).perplexity;
+    expect(await perplexityOf('dense')).toBeLessThan(await perplexityOf('plain'));
+  });
+
+  test('the first stage sees no difference to the dense model: its weights are those of the plain run, but for rounding', async () => {
+    const [dense, plain] = [
+      await Checkpoint.open(join(scratch, 'dense')),
+      await Checkpoint.open(join(scratch, 'plain')),
+    ];
+    const changed = async (name: string) => {
+      const [a, b] = [dense, plain].map((checkpoint) => checkpoint.read(`model.layers.0.${name}.weight`));
+      const [x, y] = [new Uint16Array((await a!).buffer), new Uint16Array((await b!).buffer)];
+      return x.reduce((count, bits, i) => count + Number((bits === 0) !== (y[i] === 0)), 0) / x.length;
+    };
+    expect(await changed('self_attn.q_proj')).toBeLessThan(1e-3);
+    expect(await changed('self_attn.o_proj')).toBeGreaterThan(5e-3);
+    await dense.close();
+    await plain.close();
+  });
+
+  test('aborted behind a block it goes on with the same bytes', async () => {
+    const controller = new AbortController();
+    const options = { sparsity: 0.5, resume: true };
+    await run('whole', { sparsity: 0.5 });
+    await expect(
+      run('resumed', {
+        ...options,
+        signal: controller.signal,
+        onEvent: ({ type }) => type === 'block' && controller.abort(),
+      }),
+    ).rejects.toMatchObject({ code: 'ABORTED' });
+    const types: string[] = [];
+    await run('resumed', { ...options, onEvent: ({ type }) => types.push(type) });
+    expect(types).toContain('resume');
+    expect((await weights('resumed')).equals(await weights('whole'))).toBe(true);
+  });
+
+  test('block propagation takes them as well', async () => {
+    const [block, plain] = [
+      await run('block', { propagation: 'block' }),
+      await run('block-plain', { propagation: 'block', denseTarget: false }),
+    ];
+    expect(block.layers.map(({ kept }) => kept)).toEqual(plain.layers.map(({ kept }) => kept));
+    expect((await weights('block')).equals(await weights('block-plain'))).toBe(false);
+  });
+});
