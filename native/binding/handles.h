@@ -21,6 +21,7 @@ struct StreamHandle {
 
 struct TensorHandle {
   Tensor tensor;
+  std::shared_ptr<DeviceThread> device;  // whose memory it is
   bool disposed = false;
   int64_t reported = 0;  // bytes told to V8; views report none
 };
@@ -76,6 +77,10 @@ Napi::Value guarded(Napi::Env env, const Body& body) {
     throw toJs(env, error);
   } catch (const std::bad_alloc&) {
     throw toJs(env, Error("OUT_OF_MEMORY", "The system has no memory left"));
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw toJs(env, Error("INTERNAL", error.what()));
   }
 }
 

@@ -7,10 +7,18 @@ namespace alps {
 
 namespace {
 
-CudaLocation cudaLocation(const Napi::Object& object) {
+Napi::Object objectOf(const Napi::Value& value, const char* what) {
+  require(value.IsObject(), "Expected an object of ", what);
+  return value.As<Napi::Object>();
+}
+
+CudaLocation cudaLocation(const Napi::Value& value) {
+  Napi::Object object = objectOf(value, "kernels and folders");
   CudaLocation where;
   convert(object.Get("kernels"), where.kernels);
-  auto folders = object.Get("folders").As<Napi::Array>();
+  Napi::Value list = object.Get("folders");
+  require(list.IsArray(), "Expected an array of folders");
+  auto folders = list.As<Napi::Array>();
   for (uint32_t i = 0; i < folders.Length(); i++) {
     std::string folder;
     convert(folders.Get(i), folder);
@@ -24,7 +32,7 @@ CudaLocation cudaLocation(const Napi::Object& object) {
 Napi::Value probeCudaDevices(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     std::vector<CudaAttempt> attempts;
-    CudaProbe probe = probeCuda(cudaLocation(info[0].As<Napi::Object>()), attempts);
+    CudaProbe probe = probeCuda(cudaLocation(info[0]), attempts);
     auto object = Napi::Object::New(info.Env());
     auto devices = Napi::Array::New(info.Env());
     for (const CudaDevice& device : probe.devices) {
@@ -54,16 +62,18 @@ Napi::Value openDeviceHandle(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     std::string name;
     convert(info[0], name);
-    auto object = info[1].As<Napi::Object>();
+    Napi::Object object = objectOf(info[1], "options");
     BackendOptions options;
     int64_t threads = 0, limit = 0;
     convert(object.Get("threads"), threads);
     convert(object.Get("memoryLimit"), limit);
     convert(object.Get("isa"), options.isa);
+    require(threads >= 0 && threads <= largestThreads, "Expected 0 to ", largestThreads, " threads but received ",
+            threads);
+    require(limit >= 0, "Expected a memory limit of at least 0 but received ", limit);
     options.threads = static_cast<int>(threads);
     options.memoryLimit = static_cast<uint64_t>(limit);
-    return wrap(info.Env(), new DeviceHandle{openDevice(name, options, cudaLocation(info[2].As<Napi::Object>()))},
-                deviceTag);
+    return wrap(info.Env(), new DeviceHandle{openDevice(name, options, cudaLocation(info[2]))}, deviceTag);
   });
 }
 
@@ -129,6 +139,21 @@ Napi::Value closeStream(const Napi::CallbackInfo& info) {
   });
 }
 
+namespace {
+
+std::vector<int64_t> shapeOf(const Counts& sizes, const std::string& label) {
+  std::vector<int64_t> shape;
+  uint64_t elements = 1;
+  for (uint64_t d : sizes) {
+    require(d == 0 || elements <= (uint64_t{1} << 52) / d, "Expected fewer than 2^52 elements for ", label);
+    elements *= d;
+    shape.push_back(static_cast<int64_t>(d));
+  }
+  return shape;
+}
+
+}  // namespace
+
 Napi::Value makeTensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     DeviceHandle& device = unwrapDevice(info[0]);
@@ -139,13 +164,9 @@ Napi::Value makeTensor(const Napi::CallbackInfo& info) {
     convert(info[3], label);
     auto handle = std::make_unique<TensorHandle>();
     Tensor& tensor = handle->tensor;
+    handle->device = device.thread;
     tensor.dtype = parseDType(dtype);
-    uint64_t elements = 1;
-    for (uint64_t d : shape) {
-      require(d == 0 || elements <= (uint64_t{1} << 52) / d, "Expected fewer than 2^52 elements for ", label);
-      elements *= d;
-      tensor.shape.push_back(static_cast<int64_t>(d));
-    }
+    tensor.shape = shapeOf(shape, label);
     try {
       tensor.storage = device.thread->backend().allocate(tensor.bytes());
     } catch (const Error& error) {
@@ -165,17 +186,19 @@ Napi::Value makeTensor(const Napi::CallbackInfo& info) {
 
 Napi::Value viewTensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const Tensor& from = unwrapTensor(info[0]).tensor;
     int64_t first = 0;
     Counts shape;
     convert(info[1], first);
     convert(info[2], shape);
+    const TensorHandle& whole = unwrapTensor(info[0]);  // last: an entry of the shape may be a getter that disposes it
+    const Tensor& from = whole.tensor;
     auto handle = std::make_unique<TensorHandle>();
+    handle->device = whole.device;
     Tensor& tensor = handle->tensor;
     tensor = from;
-    tensor.shape.assign(shape.begin(), shape.end());
-    require(first >= 0 && first + tensor.size() <= from.size(), "Expected a view inside ", describe(from),
-            " but received ", describe(tensor), " at element ", first);
+    tensor.shape = shapeOf(shape, "a view");
+    require(first >= 0 && first <= from.size() && tensor.size() <= from.size() - first, "Expected a view inside ",
+            describe(from), " but received ", describe(tensor), " at element ", first);
     tensor.byteOffset += static_cast<size_t>(first) * sizeOf(from.dtype);
     return wrap(info.Env(), handle.release(), tensorTag);
   });
@@ -198,6 +221,8 @@ namespace {
 std::shared_ptr<Pin> pin(const Napi::CallbackInfo& info, size_t index, const Tensor& tensor) {
   require(info[index].IsTypedArray(), "Expected a typed array");
   auto array = info[index].As<Napi::TypedArray>();
+  // Shrinking would take the memory away while the device's thread uses it.
+  require(!array.ArrayBuffer().Get("resizable").ToBoolean(), "Expected an array of fixed length");
   require(array.ByteLength() == tensor.bytes(), "Expected ", tensor.bytes(), " bytes for ", describe(tensor),
           " but received ", array.ByteLength());
   return std::make_shared<Pin>(info.Env(), array);
@@ -235,8 +260,9 @@ void settleWith(const Napi::CallbackInfo& info, const std::shared_ptr<Stream>& s
 
 Napi::Value writeTensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto stream = unwrapStream(info[0]).stream;
-    Tensor tensor = unwrapTensor(info[1]).tensor;
+    const StreamHandle& handle = unwrapStream(info[0]);
+    auto stream = handle.stream;
+    Tensor tensor = tensorOn(handle, info[1]);
     auto pinned = pin(info, 2, tensor);
     auto context = Context::of(info.Env());
     context->expectPost(info.Env());
@@ -249,8 +275,9 @@ Napi::Value writeTensor(const Napi::CallbackInfo& info) {
 
 Napi::Value readTensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto stream = unwrapStream(info[0]).stream;
-    Tensor tensor = unwrapTensor(info[1]).tensor;
+    const StreamHandle& handle = unwrapStream(info[0]);
+    auto stream = handle.stream;
+    Tensor tensor = tensorOn(handle, info[1]);
     auto pinned = pin(info, 2, tensor);
     require(info[3].IsFunction(), "Expected a callback");
     settleWith(

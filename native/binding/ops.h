@@ -11,9 +11,6 @@
 
 namespace alps {
 
-inline void convert(const Napi::Value& value, Tensor& out) {
-  if (!value.IsNull() && !value.IsUndefined()) out = unwrapTensor(value).tensor;
-}
 inline void convert(const Napi::Value& value, double& out) {
   require(value.IsNumber(), "Expected a number");
   out = value.As<Napi::Number>().DoubleValue();
@@ -33,7 +30,7 @@ inline void convert(const Napi::Value& value, std::string& out) {
 inline void convert(const Napi::Value& value, Counts& out) {
   require(value.IsArray(), "Expected an array of counts");
   auto array = value.As<Napi::Array>();
-  for (uint32_t i = 0; i < array.Length(); i++) {
+  for (uint32_t i = 0; i < array.Length(); i++) {  // its length may change: an entry may be a getter
     int64_t count = 0;
     convert(array.Get(i), count);
     require(count >= 0, "Expected counts of at least 0");
@@ -47,6 +44,21 @@ inline void convert(const Napi::Value& value, Pattern& out) {
   convert(value.As<Napi::Object>().Get("of"), out.group);
 }
 
+// A tensor that a stream works on.
+inline Tensor tensorOn(const StreamHandle& stream, const Napi::Value& value) {
+  TensorHandle& handle = unwrapTensor(value);
+  require(handle.device == stream.device, "Expected a tensor of the stream's device");
+  return handle.tensor;
+}
+
+inline void convertFor(const StreamHandle& stream, const Napi::Value& value, Tensor& out) {
+  if (!value.IsNull() && !value.IsUndefined()) out = tensorOn(stream, value);
+}
+template <typename T>
+void convertFor(const StreamHandle&, const Napi::Value& value, T& out) {
+  convert(value, out);
+}
+
 template <auto Method, auto Check>
 struct Op;
 
@@ -58,7 +70,7 @@ struct Op<Method, Check> {
               info.Length());
       StreamHandle& handle = unwrapStream(info[0]);
       std::tuple<Args...> arguments;
-      fill(info, arguments, std::index_sequence_for<Args...>{});
+      fill(info, handle, arguments, std::index_sequence_for<Args...>{});
       std::apply(Check, arguments);
       handle.stream->enqueue([arguments = std::move(arguments)](Backend& backend) {
         std::apply([&](const Args&... args) { (backend.*Method)(args...); }, arguments);
@@ -69,8 +81,9 @@ struct Op<Method, Check> {
 
  private:
   template <size_t... I>
-  static void fill(const Napi::CallbackInfo& info, std::tuple<Args...>& arguments, std::index_sequence<I...>) {
-    (convert(info[I + 1], std::get<I>(arguments)), ...);
+  static void fill(const Napi::CallbackInfo& info, const StreamHandle& stream, std::tuple<Args...>& arguments,
+                   std::index_sequence<I...>) {
+    (convertFor(stream, info[I + 1], std::get<I>(arguments)), ...);
   }
 };
 

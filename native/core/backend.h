@@ -174,6 +174,8 @@ class Backend {
   virtual void crossEntropy(Tensor logits, Tensor targets, Tensor out) = 0;
 };
 
+constexpr int largestThreads = 1024;
+
 struct BackendOptions {
   int threads = 0;           // 0: as many as the machine offers; CUDA devices take no notice
   uint64_t memoryLimit = 0;  // bytes; 0: nine tenths of the machine's (or its control group's, or the GPU's) memory

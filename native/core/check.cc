@@ -8,17 +8,22 @@ namespace {
 
 bool isFloat(const Tensor& t) { return t.dtype == DType::f32 || t.dtype == DType::bf16; }
 
-void dtype(const char* name, const Tensor& t, DType expected) {
+void defined(const char* name, const Tensor& t) {
   require(t.defined(), "Expected a tensor for ", name, " but received nothing");
+}
+
+void dtype(const char* name, const Tensor& t, DType expected) {
+  defined(name, t);
   require(t.dtype == expected, "Expected dtype ", nameOf(expected), " for ", name, " but received ", describe(t));
 }
 
 void dtypeFloat(const char* name, const Tensor& t) {
-  require(t.defined(), "Expected a tensor for ", name, " but received nothing");
+  defined(name, t);
   require(isFloat(t), "Expected dtype float32 or bfloat16 for ", name, " but received ", describe(t));
 }
 
 void sameShape(const char* name, const Tensor& t, const char* otherName, const Tensor& other) {
+  defined(name, t);
   require(t.shape == other.shape, "Expected the same shape for ", name, " and ", otherName, " but received ",
           describe(t), " and ", describe(other));
 }
@@ -48,17 +53,22 @@ void segments(const Tensor& mask, const Counts& rowEnds) {
   for (size_t i = 1; i < rowEnds.size(); i++) require(rowEnds[i] >= rowEnds[i - 1], "Expected ascending rowEnds");
 }
 
+// What an N:M pattern asks of the matrix it is applied to.
+void groups(const Pattern& pattern, const Tensor& t) {
+  require(pattern.group >= 0, "Expected groups of at least 0 but received ", pattern.group);
+  if (pattern.group == 0) return;
+  require(pattern.kept >= 0 && pattern.kept <= pattern.group, "Expected 0 <= kept <= group but received ", pattern.kept,
+          " of ", pattern.group);
+  require(t.dim(1) % pattern.group == 0, "Expected a width that ", pattern.group, " divides but received ",
+          describe(t));
+}
+
 void patternOf(const Tensor& mask, const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
   dtype("mask", mask, DType::u8);
   matrix("mask", mask);
   segments(mask, rowEnds);
-  if (pattern.group > 0) {
-    require(pattern.kept >= 0 && pattern.kept <= pattern.group, "Expected 0 <= kept <= group but received ",
-            pattern.kept, " of ", pattern.group);
-    require(mask.dim(1) % pattern.group == 0, "Expected a width that ", pattern.group, " divides but received ",
-            describe(mask));
-    return;
-  }
+  groups(pattern, mask);
+  if (pattern.group > 0) return;
   require(keep.size() == rowEnds.size(), "Expected one keep per segment but received ", keep.size(), " for ",
           rowEnds.size());
   uint64_t start = 0;
@@ -87,9 +97,14 @@ void kindOf(const std::string& activation) {
 
 }  // namespace
 
-void fill(const Tensor& out, double) { require(out.defined(), "Expected a tensor for out but received nothing"); }
+void fill(const Tensor& out, double value) {
+  defined("out", out);
+  if (out.dtype == DType::u32) range("value", value, 0, UINT32_MAX);
+  if (out.dtype == DType::u8) range("value", value, 0, UINT8_MAX);
+}
 
 void copy(const Tensor& from, const Tensor& out) {
+  defined("from", from), defined("out", out);
   require(from.size() == out.size(), "Expected the same number of elements but received ", describe(from), " and ",
           describe(out));
   auto convertible = [](const Tensor& t) { return t.dtype != DType::u32 && t.dtype != DType::u8; };
@@ -126,6 +141,7 @@ void applyMask(const Tensor& x, const Tensor& mask) {
 void nonZeroMask(const Tensor& x, const Tensor& mask) { applyMask(x, mask); }
 
 void countNonFinite(const Tensor& x, const Tensor& out) {
+  defined("x", x);
   require(x.dtype == DType::f32 || x.dtype == DType::bf16 || x.dtype == DType::f16,
           "Expected dtype float32, bfloat16 or float16 for x but received ", describe(x));
   dtype("out", out, DType::u32);
@@ -288,8 +304,7 @@ void dsnot(const Tensor& weight, const Tensor& metric, const Tensor& expected, c
   dtype("mask", mask, DType::u8), sameShape("mask", mask, "weight", weight);
   dtype("expected", expected, DType::f32), length("expected", expected, weight.dim(1));
   dtype("variance", variance, DType::f32), length("variance", variance, weight.dim(1));
-  require(pattern.group == 0 || weight.dim(1) % pattern.group == 0, "Expected a width that ", pattern.group,
-          " divides but received ", describe(weight));
+  groups(pattern, weight);
   require(cycles >= 0, "Expected at least 0 cycles but received ", cycles);
   require(threshold >= 0, "Expected a threshold of at least 0 but received ", threshold);
 }
@@ -324,7 +339,7 @@ void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t hea
   dtypeFloat("x", x);
   dtype("cosine", cosine, DType::f32), matrix("cosine", cosine);
   dtype("sine", sine, DType::f32), sameShape("sine", sine, "cosine", cosine);
-  require(headDim > 0 && x.columns() % headDim == 0 && 2 * cosine.dim(1) <= headDim, "Expected heads of ", headDim,
+  require(headDim > 0 && x.columns() % headDim == 0 && cosine.dim(1) <= headDim / 2, "Expected heads of ", headDim,
           " dimensions but received ", describe(x), " with angles ", describe(cosine));
   require(sequence > 0 && sequence <= cosine.dim(0) && x.rows() % sequence == 0, "Expected whole windows of ", sequence,
           " positions but received ", describe(x), " with angles ", describe(cosine));

@@ -1,6 +1,7 @@
 #include "core/stream.h"
 
 #include <map>
+#include <system_error>
 #include <tuple>
 
 namespace alps {
@@ -107,7 +108,11 @@ void Stream::run(Backend& backend, Job& job) {
 }
 
 DeviceThread::DeviceThread(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
-  thread_ = std::thread([this] { loop(); });
+  try {
+    thread_ = std::thread([this] { loop(); });
+  } catch (const std::system_error& error) {  // the system's limit of threads
+    fail("NO_DEVICE", "The system gave no thread for the device: ", error.what());
+  }
 }
 
 DeviceThread::~DeviceThread() { stop(); }
@@ -119,6 +124,9 @@ void DeviceThread::stop() {
     wake_.notify_all();
   }
   if (thread_.joinable()) thread_.join();
+  std::deque<std::shared_ptr<Stream>> dropped;  // they hold this device, and it would hold them for ever
+  std::lock_guard lock(mutex_);
+  dropped.swap(ready_);
 }
 
 void DeviceThread::loop() {

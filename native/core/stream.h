@@ -63,6 +63,7 @@ class DeviceThread : public std::enable_shared_from_this<DeviceThread> {
   explicit DeviceThread(std::shared_ptr<Backend> backend);
   ~DeviceThread();
   Backend& backend() { return *backend_; }
+  // Before the last reference to a device goes: its own thread may hold one for a moment.
   void stop();
 
  private:

@@ -139,6 +139,7 @@ class Attention {
 
 void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
                            int64_t window, double softCap) {
+  if (q.size() == 0) return;
   int64_t heads = q.columns() / headDim, parts = q.rows() / sequence * heads;
   int64_t blocks = (sequence + queryBlock - 1) / queryBlock;
   Attention attention(kernels_, q.dtype == DType::bf16 && bf16InHardware(), q, k, v, headDim, scale, window, softCap);

@@ -98,7 +98,8 @@ void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool tran
     if (narrow) scratch.resize(static_cast<size_t>(height * width));
     float* c = narrow ? scratch.data() : out.as() + row * n + column;
     int64_t ldc = narrow ? width : n;
-    if (k == 0)
+    // oneDNN's bfloat16 product with alpha = 0 multiplies what was there by beta = 0: a NaN would stay.
+    if (k == 0 || scale == 0)
       scaleTile(c, height, width, ldc, keep);
     else
       productTile(kernels_, bf16InHardware(), left, right, row, column, height, width, k, scale, keep, c, ldc);

@@ -2,6 +2,10 @@
 
 #include "core/error.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace alps {
 
 namespace scalar {
@@ -14,6 +18,14 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+
+namespace {
+// __builtin_cpu_supports() of Clang does not know it.
+bool hasF16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+}  // namespace
 #endif
 
 const Kernels& chooseKernels(const std::string& isa) {
@@ -21,7 +33,7 @@ const Kernels& chooseKernels(const std::string& isa) {
           "Expected avx512, avx2 or scalar for isa but received ", isa);
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  bool hasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool hasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && hasF16c();
   bool hasAvx512 = hasAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if ((isa == "avx512" && !hasAvx512) || (isa == "avx2" && !hasAvx2)) fail("NO_DEVICE", "This processor has no ", isa);

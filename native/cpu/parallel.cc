@@ -1,18 +1,28 @@
 #include "cpu/parallel.h"
 
-#include <omp.h>
+#include <system_error>
 
 #include "core/stream.h"
+
+extern "C" void omp_set_num_threads(int);  // of the OpenMP that oneDNN runs on; not every compiler brings omp.h
 
 namespace alps {
 
 extern thread_local const std::atomic<bool>* runningFlag;  // core/stream.cc
 
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; i++) workers_.emplace_back([this] { loop(); });
+  try {
+    for (int i = 1; i < threads; i++) workers_.emplace_back([this] { loop(); });
+  } catch (const std::system_error& error) {  // the system's limit of threads
+    size_t started = workers_.size();
+    stop();
+    fail("NO_DEVICE", "The system gave ", started, " of ", threads - 1, " worker threads: ", error.what());
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;

@@ -34,6 +34,7 @@ class ThreadPool {
  private:
   void work(const std::function<void(int64_t)>& task);
   void loop();
+  void stop();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;

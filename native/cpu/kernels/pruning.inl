@@ -139,6 +139,17 @@ static constexpr int lanes = 8;
 typedef int32_t Lanes __attribute__((vector_size(lanes * 4)));
 typedef uint8_t LaneBytes __attribute__((vector_size(lanes)));
 
+// x[lane[0]], x[lane[1]], ...
+static inline Lanes permuted(Lanes x, Lanes lane) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Lanes>(
+      _mm512_maskz_permutexvar_epi32(0xffff, reinterpret_cast<__m512i>(lane), reinterpret_cast<__m512i>(x)));
+#else
+  return reinterpret_cast<Lanes>(
+      _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(lane)));
+#endif
+}
+
 // For each turn of a group by r places: the lane that each lane meets, and 1 where that one stands before it in the
 // group.
 template <int group>
@@ -153,17 +164,6 @@ struct Turns {
     }
   }
 };
-
-// The lanes in another order. Clang knows this only for orders that are constants.
-static inline Lanes reorder(Lanes bits, Lanes lane) {
-#ifdef __clang__
-  Lanes out;
-  for (int l = 0; l < lanes; l++) out[l] = bits[lane[l]];
-  return out;
-#else
-  return __builtin_shuffle(bits, lane);
-#endif
-}
 
 // Groups that divide a vector: each lane meets the others of its group by turning the groups in place. Returns how many
 // values it has done, all but the last ones that fill no vector.
@@ -180,7 +180,7 @@ static size_t rankLanes(const float* x, uint8_t* mask, size_t n, int64_t kept) {
       Lanes lane, before;
       __builtin_memcpy(&lane, turns.lane[r], sizeof lane);
       __builtin_memcpy(&before, turns.before[r], sizeof before);
-      rank -= reorder(bits, lane) > bits - before;  // larger, or equal and before; a comparison gives −1
+      rank -= permuted(bits, lane) > bits - before;  // larger, or equal and before; a comparison gives −1
     }
     LaneBytes keep = __builtin_convertvector((rank < static_cast<int32_t>(kept)) & 1, LaneBytes);
     __builtin_memcpy(mask + i, &keep, sizeof keep);

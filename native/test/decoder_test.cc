@@ -1,0 +1,186 @@
+// The decoder's ops at odd shapes, against float64.
+#include <doctest/doctest.h>
+
+#include "support.h"
+
+using namespace alps;
+using namespace alps::test;
+
+namespace {
+
+double activation(const std::string& name, double x) {
+  if (name == "silu") return x / (1 + std::exp(-x));
+  if (name == "gelu") return x * std::erfc(-x / std::sqrt(2.0)) / 2;
+  if (name == "gelu_tanh") return x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))) / 2;
+  return x < 0 ? 0 : x;
+}
+
+// Bounds for an output of this dtype.
+double bound(DType dtype) { return dtype == DType::bf16 ? 1e-5 : 1e-11; }
+
+}  // namespace
+
+TEST_CASE("norms") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (int64_t n : {1, 3, 16, 17, 67, 1030}) {
+      for (DType from : {DType::f32, DType::bf16}) {
+        for (DType to : {DType::f32, DType::bf16}) {
+          CAPTURE(n);
+          const int64_t rows = 5;
+          Tensor x = normal(from, {rows, n}, 1), weight = normal(DType::f32, {n}, 2), bias = normal(DType::f32, {n}, 3);
+          Tensor rms = zeros(to, {rows, n}), layer = zeros(to, {rows, n});
+          device->rmsNorm(x, weight, 1e-5, 1, rms);
+          device->layerNorm(x, weight, bias, 1e-5, layer);
+          Numbers values = numbersOf(x), w = numbersOf(weight), c = numbersOf(bias), a(values.size()), b(values.size());
+          for (size_t i = 0; i < rows; i++) {
+            size_t width = static_cast<size_t>(n), at = i * width;
+            double squares = 0, mean = 0, variance = 0;
+            for (size_t j = 0; j < width; j++) squares += values[at + j] * values[at + j], mean += values[at + j];
+            mean /= static_cast<double>(n);
+            for (size_t j = 0; j < width; j++) variance += std::pow(values[at + j] - mean, 2);
+            for (size_t j = 0; j < width; j++) {
+              a[at + j] = values[at + j] / std::sqrt(squares / static_cast<double>(n) + 1e-5) * (w[j] + 1);
+              b[at + j] = (values[at + j] - mean) / std::sqrt(variance / static_cast<double>(n) + 1e-5) * w[j] + c[j];
+            }
+          }
+          CHECK(nmse(numbersOf(rms), a) < bound(to));
+          CHECK(nmse(numbersOf(layer), b) < bound(to));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rotary positions") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    const int64_t sequence = 3, heads = 2, headDim = 11, half = 5, tokens = 6;
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      Tensor x = normal(dtype, {tokens, heads * headDim}, 1);
+      Tensor cosine = normal(DType::f32, {sequence, half}, 2), sine = normal(DType::f32, {sequence, half}, 3);
+      Numbers expected = numbersOf(x);
+      for (int64_t t = 0; t < tokens; t++) {
+        for (int64_t head = 0; head < heads; head++) {
+          for (int64_t i = 0; i < half; i++) {
+            double& a = expected[static_cast<size_t>((t * heads + head) * headDim + i)];
+            double& b = expected[static_cast<size_t>((t * heads + head) * headDim + i + half)];
+            double c = cosine.as()[t % sequence * half + i], s = sine.as()[t % sequence * half + i], before = a;
+            a = a * c - b * s, b = b * c + before * s;
+          }
+        }
+      }
+      device->rope(x, cosine, sine, headDim, sequence);
+      CHECK(nmse(numbersOf(x), expected) < bound(dtype));
+    }
+  }
+}
+
+TEST_CASE("attention") {
+  struct Case {
+    int64_t sequence, headDim, window;
+    double softCap;
+  };
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (const Case& shape : {Case{1, 1, 0, 0}, {5, 3, 2, 0}, {33, 16, 0, 2}, {130, 7, 100, 0}, {530, 4, 3, 0}}) {
+      for (DType dtype : {DType::f32, DType::bf16}) {
+        CAPTURE(shape.sequence);
+        const int64_t windows = 2, kvHeads = 2, heads = 4, d = shape.headDim, tokens = windows * shape.sequence;
+        Tensor q = normal(dtype, {tokens, heads * d}, 1), k = normal(dtype, {tokens, kvHeads * d}, 2);
+        Tensor v = normal(dtype, {tokens, kvHeads * d}, 3), out = zeros(dtype, {tokens, heads * d});
+        device->attention(q, k, v, out, d, shape.sequence, 0.3, shape.window, shape.softCap);
+        Numbers qs = numbersOf(q), ks = numbersOf(k), vs = numbersOf(v), expected(qs.size());
+        for (int64_t t = 0; t < tokens; t++) {
+          for (int64_t head = 0; head < heads; head++) {
+            int64_t first = t / shape.sequence * shape.sequence, kvHead = head / 2;
+            if (shape.window > 0) first = std::max(first, t - shape.window + 1);
+            double total = 0;
+            for (int64_t s = first; s <= t; s++) {
+              double score = 0;
+              for (int64_t i = 0; i < d; i++)
+                score += qs[static_cast<size_t>((t * heads + head) * d + i)] *
+                         ks[static_cast<size_t>((s * kvHeads + kvHead) * d + i)];
+              score *= 0.3;
+              if (shape.softCap > 0) score = shape.softCap * std::tanh(score / shape.softCap);
+              total += std::exp(score);
+              for (int64_t i = 0; i < d; i++)
+                expected[static_cast<size_t>((t * heads + head) * d + i)] +=
+                    std::exp(score) * vs[static_cast<size_t>((s * kvHeads + kvHead) * d + i)];
+            }
+            for (int64_t i = 0; i < d; i++) expected[static_cast<size_t>((t * heads + head) * d + i)] /= total;
+          }
+        }
+        CHECK(nmse(numbersOf(out), expected) < (dtype == DType::bf16 ? 3e-5 : 1e-11));
+      }
+    }
+  }
+}
+
+TEST_CASE("activations") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (const std::string name : {"silu", "gelu", "gelu_tanh", "relu"}) {
+      for (DType dtype : {DType::f32, DType::bf16}) {
+        CAPTURE(name);
+        Tensor gate = normal(dtype, {3, 37}, 1, 3), up = normal(dtype, {3, 37}, 2);
+        Tensor gated = zeros(dtype, {3, 37}), alone = zeros(dtype, {3, 37});
+        device->gatedActivation(gate, up, gated, name);
+        device->activate(gate, alone, name);
+        Numbers x = numbersOf(gate), u = numbersOf(up), product(x.size());
+        for (size_t i = 0; i < x.size(); i++) x[i] = activation(name, x[i]), product[i] = x[i] * u[i];
+        CHECK(nmse(numbersOf(gated), product) < bound(dtype));
+        CHECK(nmse(numbersOf(alone), x) < bound(dtype));
+      }
+    }
+    Tensor x = normal(DType::f32, {3, 37}, 1, 30);
+    Numbers expected = numbersOf(x);
+    for (double& value : expected) value = 20 * std::tanh(value / 20);
+    device->softCap(x, 20);
+    CHECK(nmse(numbersOf(x), expected) < 1e-11);
+  }
+}
+
+TEST_CASE("embedding, rows, loss") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    Tensor table = normal(DType::f32, {9, 5}, 1), ids = tensorOf(DType::u32, {3}, {8, 0, 3});
+    Numbers rows = numbersOf(table);
+    Tensor out = zeros(DType::f32, {3, 5}), gathered = zeros(DType::f32, {3, 5});
+    device->embedding(table, ids, out);
+    device->gatherRows(table, ids, gathered);
+    CHECK(bytesOf(out) == bytesOf(gathered));
+    CHECK(numbersOf(out)[12] == rows[17]);
+    Tensor bad = tensorOf(DType::u32, {3}, {8, 9, 4294967295});
+    CHECK(messageOf([&] { device->embedding(table, bad, out); }) == "Expected token ids below 9 but received 9");
+    CHECK(codeOf([&] { device->gatherRows(table, bad, out); }) == "INVALID_ARGUMENT");
+    CHECK(codeOf([&] { device->scatterAddRows(out, bad, zeros(DType::f32, {3}), table); }) == "INVALID_ARGUMENT");
+    Tensor sum = zeros(DType::f32, {9, 5}), ascending = tensorOf(DType::u32, {3}, {0, 4, 8});
+    device->scatterAddRows(out, ascending, tensorOf(DType::f32, {3}, {1, 2, 3}), sum);
+    CHECK(sum.as()[4 * 5 + 1] == 2 * out.as()[5 + 1]);
+    Tensor targets = tensorOf(DType::u32, {9}, {0, 1, 2, 3, 4, 0, 1, 2, 3}), loss = zeros(DType::f64, {9});
+    device->crossEntropy(table, targets, loss);
+    Numbers expected(9);
+    for (size_t t = 0; t < 9; t++) {
+      double total = 0;
+      for (size_t j = 0; j < 5; j++) total += std::exp(rows[t * 5 + j]);
+      expected[t] = std::log(total) - rows[t * 5 + targets.as<uint32_t>()[t]];
+    }
+    CHECK(nmse(numbersOf(loss), expected) < 1e-11);
+    CHECK(codeOf([&] { device->crossEntropy(table, tensorOf(DType::u32, {9}, Numbers(9, 5.0)), loss); }) ==
+          "INVALID_ARGUMENT");
+  }
+}
+
+TEST_CASE("routing to experts") {
+  for (const NamedBackend& device : backends()) {
+    Tensor logits = tensorOf(DType::f32, {2, 4}, {1, 3, 3, 0, -1, -1, -1, -1});
+    Tensor ids = zeros(DType::u32, {2, 2}), weights = zeros(DType::f32, {2, 2});
+    device->topExperts(logits, ids, weights, true);
+    CHECK(numbersOf(ids) == Numbers{1, 2, 0, 1});
+    CHECK(nmse(numbersOf(weights), {0.5, 0.5, 0.5, 0.5}) < 1e-12);
+    device->topExperts(logits, ids, weights, false);
+    double total = std::exp(1) + 2 * std::exp(3) + 1;
+    CHECK(nmse(numbersOf(weights), {std::exp(3) / total, std::exp(3) / total, 0.25, 0.25}) < 1e-12);
+  }
+}

@@ -1,0 +1,146 @@
+// Products, Gram matrices, Cholesky and the exact solves, at odd shapes, against float64.
+#include <doctest/doctest.h>
+
+#include "support.h"
+
+using namespace alps;
+using namespace alps::test;
+
+TEST_CASE("gemm") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      for (const Shape& shape : {Shape{1, 1, 1}, {3, 5, 7}, {17, 1, 33}, {1, 67, 13}, {65, 31, 2}, {130, 97, 101}}) {
+        int64_t m = shape[0], n = shape[1], k = shape[2];
+        for (int turns = 0; turns < 4; turns++) {
+          CAPTURE(m);
+          CAPTURE(n);
+          CAPTURE(k);
+          bool left = turns & 1, right = turns & 2;
+          Tensor a = normal(dtype, left ? Shape{k, m} : Shape{m, k}, 1);
+          Tensor b = normal(dtype, right ? Shape{n, k} : Shape{k, n}, 2);
+          Tensor out = normal(DType::f32, {m, n}, 3);
+          Numbers before = numbersOf(out);
+          Numbers expected = product(numbersOf(a), numbersOf(b), m, n, k, left, right);
+          for (size_t i = 0; i < expected.size(); i++) expected[i] = 0.5 * expected[i] - 2 * before[i];
+          device->gemm(a, b, out, left, right, 0.5, -2);
+          CHECK(nmse(numbersOf(out), expected) < 1e-12);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a product over nothing is beta times what was there") {
+  for (const NamedBackend& device : backends()) {
+    Tensor out = normal(DType::f32, {3, 5}, 1);
+    device->gemm(zeros(DType::f32, {3, 0}), zeros(DType::f32, {0, 5}), out, false, false, 1, 1);
+    CHECK(numbersOf(out) == numbersOf(normal(DType::f32, {3, 5}, 1)));
+    device->gemm(zeros(DType::f32, {3, 0}), zeros(DType::f32, {0, 5}), out, false, false, 1, 0);
+    CHECK(numbersOf(out) == Numbers(15));
+    for (DType dtype : {DType::f32, DType::bf16}) {  // nor does alpha = 0 look at anything but beta
+      out = tensorOf(DType::f32, {3, 5}, Numbers(15, NAN));
+      device->gemm(zeros(dtype, {3, 4}), zeros(dtype, {4, 5}), out, false, false, 0, 0);
+      CHECK(numbersOf(out) == Numbers(15));
+    }
+    device->gemm(zeros(DType::f32, {0, 4}), zeros(DType::f32, {4, 5}), zeros(DType::f32, {0, 5}), false, false, 1, 0);
+  }
+}
+
+TEST_CASE("Gram matrices") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (int64_t n : {1, 3, 64, 67, 131, 200}) {
+      for (DType dtype : {DType::f32, DType::bf16}) {
+        CAPTURE(n);
+        Tensor x = normal(dtype, {29, n}, 5), gram = zeros(DType::f32, {n, n});
+        device->gramAccumulate(x, gram);
+        device->gramAccumulate(x, gram);
+        device->symmetrize(gram);
+        device->addDiagonal(gram, 3);
+        Numbers expected = product(numbersOf(x), numbersOf(x), n, n, 29, true);
+        for (double& value : expected) value *= 2;
+        for (int64_t i = 0; i < n; i++) expected[static_cast<size_t>(i * n + i)] += 3;
+        CHECK(nmse(numbersOf(gram), expected) < 1e-12);
+        Tensor diagonal = zeros(DType::f32, {n});
+        device->diagonal(gram, diagonal);
+        for (int64_t i = 0; i < n; i++) REQUIRE(diagonal.as()[i] == gram.as()[i * n + i]);
+      }
+    }
+  }
+}
+
+TEST_CASE("Cholesky factor and inverse") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (int64_t n : {1, 2, 31, 32, 33, 64, 65, 97, 130, 193}) {
+      CAPTURE(n);
+      Tensor gram = gramOf(n, n + 8, 7), factor = zeros(DType::f32, {n, n});
+      device->copy(gram, factor);
+      device->cholesky(factor);
+      Numbers l = numbersOf(factor);
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t j = i + 1; j < n; j++) REQUIRE(l[static_cast<size_t>(i * n + j)] == 0);
+      CHECK(nmse(product(l, l, n, n, n, false, true), numbersOf(gram)) < 1e-11);
+      device->choleskyInverse(factor);
+      Numbers identity(static_cast<size_t>(n * n));
+      for (int64_t i = 0; i < n; i++) identity[static_cast<size_t>(i * n + i)] = 1;
+      CHECK(nmse(product(numbersOf(factor), numbersOf(gram), n, n, n), identity) < 1e-8);
+    }
+  }
+}
+
+TEST_CASE("what is not positive definite is refused") {
+  for (const NamedBackend& device : backends()) {
+    for (int64_t n : {1, 40, 130}) {
+      for (double bad : {0.0, -1.0, double{NAN}}) {
+        Tensor a = zeros(DType::f32, {n, n});
+        device->addDiagonal(a, 1);
+        a.as()[n * n - 1] = static_cast<float>(bad);
+        CHECK(codeOf([&] { device->cholesky(a); }) == "NOT_POSITIVE_DEFINITE");
+      }
+      CHECK(codeOf([&] { device->choleskyInverse(zeros(DType::f32, {n, n})); }) == "NOT_POSITIVE_DEFINITE");
+      CHECK(codeOf([&] {
+              device->backsolve(zeros(DType::f32, {n, n}), zeros(DType::f32, {1, n}), randomMask({1, n}, 1, 1),
+                                zeros(DType::f32, {1, n}));
+            }) == "NOT_POSITIVE_DEFINITE");
+    }
+  }
+}
+
+TEST_CASE("the exact solve on a support leaves no residual there") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (auto [m, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 17}, {11, 40}}) {
+      Tensor gram = gramOf(n, 2 * n, 3), right = normal(DType::f32, {m, n}, 4), mask = randomMask({m, n}, 5);
+      Tensor x = zeros(DType::f32, {m, n});
+      device->backsolve(gram, right, mask, x);
+      Numbers residual = product(numbersOf(x), numbersOf(gram), m, n, n), kept = numbersOf(mask), b = numbersOf(right);
+      for (size_t i = 0; i < residual.size(); i++) {
+        if (kept[i] == 0) REQUIRE(x.as()[i] == 0);
+        residual[i] *= kept[i], b[i] *= kept[i];
+      }
+      CHECK(nmse(residual, b) < 1e-9);
+    }
+  }
+}
+
+TEST_CASE("conjugate gradients reach the exact solve") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    const int64_t m = 5, n = 37;
+    Tensor gram = gramOf(n, 3 * n, 3), right = normal(DType::f32, {m, n}, 4), mask = randomMask({m, n}, 5);
+    Tensor exact = zeros(DType::f32, {m, n}), x = zeros(DType::f32, {m, n}), residual = zeros(DType::f32, {m, n});
+    Tensor direction = zeros(DType::f32, {m, n}), q = zeros(DType::f32, {m, n}), active = zeros(DType::u32, {1});
+    Tensor rr = zeros(DType::f64, {m}), rr0 = zeros(DType::f64, {m});
+    device->backsolve(gram, right, mask, exact);
+    device->copy(right, residual);
+    device->cgStart(residual, mask, direction, rr, rr0);
+    for (int step = 0; step < 40; step++) {
+      device->gemm(direction, gram, q, false, false, 1, 0);
+      device->cgStep(q, mask, x, residual, direction, rr, rr0, 1e-5, active);
+    }
+    CHECK(*active.as<uint32_t>() == 0);
+    CHECK(nmse(numbersOf(x), numbersOf(exact)) < 1e-8);
+  }
+}

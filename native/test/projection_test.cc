@@ -1,0 +1,208 @@
+// The projection, N:M groups, the ADMM pass and the sweeps: exact masks against a sort.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "support.h"
+
+using namespace alps;
+using namespace alps::test;
+
+namespace {
+
+// Many ties, zeros of both signs, subnormals.
+Tensor tiedScores(const Shape& shape, uint32_t seed) {
+  Tensor scores = normal(DType::f32, shape, seed);
+  for (int64_t i = 0; i < scores.size(); i++) {
+    float& x = scores.as()[i];
+    x = i % 7 == 0 ? -0.0f : i % 5 == 0 ? 1e-40f : std::round(x * 2) / 2;
+  }
+  return scores;
+}
+
+Numbers maskOf(const Numbers& scores, const std::vector<std::vector<int64_t>>& kept) {
+  Numbers mask(scores.size());
+  for (const auto& part : kept)
+    for (int64_t i : part) mask[static_cast<size_t>(i)] = 1;
+  return mask;
+}
+
+}  // namespace
+
+TEST_CASE("unstructured projection keeps the largest, ties to the lowest index") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (auto [m, n] : {std::pair<int64_t, int64_t>{1, 1}, {1, 33}, {7, 13}, {40, 67}, {600, 700}}) {
+      for (bool ties : {false, true}) {
+        Tensor scores = ties ? tiedScores({m, n}, 3) : normal(DType::f32, {m, n}, 4);
+        Numbers values = numbersOf(scores);
+        for (int64_t keep : {int64_t{0}, int64_t{1}, m * n / 3, m * n - 1, m * n}) {
+          Tensor mask = zeros(DType::u8, {m, n});
+          device->project(scores, mask, {}, {static_cast<uint64_t>(m)}, {static_cast<uint64_t>(keep)});
+          CHECK(numbersOf(mask) == maskOf(values, {largest(values, 0, m * n, keep)}));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("segments have budgets of their own, empty ones too") {
+  for (const NamedBackend& device : backends()) {
+    Tensor scores = tiedScores({9, 11}, 3), mask = zeros(DType::u8, {9, 11});
+    Numbers values = numbersOf(scores);
+    device->project(scores, mask, {}, {2, 2, 9}, {5, 0, 60});
+    CHECK(numbersOf(mask) == maskOf(values, {largest(values, 0, 22, 5), largest(values, 22, 99, 60)}));
+  }
+}
+
+TEST_CASE("a NaN ranks above infinity") {
+  for (const NamedBackend& device : backends()) {
+    Tensor scores = tensorOf(DType::f32, {1, 4}, {3, INFINITY, NAN, -INFINITY}), mask = zeros(DType::u8, {1, 4});
+    device->project(scores, mask, {}, {1}, {2});
+    CHECK(numbersOf(mask) == Numbers{0, 1, 1, 0});
+  }
+}
+
+TEST_CASE("groups of every size") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (int64_t group : {1, 2, 3, 4, 8, 16, 31, 32, 33, 100}) {
+      for (int64_t kept : {int64_t{0}, int64_t{1}, group / 2, group - 1, group}) {
+        CAPTURE(group);
+        CAPTURE(kept);
+        Tensor scores = tiedScores({5, 3 * group}, 9), mask = zeros(DType::u8, {5, 3 * group});
+        Numbers values = numbersOf(scores);
+        std::vector<std::vector<int64_t>> expected;
+        for (int64_t at = 0; at < scores.size(); at += group) expected.push_back(largest(values, at, at + group, kept));
+        device->project(scores, mask, {kept, group}, {5}, {});
+        CHECK(numbersOf(mask) == maskOf(values, expected));
+      }
+    }
+  }
+}
+
+TEST_CASE("rows with a budget each") {
+  for (const NamedBackend& device : backends()) {
+    Tensor scores = tiedScores({6, 19}, 2), mask = zeros(DType::u8, {6, 19});
+    Numbers values = numbersOf(scores);
+    for (int64_t keep : {0, 1, 9, 19}) {
+      std::vector<std::vector<int64_t>> expected;
+      for (int64_t i = 0; i < 6; i++) expected.push_back(largest(values, i * 19, (i + 1) * 19, keep));
+      device->projectRows(scores, mask, keep);
+      CHECK(numbersOf(mask) == maskOf(values, expected));
+    }
+  }
+}
+
+TEST_CASE("changes of a mask are counted by segment") {
+  for (const NamedBackend& device : backends()) {
+    Tensor mask = randomMask({30, 71}, 1), previous = randomMask({30, 71}, 2), counts = zeros(DType::u32, {2});
+    double expected[2] = {0, 0};
+    for (int64_t i = 0; i < mask.size(); i++)
+      expected[i >= 4 * 71] += mask.as<uint8_t>()[i] != previous.as<uint8_t>()[i];
+    device->maskChanges(mask, previous, {4, 30}, counts);
+    CHECK(numbersOf(counts) == Numbers{expected[0], expected[1]});
+    CHECK(bytesOf(mask) == bytesOf(previous));
+  }
+}
+
+TEST_CASE("the ADMM pass, and many of them in one op") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    const int64_t m = 7, n = 21;
+    const Counts ends{3, 7}, keep{30, 40};
+    Tensor base = normal(DType::f32, {m, n}, 1), op = normal(DType::f32, {n, n}, 2, 0.05);
+    Tensor mask = randomMask({m, n}, 3), state = zeros(DType::f32, {m, n}), y = zeros(DType::f32, {m, n});
+    Tensor b = zeros(DType::f32, {m, n});
+    device->admmStart(base, mask, state, y);
+    Numbers b0 = numbersOf(base), s(b0.size()), before = numbersOf(mask), yy(b0.size());
+    for (size_t i = 0; i < b0.size(); i++) s[i] = before[i] ? b0[i] : 0, yy[i] = (before[i] ? s[i] : -s[i]) - b0[i];
+    CHECK(nmse(numbersOf(y), yy) < 1e-14);
+    device->gemm(y, op, b, false, false, 0.7, 0);
+    device->admmUpdate(b, base, state, mask, y, {}, ends, keep);
+    Numbers step = product(yy, numbersOf(op), m, n, n), sum(b0.size());
+    for (size_t i = 0; i < b0.size(); i++) sum[i] = b0[i] + 0.7 * step[i], s[i] = sum[i] + (before[i] ? 0 : s[i]);
+    CHECK(nmse(numbersOf(b), sum) < 1e-12);
+    CHECK(nmse(numbersOf(state), s) < 1e-12);
+    Numbers now = numbersOf(state);
+    CHECK(numbersOf(mask) == maskOf(now, {largest(now, 0, 3 * n, 30), largest(now, 3 * n, m * n, 40)}));
+    Tensor state2 = zeros(DType::f32, {m, n}), y2 = zeros(DType::f32, {m, n}), b2 = zeros(DType::f32, {m, n});
+    Tensor mask2 = randomMask({m, n}, 3);
+    device->admmStart(base, mask2, state2, y2);
+    device->admmIterate(op, 0.7, base, b2, state2, mask2, y2, {}, ends, keep, 1);
+    CHECK(bytesOf(state2) == bytesOf(state));
+    device->admmRescale(base, state, mask, y, 0.5);
+    Numbers kept = numbersOf(mask);
+    for (size_t i = 0; i < now.size(); i++) now[i] *= kept[i] ? 1 : 0.5;
+    CHECK(nmse(numbersOf(state), now) < 1e-14);
+  }
+}
+
+TEST_CASE("SparseGPT's sweep") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    const int64_t m = 3, n = 10;
+    Tensor factor = gramOf(n, 20, 1), weight = normal(DType::f32, {m, n}, 2), mask = zeros(DType::u8, {m, n});
+    device->cholesky(factor);
+    Numbers l = numbersOf(factor), w = numbersOf(weight), kept(w.size());
+    auto at = [&](int64_t i, int64_t j) -> double& { return w[static_cast<size_t>(i * n + j)]; };
+    auto lower = [&](int64_t i, int64_t j) { return l[static_cast<size_t>(i * n + j)]; };
+    for (int64_t j = 0; j < n; j++) {  // 1 of 2 in each group, chosen when the sweep reaches it
+      for (int64_t i = 0; i < m; i++) {
+        if (j % 2 == 0) {
+          bool first = std::pow(at(i, j) / lower(j, j), 2) >= std::pow(at(i, j + 1) / lower(j + 1, j + 1), 2);
+          kept[static_cast<size_t>(i * n + j)] = first, kept[static_cast<size_t>(i * n + j + 1)] = !first;
+        }
+        if (kept[static_cast<size_t>(i * n + j)] != 0) continue;
+        double error = at(i, j) / lower(j, j);
+        for (int64_t c = j + 1; c < n; c++) at(i, c) -= error * lower(c, j);
+        at(i, j) = 0;
+      }
+    }
+    device->sparseGpt(weight, factor, mask, {1, 2}, {m}, {}, 4);
+    CHECK(numbersOf(mask) == kept);
+    CHECK(nmse(numbersOf(weight), w) < 1e-11);
+  }
+}
+
+TEST_CASE("unstructured SparseGPT keeps exactly its share, whatever the block") {
+  for (const NamedBackend& device : backends()) {
+    for (int64_t block : {1, 7, 16, 1000}) {
+      Tensor factor = gramOf(33, 60, 1), weight = normal(DType::f32, {5, 33}, 2), mask = zeros(DType::u8, {5, 33});
+      device->cholesky(factor);
+      device->sparseGpt(weight, factor, mask, {}, {2, 5}, {17, 55}, block);
+      Numbers kept = numbersOf(mask);
+      CHECK(std::accumulate(kept.begin(), kept.begin() + 66, 0.0) == 17);
+      CHECK(std::accumulate(kept.begin() + 66, kept.end(), 0.0) == 55);
+      for (int64_t i = 0; i < weight.size(); i++) REQUIRE((mask.as<uint8_t>()[i] || weight.as()[i] == 0));
+    }
+  }
+}
+
+TEST_CASE("DSnoT's swaps bring the expected change down and keep the rows' sizes") {
+  for (const NamedBackend& device : backends()) {
+    const int64_t m = 4, n = 40;
+    Tensor weight = normal(DType::f32, {m, n}, 1), metric = normal(DType::f32, {m, n}, 2), mask = randomMask({m, n}, 3);
+    Tensor expected = normal(DType::f32, {n}, 4), variance = tensorOf(DType::f32, {n}, Numbers(n, 1.0));
+    auto changeOf = [&](int64_t i) {
+      double change = 0;
+      for (int64_t j = 0; j < n; j++)
+        if (!mask.as<uint8_t>()[i * n + j])
+          change += static_cast<double>(weight.as()[i * n + j]) * static_cast<double>(expected.as()[j]);
+      return std::fabs(change);
+    };
+    auto sizeOfRow = [&](int64_t i) {
+      return std::count(mask.as<uint8_t>() + i * n, mask.as<uint8_t>() + (i + 1) * n, 1);
+    };
+    double before = 0, after = 0;
+    std::vector<int64_t> sizes;
+    for (int64_t i = 0; i < m; i++) before += changeOf(i), sizes.push_back(sizeOfRow(i));
+    device->dsnot(weight, metric, expected, variance, mask, {}, 50, 0.1, true);
+    for (int64_t i = 0; i < m; i++) {
+      after += changeOf(i);
+      CHECK(sizeOfRow(i) == sizes[static_cast<size_t>(i)]);
+    }
+    CHECK(after < before);
+  }
+}
