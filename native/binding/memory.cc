@@ -221,6 +221,7 @@ namespace {
 std::shared_ptr<Pin> pin(const Napi::CallbackInfo& info, size_t index, const Tensor& tensor) {
   require(info[index].IsTypedArray(), "Expected a typed array");
   auto array = info[index].As<Napi::TypedArray>();
+  require(array.ArrayBuffer().IsArrayBuffer(), "Expected a typed array over an ArrayBuffer");
   // Shrinking would take the memory away while the device's thread uses it.
   require(!array.ArrayBuffer().Get("resizable").ToBoolean(), "Expected an array of fixed length");
   require(array.ByteLength() == tensor.bytes(), "Expected ", tensor.bytes(), " bytes for ", describe(tensor),
