@@ -58,11 +58,11 @@ class Attention {
       int64_t count = std::min(keyBlock, end - first);
       Operand keys = operand(k_, base + first, kvHead, count, scratch.wideK);
       Operand values = operand(v_, base + first, kvHead, count, scratch.wideV);
-      product(true, rows, count, headDim_, scale_, queries, keys, 0, scratch.scores.data(), scoreStride);
+      product(true, rows, count, headDim_, queries, keys, 0, scratch.scores.data(), scoreStride);
       for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i, first, count, first == start);
       Operand weights{scratch.scores.data(), scoreStride};
       if (bf16Products_) weights.data = scratch.scores16.data();
-      product(false, rows, headDim_, count, 1, weights, values, first == start ? 0 : 1, scratch.sums.data(), headDim_);
+      product(false, rows, headDim_, count, weights, values, first == start ? 0 : 1, scratch.sums.data(), headDim_);
     }
     for (int64_t i = 0; i < rows; i++) {
       float* sums = scratch.sums.data() + i * headDim_;
@@ -85,13 +85,13 @@ class Attention {
     return {wide.data(), headDim_};
   }
 
-  void product(bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, Operand a, Operand b, float beta,
-               float* c, int64_t ldc) const {
+  void product(bool transposeB, int64_t m, int64_t n, int64_t k, Operand a, Operand b, float beta, float* c,
+               int64_t ldc) const {
     if (bf16Products_)
-      bgemm(false, transposeB, m, n, k, alpha, static_cast<const bf16_t*>(a.data), a.stride,
+      bgemm(false, transposeB, m, n, k, 1, static_cast<const bf16_t*>(a.data), a.stride,
             static_cast<const bf16_t*>(b.data), b.stride, beta, c, ldc);
     else
-      sgemm(false, transposeB, m, n, k, alpha, static_cast<const float*>(a.data), a.stride,
+      sgemm(false, transposeB, m, n, k, 1, static_cast<const float*>(a.data), a.stride,
             static_cast<const float*>(b.data), b.stride, beta, c, ldc);
   }
 
@@ -104,6 +104,7 @@ class Attention {
     float* row = scratch.scores.data() + i * scoreStride;
     size_t seen = static_cast<size_t>(high - low);
     if (seen > 0) {
+      kernels_.scale(row + low, scale_, nullptr, row + low, seen);  // not by the product, see gemm.cc
       if (softCap_ > 0) kernels_.transformer.softCap(row + low, softCap_, seen);
       float before = scratch.peak[i], peak = std::max(before, kernels_.transformer.maximum(row + low, seen));
       float factor = before == peak ? 1.0f : std::exp(before - peak);
