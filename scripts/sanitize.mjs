@@ -96,7 +96,7 @@ function sanitize() {
   mkdirSync(found, { recursive: true });
   const limits = ['-max_len=768', '-timeout=60', '-rss_limit_mb=2048', `-artifact_prefix=${folder}/`];
   if (options.minimize) return minimize(join(address, 'alps_fuzz'));
-  const args = [`-max_total_time=${options.seconds}`, ...limits, found, corpus];
+  const args = [`-max_total_time=${options.seconds}`, ...limits, found, ...(existsSync(corpus) ? [corpus] : [])];
   report('fuzzer', join(address, 'alps_fuzz'), args, {}, /^Done|^#\d+\s+DONE/);
 }
 
