@@ -80,6 +80,7 @@ describe('a run that was stopped', () => {
     );
     const next = random(5);
     let kills = 0;
+    let hidden = false;
     for (let code: unknown = null; code !== 0; ) {
       const child = spawn(process.execPath, [script], { stdio: ['ignore', 'pipe', 'inherit'] });
       const exit = new Promise((resolve) => child.on('exit', resolve));
@@ -93,11 +94,14 @@ describe('a run that was stopped', () => {
       code = await exit;
       if (code === 0) break;
       kills++;
-      expect((await readdir(scratch)).includes('out')).toBe(false);
+      // Killed behind the last rename the output is there, whole as is checked below; only hidden names may then be left.
+      hidden = (await readdir(scratch)).includes('out');
+      if (hidden) break;
     }
-    expect(kills).toBeGreaterThan(2);
+    expect(kills).toBeGreaterThan(hidden ? 0 : 2);
     expect(await digests(out)).toEqual(await digests(join(scratch, 'whole')));
-    expect((await readdir(scratch)).sort()).toEqual(['out', 'run.mjs', 'whole']);
+    const names = (await readdir(scratch)).filter((name) => !hidden || !name.startsWith('.out.unfinished'));
+    expect(names.sort()).toEqual(['out', 'run.mjs', 'whole']);
   });
 
   test('is not gone on with by another one: what differs is told, a restart drops it', async () => {
