@@ -135,7 +135,10 @@ describe('the addon called with arbitrary values', () => {
           if (answers(name, [...head, ...rest])) returned++;
         }
         native.cancelStream(stream); // an op may have been told to iterate 2^53 times
-        expect(['done', 'ABORTED']).toContain(await settled(stream));
+        // An op may have failed for what it was given before it was stopped; only INTERNAL would be a fault of the addon.
+        expect(['done', 'ABORTED', 'NOT_POSITIVE_DEFINITE', 'INVALID_ARGUMENT', 'OUT_OF_MEMORY']).toContain(
+          await settled(stream),
+        );
         native.closeStream(stream);
         for (const tensor of made) native.disposeTensor(tensor);
       }),
