@@ -137,25 +137,23 @@ async function soak() {
       device: mib(device.info().memoryUsed),
     });
   };
-  for (let i = -warmUp; i < jobs; i++) {
-    if (i === 0) {
-      await queue.idle();
-      outcomes = { done: 0, cancelled: 0, failed: 0 };
-    }
-    if (i >= 0 && i % Math.ceil(jobs / 10) === 0) await sample(i);
+  for (let i = 0; i < warmUp + jobs; i++) {
+    const counted = i - warmUp;
+    if (counted >= 0 && counted % Math.ceil(jobs / 10) === 0) await sample(counted);
+    if (counted === 0) outcomes = { done: 0, cancelled: 0, failed: 0 };
     await queue.ready();
     const controller = new AbortController();
     queue
-      .pruneLayer(layers[(i + warmUp) % layers.length], {
+      .pruneLayer(layers[i % layers.length], {
         signal: controller.signal,
-        priority: (i + warmUp) % 3,
+        priority: i % 3,
         key: `${i % 7}`,
       })
       .then(
         () => outcomes.done++,
         ({ code }) => (code === 'ABORTED' ? outcomes.cancelled++ : outcomes.failed++),
       );
-    if (i % 5 === 0) setTimeout(() => controller.abort(), (i + warmUp) % 25);
+    if (i % 5 === 0) setTimeout(() => controller.abort(), i % 25);
   }
   await sample(jobs);
   // The two halves against each other, and the last sample against the first.

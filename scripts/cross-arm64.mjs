@@ -4,11 +4,10 @@
 //   node scripts/cross-arm64.mjs
 //
 // Exit codes: 0 done, 1 failed, 77 there is no cross compiler.
-import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { has, root, run, say, step } from './steps.mjs';
+import { has, install, mayInstall, root, run, say, step } from './steps.mjs';
 
 const packages = [
   'libdnnl-dev',
@@ -30,15 +29,9 @@ function skip(text) {
 function findCompiler() {
   const present = () => has('aarch64-linux-gnu-g++', '--version');
   if (present()) return;
-  if (process.getuid?.() !== 0 || !has('apt-get', '--version'))
-    skip('there is no aarch64-linux-gnu-g++ (Debian: apt-get install g++-aarch64-linux-gnu)');
+  if (!mayInstall()) skip('there is no aarch64-linux-gnu-g++ (Debian: apt-get install g++-aarch64-linux-gnu)');
   say('installing g++-aarch64-linux-gnu with apt-get');
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-  spawnSync('apt-get', ['update', '-qq'], { stdio: 'ignore', env });
-  spawnSync('apt-get', ['install', '-y', '-qq', '--no-install-recommends', 'g++-aarch64-linux-gnu'], {
-    stdio: 'ignore',
-    env,
-  });
+  install('g++-aarch64-linux-gnu');
   if (!present()) skip('g++-aarch64-linux-gnu could not be installed');
 }
 

@@ -51,7 +51,7 @@ try {
   findCompiler();
   const commands = join(root, 'build', 'compile_commands.json');
   if (!existsSync(commands)) skip('there is no build/compile_commands.json: npm run setup');
-  const inputs = ['native/core', 'native/cpu', 'native/binding', 'CMakeLists.txt', 'package-lock.json'];
+  const inputs = ['native/core', 'native/cpu', 'native/binding', 'native/cmake', 'CMakeLists.txt', 'package-lock.json'];
   const addon = join('build-musl', 'alps.node');
   step('musl', inputs, [addon], () => {
     say('compiling the addon for musl');

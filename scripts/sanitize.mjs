@@ -14,7 +14,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { has, root, run, say, step } from './steps.mjs';
+import { install, mayInstall, root, run, say, step } from './steps.mjs';
 
 const folder = join(root, '.sanitize');
 const corpus = join(root, 'native', 'fuzz', 'corpus');
@@ -34,16 +34,13 @@ function findTools() {
   const present = () => links('fuzzer,address,undefined', '#include <doctest/doctest.h>') && links('fuzzer,thread');
   if (present()) return;
   const packages = ['clang', 'doctest-dev'];
-  if (process.getuid?.() !== 0 || !has('apt-get', '--version'))
+  if (!mayInstall())
     skip(`clang with its sanitizers, or doctest, is missing (Debian: apt-get install ${packages.join(' ')})`);
   say(`installing ${packages.join(', ')} and clang's sanitizers with apt-get`);
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-  const apt = (...args) => spawnSync('apt-get', args, { stdio: 'ignore', env });
-  apt('update', '-qq');
-  apt('install', '-y', '-qq', '--no-install-recommends', ...packages);
+  install(...packages);
   // The run-time libraries are a package of their own, named after clang's version.
   const version = /version (\d+)/.exec(spawnSync('clang++', ['--version'], { encoding: 'utf8' }).stdout ?? '')?.[1];
-  if (version) apt('install', '-y', '-qq', '--no-install-recommends', `libclang-rt-${version}-dev`);
+  if (version) install(`libclang-rt-${version}-dev`);
   if (!present()) skip(`${packages.join(', ')} could not be installed`);
 }
 
@@ -56,7 +53,7 @@ function build(name, sanitizers, targets) {
   const path = join(folder, name);
   step(
     `sanitize-${name}`,
-    ['native/core', 'native/cpu', 'native/test', 'native/fuzz'],
+    ['native/core', 'native/cpu', 'native/cmake', 'native/test', 'native/fuzz'],
     targets.map((t) => join('.sanitize', name, t)),
     () => {
       say(`compiling for ${sanitizers}`);
@@ -124,7 +121,7 @@ function sanitizeNode() {
   const library = (name) => spawnSync('g++', [`-print-file-name=${name}`], { encoding: 'utf8' }).stdout?.trim() ?? '';
   if (!library('libasan.so').startsWith('/')) skip('GCC has no address sanitizer here');
   const path = join(folder, 'node', 'build');
-  const inputs = ['native/core', 'native/cpu', 'native/binding', 'CMakeLists.txt'];
+  const inputs = ['native/core', 'native/cpu', 'native/cmake', 'native/binding', 'CMakeLists.txt'];
   step('sanitize-node', inputs, [join('.sanitize', 'node', 'build', 'Release', 'alps.node')], () => {
     say('compiling the addon for address');
     const flags = '-O1 -g -fno-omit-frame-pointer -fsanitize=address';

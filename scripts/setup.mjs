@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { buildKernels } from './cuda-kernels.mjs';
 import { findToolkit } from './cuda-toolkit.mjs';
-import { has, root, run, say, step } from './steps.mjs';
+import { has, install, mayInstall, root, run, say, step } from './steps.mjs';
 
 export { root };
 
@@ -63,15 +63,12 @@ function systemStep(packages) {
 function browserStep() {
   const present = () => ['chromium', 'chromium-browser', 'google-chrome'].some((name) => has(name, '--version'));
   if (present()) return;
-  if (process.getuid?.() !== 0 || !has('apt-get', '--version')) {
+  if (!mayInstall()) {
     say('no Chromium was found: the test that opens a report in a browser will be skipped');
     return;
   }
   say('installing chromium with apt-get');
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-  const options = { cwd: root, stdio: 'ignore', env };
-  spawnSync('apt-get', ['update', '-qq'], options);
-  spawnSync('apt-get', ['install', '-y', '-qq', '--no-install-recommends', 'chromium'], options);
+  install('chromium');
   if (!present()) say('chromium could not be installed: the test that opens a report in a browser will be skipped');
 }
 

@@ -17,6 +17,18 @@ export function has(command, ...args) {
   return spawnSync(command, args, { stdio: 'ignore' }).status === 0;
 }
 
+/** Whether packages may be installed: for what can be done without, which does not ask for more rights than it has. */
+export function mayInstall() {
+  return process.getuid?.() === 0 && has('apt-get', '--version');
+}
+
+/** Installs packages with apt-get where it can; the caller looks whether they are there. */
+export function install(...packages) {
+  const options = { cwd: root, stdio: 'ignore', env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' } };
+  spawnSync('apt-get', ['update', '-qq'], options);
+  spawnSync('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...packages], options);
+}
+
 /** Runs a step; its output is shown only when it fails. */
 export function run(command, args, options = {}) {
   const result = spawnSync(command, args, { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28, ...options });

@@ -82,6 +82,11 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw aborted(signal);
 }
 
+/** Whether an error of the system has one of these codes, such as ENOENT. */
+export function isCode(error: unknown, ...codes: string[]): boolean {
+  return codes.includes((error as { code?: string } | null | undefined)?.code ?? '');
+}
+
 /** Wraps an error of the operating system with the path it is about. */
 export function fileSystemError(action: string, path: string, cause: unknown): AlpsError {
   if (cause instanceof AlpsError) return cause;

@@ -1,3 +1,4 @@
+import { crossLabel, DenseCollector, residualLabel } from './dense-collector.js';
 import type { Stream } from './device/stream.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
@@ -81,6 +82,7 @@ export async function groupInputs(
   using collected = new Scope();
   const collectors: MomentCollector[] = [];
   try {
+    const dense = members.map((member, place) => DenseCollector.of(member, blocks[place]!, stage, scope));
     // Members that none of an expert’s tokens are on add nothing; where no member has any, the sum is zero.
     const partial = members.map(({ model, activations }, place): F32 | undefined => {
       if (tokens[place] === 0 && members.length > 1) return undefined;
@@ -91,12 +93,32 @@ export async function groupInputs(
       activations!.input(blocks[place]!, stage, group, (x) => {
         stream.gramAccumulate(x, gram);
         collector?.add(x);
+        dense[place]?.add(x);
       });
       return gram;
     });
-    const grams = await sumOver(team, members, partial, { shape: [inputs, inputs], label, solvers, scope });
+    const sum = (matrices: readonly (F32 | undefined)[], name: string) =>
+      sumOver(team, members, matrices, {
+        shape: matrices.find(Boolean)?.shape ?? [inputs, inputs],
+        label: name,
+        solvers,
+        scope,
+      });
+    const grams = await sum(partial, label);
     for (const place of solvers) members[place]!.model.stream.symmetrize(grams[place]!);
-    const dense = await denseInputs(team, members, { blocks, stage, solvers, scope });
+    const [sample] = dense;
+    const crosses =
+      sample &&
+      (await sum(
+        dense.map((one) => one!.cross),
+        crossLabel,
+      ));
+    const residuals =
+      sample?.residual &&
+      (await sum(
+        dense.map((one) => one!.residual),
+        residualLabel,
+      ));
     const total = tokens.reduce((all, count) => all + count, 0);
     const [first, ...others] = collectors;
     const diagonal = first && (await diagonalOf(grams[solvers[0]!]!, members[solvers[0]!]!.model.stream));
@@ -104,61 +126,22 @@ export async function groupInputs(
     return solvers.map((place) => {
       const own = new Scope();
       const gram = own.hold(grams[place]!);
-      const seen = dense && { cross: own.hold(dense.cross[place]!), residual: dense.residual?.[place] };
-      if (seen?.residual) own.hold(seen.residual);
+      const cross = crosses && own.hold(crosses[place]!);
+      const residual = residuals && own.hold(residuals[place]!);
       const dispose = () => own.dispose();
-      return { gram, tokens: total, moments: found, dense: seen, dispose, [Symbol.dispose]: dispose };
+      return {
+        gram,
+        tokens: total,
+        moments: found,
+        dense: cross && { cross, residual },
+        dispose,
+        [Symbol.dispose]: dispose,
+      };
     });
   } catch (error) {
     scope.dispose();
     throw error;
   }
-}
-
-/** What the dense model's layers see of the same tokens, by the solvers' places. Not for experts, whose tokens are others there. */
-async function denseInputs(
-  team: Team,
-  members: readonly Member[],
-  { blocks, stage, solvers, scope }: Pick<GroupOfTeam, 'blocks' | 'stage' | 'solvers'> & { scope: Scope },
-): Promise<{ cross: F32[]; residual: F32[] | undefined } | undefined> {
-  if (!members[0]!.dense || (stage >= 2 && blocks[0]!.router)) return undefined;
-  const { inputs } = blocks[0]!.stages[stage]![0]![0] as Linear;
-  const { config } = members[0]!.model;
-  // Behind a norm of its own, what a layer adds to the residual stream is not linear in its weights.
-  const adds = (stage === 1 || stage === 3) && config.normPlacement !== 'sandwich';
-  const shapes = { cross: [inputs, inputs], residual: [inputs, config.hidden] };
-  const partial = members.map(({ model: { stream, device, precision }, activations, dense }, place) => {
-    const cross = scope.hold(device.tensor('float32', shapes.cross, 'the pruned inputs against the dense ones'));
-    const residual = adds
-      ? scope.hold(device.tensor('float32', shapes.residual, 'the inputs against the residual’s difference'))
-      : undefined;
-    for (let chunk = 0; chunk < activations!.chunkCount; chunk++) {
-      using piece = new Scope();
-      const x = piece.hold(activations!.chunkInput(blocks[place]!, stage, chunk));
-      stream.gemm(x, piece.hold(dense!.chunkInput(blocks[place]!, stage, chunk)), cross, { transposeA: true, beta: 1 });
-      if (!residual) continue;
-      const h = piece.hold(dense!.chunkResidual(chunk));
-      const difference = piece.hold(device.tensor('float32', h.shape, 'the residual’s difference'));
-      stream.copy(h, difference);
-      stream.axpby(piece.hold(activations!.chunkResidual(chunk)), difference, -1, 1);
-      const narrow =
-        precision === 'float32'
-          ? difference
-          : piece.hold(device.tensor(precision, h.shape, 'the residual’s difference'));
-      if (narrow !== difference) stream.copy(difference, narrow);
-      stream.gemm(x, narrow, residual, { transposeA: true, beta: 1 });
-    }
-    return { cross, residual };
-  });
-  const sum = (key: 'cross' | 'residual', label: string) =>
-    sumOver(
-      team,
-      members,
-      partial.map((one) => one[key]),
-      { shape: shapes[key], label, solvers, scope },
-    );
-  const cross = await sum('cross', 'the pruned inputs against the dense ones');
-  return { cross, residual: adds ? await sum('residual', 'the inputs against the residual’s difference') : undefined };
 }
 
 /**
@@ -172,7 +155,12 @@ async function sumOver(
   team: Team,
   members: readonly Member[],
   partial: readonly (F32 | undefined)[],
-  { shape, label, solvers, scope }: { shape: number[]; label: string; solvers: readonly number[]; scope: Scope },
+  {
+    shape,
+    label,
+    solvers,
+    scope,
+  }: { shape: readonly number[]; label: string; solvers: readonly number[]; scope: Scope },
 ): Promise<F32[]> {
   const values = await team.each(async (place) => {
     const own = partial[place];

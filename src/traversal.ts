@@ -226,8 +226,8 @@ class BlockPruning {
     return this.#apply(stage, ({ activations }) => activations);
   }
 
-  #advanceDense(stage: number): Promise<void> {
-    return this.#apply(stage, ({ dense }) => dense);
+  async #advanceDense(stage: number): Promise<void> {
+    if (this.#options.target) await this.#apply(stage, ({ dense }) => dense);
   }
 
   async #apply(stage: number, which: (member: Member) => Activations | undefined): Promise<void> {

@@ -1,10 +1,10 @@
 import { spawn } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { type PruneEvent, type PruneOptions, prune } from '../src/prune.js';
+import { digests } from './helpers/digests.mjs';
 import { random } from './helpers/numbers.js';
 
 const folder = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
@@ -16,18 +16,6 @@ beforeEach(async () => {
   scratch = await mkdtemp(join(tmpdir(), 'alps-resume-'));
 });
 afterEach(() => rm(scratch, { recursive: true, force: true }));
-
-/** Digests of a folder's files; of pruning.json without its times. */
-async function digests(path: string): Promise<Record<string, string>> {
-  const out: Record<string, string> = {};
-  for (const name of (await readdir(path)).sort()) {
-    const bytes = await readFile(join(path, name));
-    const timeless = (key: string, value: unknown) => (key === 'milliseconds' ? 0 : value);
-    const data = name === 'pruning.json' ? JSON.stringify(JSON.parse(bytes.toString()), timeless) : bytes;
-    out[name] = createHash('sha256').update(data).digest('hex');
-  }
-  return out;
-}
 
 /** Aborts in the block behind the first `blocks`. */
 async function stopped(options: PruneOptions, blocks: number): Promise<void> {
@@ -63,7 +51,7 @@ describe('a run that was stopped', () => {
     const resumed = events.find(({ type }) => type === 'resume');
     expect(resumed).toMatchObject({ finished: 1 });
     expect(await readdir(scratch)).toEqual(['out', 'whole']);
-    expect(await digests(out)).toEqual(await digests(join(scratch, 'whole')));
+    expect(digests(out)).toEqual(digests(join(scratch, 'whole')));
   });
 
   test('killed at random moments, again and again: the same bytes in the end', async () => {
@@ -99,7 +87,7 @@ describe('a run that was stopped', () => {
       if (hidden) break;
     }
     expect(kills).toBeGreaterThan(hidden ? 0 : 2);
-    expect(await digests(out)).toEqual(await digests(join(scratch, 'whole')));
+    expect(digests(out)).toEqual(digests(join(scratch, 'whole')));
     const names = (await readdir(scratch)).filter((name) => !hidden || !name.startsWith('.out.unfinished'));
     expect(names.sort()).toEqual(['out', 'run.mjs', 'whole']);
   });

@@ -1,9 +1,9 @@
 import { spawn, spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { digests } from './helpers/digests.mjs';
 import { temporaryFolder } from './helpers/safetensors-files.js';
 
 // Calls of the operating system that fail (a preloaded library makes them), disks that are full, file systems that differ. By default each
@@ -208,21 +208,9 @@ test('the command: exit code 1 and one sentence, however often it fails before i
   }
   expect(failed).toBeGreaterThan(5);
   if (!(await readdir(folder)).includes('out')) expect(run('out').status).toBe(0);
-  expect(await digests(join(folder, 'out'))).toEqual(await digests(join(folder, 'whole')));
+  expect(digests(join(folder, 'out'))).toEqual(digests(join(folder, 'whole')));
   expect((await readdir(folder)).sort()).toEqual(['out', 'whole']);
 });
-
-/** Digests of a folder's files; of pruning.json without its times. */
-async function digests(folder: string): Promise<Record<string, string>> {
-  const out: Record<string, string> = {};
-  for (const name of (await readdir(folder)).sort()) {
-    const bytes = await readFile(join(folder, name));
-    const timeless = (key: string, value: unknown) => (key === 'milliseconds' ? 0 : value);
-    const data = name === 'pruning.json' ? JSON.stringify(JSON.parse(bytes.toString()), timeless) : bytes;
-    out[name] = createHash('sha256').update(data).digest('hex');
-  }
-  return out;
-}
 
 describe('file systems of their own', () => {
   const run = (out: string, env: NodeJS.ProcessEnv = {}, limits = 'true') => {
@@ -267,7 +255,7 @@ describe('file systems of their own', () => {
     const again = run(out);
     expect(again.status).toBe(0);
     expect(again.stdout).toContain('{"type":"resume","finished":1');
-    expect(await digests(out)).toEqual(await digests(whole));
+    expect(digests(out)).toEqual(digests(whole));
     expect(await readdir(disk)).toEqual(['out']);
   });
 
@@ -277,7 +265,7 @@ describe('file systems of their own', () => {
     const whole = join(scratch, 'whole2');
     expect(run(whole).status).toBe(0);
     expect(run(join(output, 'out'), { TMPDIR: temporary })).toMatchObject({ status: 0, stderr: '' });
-    expect(await digests(join(output, 'out'))).toEqual(await digests(whole));
+    expect(digests(join(output, 'out'))).toEqual(digests(whole));
     expect(await readdir(temporary)).toEqual([]);
     expect(run(temporary)).toMatchObject({
       status: 2,

@@ -17,7 +17,7 @@ class Arguments {
   explicit Arguments(Bytes& bytes) : bytes_(bytes), sizes_(readSizes(bytes)) {}
 
   // Starts an op. Its signature has a word for each tensor, dtype and shape as "f:m,n", and one for each integer, "#n",
-  // in the order of the arguments. The letters stand in ops.cc.
+  // in the order of the arguments. The letters stand in arguments.cc.
   void begin(const char* signature);
   void read(Tensor& out);
   void read(double& out) { out = readNumber(bytes_); }

@@ -76,7 +76,7 @@ double readNumber(Bytes& bytes) {
                                100, 1e30, 1e300, -1e300, 1e-300, 0.1,  255, 4294967296.0};
   uint8_t byte = bytes.byte();
   if (byte == 254) return std::numeric_limits<double>::quiet_NaN();
-  if (byte == 255) return byte % 2 ? std::numeric_limits<double>::infinity() : -1;
+  if (byte == 255) return std::numeric_limits<double>::infinity();
   return values[byte % 16];
 }
 

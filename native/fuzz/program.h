@@ -15,17 +15,12 @@ class Bytes {
   uint8_t byte() { return empty() ? 0 : *at_++; }
   // True for one of `of` bytes.
   bool rarely(int of) { return byte() % of == of - 1; }
-  uint32_t word() {
-    uint32_t value = 0;
-    for (int i = 0; i < 4; i++) value = value << 8 | byte();
-    return value;
-  }
 
  private:
   const uint8_t *at_, *end_;
 };
 
-// The sizes that the shapes of one program are made of, by the letters of op signatures (ops.h):
+// The sizes that the shapes of one program are made of, by the letters of op signatures (arguments.cc):
 // m rows, n columns, t tokens, k any, 1 one.
 struct Sizes {
   int64_t m, n, t, k, heads, kvHeads, headDim, windows, sequence;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 namespace alps::test {
 
@@ -171,22 +172,27 @@ std::future<std::string> settled(Stream& stream) {
   return answer->get_future();
 }
 
-std::string codeOf(const std::function<void()>& call) {
+namespace {
+
+std::optional<Error> errorOf(const std::function<void()>& call) {
   try {
     call();
   } catch (const Error& error) {
-    return error.code();
+    return error;
   }
-  return "";
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::string codeOf(const std::function<void()>& call) {
+  auto error = errorOf(call);
+  return error ? error->code() : "";
 }
 
 std::string messageOf(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  auto error = errorOf(call);
+  return error ? error->what() : "";
 }
 
 }  // namespace alps::test

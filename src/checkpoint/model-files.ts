@@ -1,6 +1,6 @@
 import { lstat, readdir, realpath, stat } from 'node:fs/promises';
 import { dirname, join, sep } from 'node:path';
-import { AlpsError, describe } from '../errors.js';
+import { AlpsError, describe, isCode } from '../errors.js';
 import { openError, readWhole } from './file-io.js';
 import { isObject, parseJsonStrictly } from './json.js';
 
@@ -17,15 +17,14 @@ export async function listFolder(folder: string): Promise<Set<string>> {
   try {
     return new Set(await readdir(folder));
   } catch (cause) {
-    const code = (cause as { code?: string }).code;
-    if (code === 'ENOENT') {
+    if (isCode(cause, 'ENOENT')) {
       throw new AlpsError(
         'FILE_SYSTEM',
         `The model folder ${folder} does not exist: expected a local folder, download the model first`,
         { cause },
       );
     }
-    if (code === 'ENOTDIR') {
+    if (isCode(cause, 'ENOTDIR')) {
       throw new AlpsError('INVALID_CHECKPOINT', `Expected a model folder but ${folder} is a file`, { cause });
     }
     throw openError(folder, cause);
@@ -61,7 +60,7 @@ export async function otherFiles(
           'put the file itself there if it belongs to the model, else remove the link',
       );
     } catch (cause) {
-      if (isDangling(cause)) continue;
+      if (isCode(cause, 'ENOENT', 'ELOOP')) continue; // a link to nothing, or to itself
       // Left out in silence, it would be missing in the output.
       throw cause instanceof AlpsError ? cause : openError(path, cause);
     }
@@ -72,11 +71,6 @@ export async function otherFiles(
 /** The folder in which a file lies in truth. */
 async function homeOf(path: string): Promise<string> {
   return dirname(await realpath(path));
-}
-
-/** Whether a name is that of a link to nothing, or to itself. */
-function isDangling(cause: unknown): boolean {
-  return ['ENOENT', 'ELOOP'].includes((cause as { code?: string }).code ?? '');
 }
 
 export function readConfig(folder: string, names: ReadonlySet<string>): Promise<Record<string, unknown>> {

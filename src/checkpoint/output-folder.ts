@@ -1,8 +1,6 @@
 import { lstat, mkdir, open, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
-import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
-
-const isCode = (error: unknown, ...codes: string[]) => codes.includes((error as { code?: string }).code ?? '');
+import { AlpsError, fileSystemError, invalidArgument, isCode } from '../errors.js';
 
 /**
  * Refuses an output that would harm its source or something else that exists, or that could not get its name in the end.

@@ -1,6 +1,6 @@
 import { type FileHandle, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { AlpsError, describe, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
+import { AlpsError, describe, fileSystemError, invalidArgument, isCode, throwIfAborted } from '../errors.js';
 import { openToRead, readFully } from './file-io.js';
 import { maxHeaderBytes, parseHeader, type TensorInfo } from './header.js';
 
@@ -133,9 +133,7 @@ export class SafetensorsFile {
     const now = await fingerprintOf(this.#handle, this.path);
     if (now.size !== was.size || now.modified !== was.modified) throw changed('changed');
     const named = await stat(this.#absolutePath, { bigint: true }).catch((cause) => {
-      throw (cause as { code?: string }).code === 'ENOENT'
-        ? changed('removed', cause)
-        : fileSystemError('read', this.path, cause);
+      throw isCode(cause, 'ENOENT') ? changed('removed', cause) : fileSystemError('read', this.path, cause);
     });
     if (named.ino !== was.inode || named.dev !== was.device) throw changed('replaced');
   }

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { type FileHandle, link, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { AlpsError, fileSystemError } from '../errors.js';
+import { AlpsError, fileSystemError, isCode } from '../errors.js';
 import { openError } from './file-io.js';
 import { flushPath } from './output-folder.js';
 
@@ -95,7 +95,7 @@ export class Unfinished {
     try {
       text = await readFile(this.#file, 'utf8');
     } catch (cause) {
-      if ((cause as { code?: string }).code === 'ENOENT') return undefined;
+      if (isCode(cause, 'ENOENT')) return undefined;
       throw fileSystemError('read', this.#file, cause);
     }
     try {
@@ -142,7 +142,7 @@ export class Unfinished {
           await link(own, this.#lock); // fails where there is one: no two processes succeed
           return;
         } catch (cause) {
-          if ((cause as { code?: string }).code !== 'EEXIST') throw fileSystemError('lock', this.#out, cause);
+          if (!isCode(cause, 'EEXIST')) throw fileSystemError('lock', this.#out, cause);
           const held = await holderOf(this.#lock);
           if (attempt > 3 || (held && (await isAlive(held)))) throw this.#locked(held);
           if (held) await this.#dropStale(held);
@@ -212,7 +212,7 @@ export function isRunning(pid: number): boolean {
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    return (error as { code?: string }).code === 'EPERM';
+    return isCode(error, 'EPERM');
   }
 }
 
@@ -239,7 +239,7 @@ export async function openUnfinishedShard(path: string, size: number): Promise<F
     return undefined;
   } catch (cause) {
     await handle?.close();
-    if ((cause as { code?: string }).code === 'ENOENT') return undefined;
+    if (isCode(cause, 'ENOENT')) return undefined;
     // Not to be taken for a file that is not there: what is finished would be thrown away.
     throw openError(path, cause);
   }

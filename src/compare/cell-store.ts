@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { openError } from '../checkpoint/file-io.js';
 import { flushPath, makeFolder } from '../checkpoint/output-folder.js';
 import { isRunning } from '../checkpoint/unfinished.js';
-import { fileSystemError } from '../errors.js';
+import { fileSystemError, isCode } from '../errors.js';
 import { digestOf } from './fingerprint.js';
 
 /** Ours, and the checkpoint writer's folder beside it. */
@@ -45,7 +45,7 @@ export class CellStore {
     try {
       text = await readFile(path, 'utf8');
     } catch (cause) {
-      if ((cause as { code?: string }).code === 'ENOENT') return undefined;
+      if (isCode(cause, 'ENOENT')) return undefined;
       throw openError(path, cause);
     }
     try {

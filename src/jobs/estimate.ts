@@ -70,8 +70,9 @@ export function estimateLayerBytes(options: LayerSize): number {
 }
 
 /**
- * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens (with dense targets twice), one block's weights, and the largest solve in
- * it; or the activations and the embedding table, where that is more. Reads the folder's config.json and headers.
+ * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens (with dense targets twice), one block's
+ * weights, and the largest solve in it; or the activations and the embedding table, where that is more. Reads the folder's config.json and
+ * headers.
  *
  * @throws AlpsError as {@link prune} for a folder that it refuses
  */
@@ -143,18 +144,22 @@ function tokensOf(
 
 /** What dense targets take beside a solve: the cross-Gram matrices with the chunk they are summed from, and the target. */
 function denseBytes({ m, n }: { m: number; n: number }, { hidden }: DecoderConfig, tokens: Tokens, number: number) {
-  const rows = Math.min(tokens.windows * tokens.length, Math.max(1, Math.floor(chunk / tokens.length)) * tokens.length);
-  return { inputs: 4 * n * (n + hidden) + rows * hidden * (4 + number), target: 4 * m * n };
+  return { inputs: 4 * n * (n + hidden) + chunkRows(tokens) * hidden * (4 + number), target: 4 * m * n };
 }
 
 /** Rows at a time where a step needs scratch memory; model/block-run.ts. */
 const chunk = 4096;
 
+/** Of a chunk of whole windows. */
+function chunkRows({ windows, length }: Tokens): number {
+  return Math.min(windows * length, Math.max(1, Math.floor(chunk / length)) * length);
+}
+
 /** What model/block-run.ts and model/expert-run.ts hold. */
 function activationBytes(config: DecoderConfig, { windows, length }: Tokens, number: number): number {
   const { hidden, heads, kvHeads, headDim, intermediate, experts, mlp, normPlacement, ropes } = config;
   const tokens = windows * length;
-  const rows = Math.min(tokens, Math.max(1, Math.floor(chunk / length)) * length);
+  const rows = chunkRows({ windows, length });
   const inner = experts?.layers.every(Boolean) ? 0 : intermediate;
   const queries = heads * headDim;
   const scratch = number * (hidden + queries + 2 * kvHeads * headDim + (mlp === 'gated' ? inner : 0));

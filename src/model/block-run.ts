@@ -123,12 +123,7 @@ export class Activations {
     }
   }
 
-  /** Pieces that the tokens are cut into; the same for all activations of as many windows of one length. */
-  get chunkCount(): number {
-    return this.#chunks.length;
-  }
-
-  /** What the layers of a stage without experts see of one chunk: [tokens, inputs]. Valid until the next call; the caller disposes it. */
+  /** What the layers of a stage without experts see of one chunk, in the order of {@link input}: [tokens, inputs]. Valid until the next call; the caller disposes it. */
   chunkInput(block: Block, stage: number, chunk: number): Float {
     const [start, end] = this.#chunks[chunk]!;
     return this.#inputOf(block, stage, start, end);

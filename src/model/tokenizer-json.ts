@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { readWhole } from '../checkpoint/file-io.js';
 import { isObject } from '../checkpoint/json.js';
-import { AlpsError, describe } from '../errors.js';
+import { AlpsError, describe, isCode } from '../errors.js';
 import { checkTokenizer, unsupported } from './tokenizer-check.js';
 
 /** Any JSON object. */
@@ -54,7 +54,7 @@ async function readJson(path: string): Promise<Json | undefined> {
   try {
     bytes = await readWhole(path, LARGEST_FILE);
   } catch (error) {
-    if (isNotThere(error)) return undefined;
+    if (isCode((error as Error).cause, 'ENOENT')) return undefined;
     throw error;
   }
   let value: unknown;
@@ -65,10 +65,6 @@ async function readJson(path: string): Promise<Json | undefined> {
   }
   if (!isObject(value)) throw new AlpsError('INVALID_CHECKPOINT', `${path} is not a JSON object`);
   return value;
-}
-
-function isNotThere(error: unknown): boolean {
-  return ((error as Error).cause as { code?: string } | undefined)?.code === 'ENOENT';
 }
 
 /** The parts of a (nested) Sequence in order; `key` is where the file keeps them. */

@@ -1,7 +1,8 @@
 import type { Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError, invalidArgument } from '../errors.js';
-import type { ParsedPruningOptions } from './options.js';
+import { lambdaOf } from './layer-problem.js';
+import { numberIn, type ParsedPruningOptions } from './options.js';
 
 type F32 = Tensor<'float32'>;
 
@@ -36,13 +37,12 @@ export function parseDenseTarget(
   given: boolean | DenseTargetOptions | undefined,
   { method, refit }: Pick<ParsedPruningOptions, 'method' | 'refit'>,
 ): DenseTarget | undefined {
-  const { strength = 0.5, residualStrength = 0.5 } = typeof given === 'object' && given !== null ? given : {};
-  if (given !== undefined && typeof given !== 'boolean' && (typeof given !== 'object' || given === null))
+  const isObject = typeof given === 'object' && given !== null;
+  if (given !== undefined && typeof given !== 'boolean' && !isObject)
     throw invalidArgument('denseTarget', 'true, false or { strength, residualStrength }', given);
-  for (const [name, value] of Object.entries({ strength, residualStrength })) {
-    if (typeof value !== 'number' || !(value >= 0 && value <= 1))
-      throw invalidArgument(`denseTarget.${name}`, 'a number from 0 to 1', value);
-  }
+  const { strength = 0.5, residualStrength = 0.5 } = isObject ? given : {};
+  numberIn('denseTarget.strength', strength, 0, 1);
+  numberIn('denseTarget.residualStrength', residualStrength, 0, 1);
   if (!(given ?? method === 'alps') || (strength === 0 && residualStrength === 0)) return undefined;
   if (refit === 'none' && method !== 'alps' && method !== 'sparsegpt') {
     throw new AlpsError(
@@ -79,10 +79,10 @@ export async function denseTarget(
   using scope = new Scope();
   const diagonal = scope.hold(device.tensor('float32', [n]));
   stream.diagonal(gram, diagonal);
-  const mean = (await stream.read(diagonal)).reduce((sum, value) => sum + value, 0) / n;
+  const lambda = lambdaOf(await stream.read(diagonal), ridge);
   const inverse = scope.hold(device.tensor('float32', [n, n], 'the inverse of the Gram matrix'));
   stream.copy(gram, inverse);
-  stream.addDiagonal(inverse, mean > 0 ? ridge * mean : 1);
+  stream.addDiagonal(inverse, lambda);
   stream.cholesky(inverse);
   stream.choleskyInverse(inverse);
   const difference = scope.hold(device.tensor('float32', [n, n], 'the difference of the Gram matrices'));

@@ -86,9 +86,7 @@ export class LayerProblem {
   static async create(stream: Stream, group: LayerGroup, segments: Segments, ridge: number): Promise<LayerProblem> {
     const diagonal = await checkedDiagonal(stream, group);
     const n = diagonal.length;
-    const mean = diagonal.reduce((sum, d) => sum + d, 0) / n;
-    // Where no input is alive every weight costs nothing; any λ₂ keeps the arithmetic finite.
-    const lambda = mean > 0 ? ridge * mean : 1;
+    const lambda = lambdaOf(diagonal, ridge);
     // A dead input (nothing ever arrives on it) costs nothing to prune: its scaled weights are 0, so they are never preferred.
     const scale = diagonal.map((d) => (d > 0 ? 1 / Math.sqrt(d + lambda) : 0));
     const scope = new Scope();
@@ -161,6 +159,16 @@ export class LayerProblem {
   dispose(): void {
     this.#scope.dispose();
   }
+}
+
+/**
+ * λ₂ from the diagonal of XᵀX.
+ * @param ridge as a share of the mean diagonal
+ */
+export function lambdaOf(diagonal: Float32Array, ridge: number): number {
+  const mean = diagonal.reduce((sum, d) => sum + d, 0) / diagonal.length;
+  // Where no input is alive every weight costs nothing; any λ₂ keeps the arithmetic finite.
+  return mean > 0 ? ridge * mean : 1;
 }
 
 /**

@@ -99,7 +99,7 @@ function oneOf<T extends string>(name: string, values: readonly T[], value: unkn
   return value as T;
 }
 
-function numberIn(name: string, value: unknown, low: number, high: number): number {
+export function numberIn(name: string, value: unknown, low: number, high: number): number {
   if (typeof value !== 'number' || !(value >= low && value <= high)) {
     throw invalidArgument(name, `a number from ${low} to ${high}`, value);
   }

@@ -1,10 +1,10 @@
 // Run by test 82 in a process of its own, with the shim of test/fixtures/fault-shim.c preloaded: the same job again and again, each time
 // with another of its calls of the operating system failing, until none fails. Each failure is followed by the same job without one.
 // Arguments: the library's folder, and JSON { kind, folder, errno, log, stride, options }. Prints one JSON line a fault.
-import { createHash } from 'node:crypto';
 import { accessSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
+import { digests } from './digests.mjs';
 
 const [lib, json] = process.argv.slice(2);
 const { kind, folder, errno, log, stride, options } = JSON.parse(json);
@@ -12,18 +12,6 @@ const { prune, evaluatePerplexity, AlpsError, Device } = await import(join(lib, 
 const { CellStore } = await import(join(lib, 'compare/cell-store.js'));
 const device = Device.open('cpu', { threads: 1 });
 const out = join(folder, 'out');
-
-function digests() {
-  const hash = (name) => {
-    const bytes = readFileSync(join(out, name));
-    const timeless = (key, value) => (key === 'milliseconds' ? 0 : value);
-    const data = name === 'pruning.json' ? JSON.stringify(JSON.parse(bytes.toString()), timeless) : bytes;
-    return createHash('sha256').update(data).digest('hex');
-  };
-  return readdirSync(out)
-    .sort()
-    .map((name) => [name, hash(name)]);
-}
 
 /** Cells that earlier runs stored. */
 let finished = 0;
@@ -43,7 +31,7 @@ async function cells() {
 
 // What a job leaves or gives back must be the same after a fault as without.
 const jobs = {
-  prune: { run: () => prune({ out, device, ...options }), result: digests },
+  prune: { run: () => prune({ out, device, ...options }), result: () => digests(out) },
   evaluate: { run: async () => (await evaluatePerplexity(options)).perplexity, result: (perplexity) => perplexity },
   cells: { run: cells, result: (all) => all },
 };

@@ -1,0 +1,1 @@
+export function digests(folder: string): Record<string, string>;
