@@ -68,7 +68,7 @@ export async function pruneGroup(
     let target = weight;
     const { target: wanted } = options;
     if (dense && wanted) {
-      const at = (ridge: number) => denseTarget(stream, weight, gram, dense, wanted, ridge);
+      const at = (ridge: number) => denseTarget(stream, { layers, weight, gram }, dense, wanted, ridge);
       target = scope.hold(await damped(layers, parsed.ridge, at));
     }
     return solveGroup(stream, { layers, weight: target, gram, moments }, parsed, precision);

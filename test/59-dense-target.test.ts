@@ -54,7 +54,8 @@ describe('denseTarget', () => {
     };
     const gram = upload(product(transposed(pruned), pruned));
     const options = { strength, residualStrength };
-    const target = scope.hold(await denseTarget(stream, upload(weight), gram, inputs, options, ridge));
+    const group = { layers: [{ name: 'the layer', outputs: m }], weight: upload(weight), gram };
+    const target = scope.hold(await denseTarget(stream, group, inputs, options, ridge));
     const values = await stream.read(target);
     stream.dispose();
     return Array.from({ length: m }, (_, i) => Array.from(values.subarray(i * n, (i + 1) * n)));
@@ -94,6 +95,29 @@ describe('denseTarget', () => {
     const before = product(transposed(pruned), combined(wanted, product(pruned, transposed(weight)), -1));
     expect(Math.max(...before.flat().map(Math.abs))).toBeGreaterThan(1);
   });
+
+  test.each(['weights', 'gram'] as const)(
+    'NaN in the %s is told as such, not as a matrix that has no factor',
+    async (which) => {
+      const stream = device.stream();
+      {
+        using scope = new Scope();
+        const upload = (a: number[][]) => scope.hold(stream.upload('float32', [a.length, a[0]!.length], flat(a)));
+        const spoilt = (a: number[][], is: boolean) => (is ? a.map((row) => row.map(() => Number.NaN)) : a);
+        const gram = product(transposed(pruned), pruned);
+        const group = {
+          layers: [{ name: 'the layer', outputs: m }],
+          weight: upload(spoilt(weight, which === 'weights')),
+          gram: upload(spoilt(gram, which === 'gram')),
+        };
+        const inputs = { cross: upload(gram), residual: undefined };
+        const options = { strength: 0.5, residualStrength: 0.5 };
+        await expect(denseTarget(stream, group, inputs, options, 0.01)).rejects.toMatchObject({ code: 'NOT_FINITE' });
+      }
+      stream.dispose();
+      expect(device.info().memoryUsed).toBe(0);
+    },
+  );
 
   test('without a residual its strength does nothing', async () => {
     expect(await targetOf(0.5, 1, 0.01, false)).toEqual(await targetOf(0.5, 0, 0.01));

@@ -1,7 +1,7 @@
 import type { Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError, invalidArgument } from '../errors.js';
-import { lambdaOf } from './layer-problem.js';
+import { checkedDiagonal, type LayerGroup, lambdaOf } from './layer-problem.js';
 import { numberIn, type ParsedPruningOptions } from './options.js';
 
 type F32 = Tensor<'float32'>;
@@ -60,26 +60,23 @@ export function parseDenseTarget(
  *
  * For α = β = 1 and λ = 0 it is the least-squares fit of X_d Ŵᵀ + h_d − h_p.
  *
- * @param weight Ŵ, float32 [m, n]
- * @param gram G, float32 [n, n], both triangles
+ * @param group Ŵ and G
  * @param ridge λ as a share of G's mean diagonal
  * @returns T, float32 [m, n]; the caller disposes it
- * @throws AlpsError `NOT_POSITIVE_DEFINITE` when G + λI cannot be factorised
+ * @throws AlpsError `NOT_FINITE` when a weight or G holds NaN or infinity, `NOT_POSITIVE_DEFINITE` when G + λI cannot be factorised
  */
 export async function denseTarget(
   stream: Stream,
-  weight: F32,
-  gram: F32,
+  group: LayerGroup,
   { cross, residual }: DenseInputs,
   { strength, residualStrength }: DenseTarget,
   ridge: number,
 ): Promise<F32> {
   const { device } = stream;
+  const { weight, gram } = group;
   const [n = 0] = gram.shape;
+  const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
   using scope = new Scope();
-  const diagonal = scope.hold(device.tensor('float32', [n]));
-  stream.diagonal(gram, diagonal);
-  const lambda = lambdaOf(await stream.read(diagonal), ridge);
   const inverse = scope.hold(device.tensor('float32', [n, n], 'the inverse of the Gram matrix'));
   stream.copy(gram, inverse);
   stream.addDiagonal(inverse, lambda);

@@ -194,7 +194,11 @@ export function nativePattern(pattern: Pattern): { keep: number; of: number } | 
   return isNm(pattern) ? { keep: pattern.keep, of: pattern.of } : null;
 }
 
-async function checkedDiagonal(stream: Stream, group: LayerGroup): Promise<Float32Array<ArrayBuffer>> {
+/**
+ * The diagonal of a group's Gram matrix, once its numbers and its weights' are known to be finite.
+ * @throws AlpsError `NOT_FINITE`; `NOT_POSITIVE_DEFINITE` for a negative entry
+ */
+export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promise<Float32Array<ArrayBuffer>> {
   using scope = new Scope();
   const { device } = stream;
   const names = group.layers.map((layer) => layer.name).join(', ');
