@@ -31,7 +31,9 @@ function links(sanitizers, include = '') {
 }
 
 function findTools() {
-  const present = () => links('fuzzer,address,undefined', '#include <doctest/doctest.h>') && links('fuzzer,thread');
+  const present = () =>
+    links('fuzzer,address,undefined', '#define DOCTEST_CONFIG_DISABLE\n#include <doctest/doctest.h>') &&
+    links('fuzzer,thread');
   if (present()) return;
   const packages = ['clang', 'doctest-dev'];
   if (!mayInstall())
@@ -103,7 +105,7 @@ function minimize(fuzzer) {
   rmSync(small, { recursive: true, force: true });
   mkdirSync(small);
   if (existsSync(corpus)) cpSync(corpus, found, { recursive: true });
-  run(fuzzer, ['-merge=1', '-use_value_profile=0', small, found]);
+  run(fuzzer, ['-set_cover_merge=1', '-use_counters=0', '-use_value_profile=0', small, found]);
   rmSync(corpus, { recursive: true, force: true });
   cpSync(small, corpus, { recursive: true });
   say(`native/fuzz/corpus: ${readdirSync(corpus).length} inputs`);
