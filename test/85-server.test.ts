@@ -1,5 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { Agent, type IncomingMessage, request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -187,6 +189,27 @@ describe('a layer', () => {
     const init = { method: 'POST', body: stream, duplex: 'half' } as RequestInit;
     const response = await fetch(`${address}/layers?sparsity=0.5`, init);
     expect({ status: response.status, body: await response.json() }).toMatchObject(refused(413, 'TOO_LARGE'));
+  });
+
+  test('a refusal before the end of a short body leaves the connection to the next request', async () => {
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    const options = { agent, method: 'POST', headers: { 'content-length': 1 << 19 } };
+    const refusal = request(`${address}/layers?out=x`, options);
+    refusal.write(new Uint8Array(1 << 18));
+    const [response] = (await once(refusal, 'response')) as [IncomingMessage];
+    expect({ status: response.statusCode, connection: response.headers.connection }).toEqual({
+      status: 400,
+      connection: 'keep-alive',
+    });
+    response.resume();
+    refusal.end(new Uint8Array(1 << 18));
+    await once(refusal, 'close');
+    const next = request(`${address}/healthz`, { agent }).end();
+    const [health] = (await once(next, 'response')) as [IncomingMessage];
+    expect({ status: health.statusCode, reused: next.reusedSocket }).toEqual({ status: 200, reused: true });
+    health.resume();
+    await once(health, 'end');
+    agent.destroy();
   });
 
   test('one that the memory budget never has room for is refused', async () => {

@@ -47,6 +47,7 @@ for (const folder of [work, values.models, values.texts]) if (folder) hide(await
 const jobs = new Jobs(work, Number(values.keep));
 const maxBody = Number(values['max-body']);
 const maxJson = Math.min(maxBody, 1 << 20);
+const maxSkipped = 1 << 20;
 
 function sendJson(response, status, body, headers = {}) {
   response.writeHead(status, { 'content-type': 'application/json', ...headers });
@@ -216,8 +217,11 @@ const server = createServer((request, response) => {
     const { status, headers, body } = responseOf(error);
     if (status === 500) logger.error({ err: error, path: request.url }, 'a request failed');
     if (response.headersSent || response.destroyed) return response.destroy();
-    // What the client still sends of a refused body is not read.
-    sendJson(response, status, body, request.complete ? headers : { ...headers, connection: 'close' });
+    // What is left of a refused body is read past when it is short: a connection that is closed on a client that still sends can cost it the
+    // answer. Of a longer one nothing more is read.
+    const short = Number(request.headers['content-length'] ?? Number.POSITIVE_INFINITY) <= maxSkipped;
+    if (short) request.resume();
+    sendJson(response, status, body, request.complete || short ? headers : { ...headers, connection: 'close' });
   });
 });
 server.requestTimeout = 300_000;

@@ -17,9 +17,16 @@ std::shared_ptr<Context> Context::create(Napi::Env env) {
 void Context::close() {
   for (auto& stream : streams_) stream->close();
   streams_.clear();
+  for (auto& kept : kept_) kept->reference_.Reset();  // no stream uses their memory any more
+  kept_.clear();
   std::lock_guard lock(mutex_);
   open_ = false;
   channel_.Abort();
+}
+
+void Context::release(const std::shared_ptr<Kept>& kept) {
+  kept->reference_.Reset();
+  kept_.erase(kept);
 }
 
 void Context::expectPost(Napi::Env env) {
@@ -44,13 +51,6 @@ void Context::callJs(Napi::Env env, Napi::Function, Context* context, Posted* po
     // A worker that is being terminated runs no JavaScript any more, and then this does nothing.
     error.ThrowAsJavaScriptException();
   }
-}
-
-Pin::Pin(Napi::Env, const Napi::TypedArray& array)
-    : reference_(Napi::Persistent(static_cast<const Napi::Object&>(array))),
-      data_(static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset()),
-      bytes_(array.ByteLength()) {
-  reference_.SuppressDestruct();
 }
 
 }  // namespace alps

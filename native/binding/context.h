@@ -12,6 +12,18 @@
 
 namespace alps {
 
+// A JavaScript value that is kept alive from a call until its result is posted. Let go of on the JavaScript thread, by
+// Context::release or with the environment; destroying it on another thread touches nothing.
+class Kept {
+ public:
+  explicit Kept(const Napi::Object& value) : reference_(Napi::Persistent(value)) { reference_.SuppressDestruct(); }
+  Napi::Object value() const { return reference_.Value(); }
+
+ private:
+  friend class Context;
+  Napi::ObjectReference reference_;
+};
+
 class Context : public std::enable_shared_from_this<Context> {
  public:
   static std::shared_ptr<Context> create(Napi::Env env);
@@ -19,6 +31,10 @@ class Context : public std::enable_shared_from_this<Context> {
 
   void addStream(const std::shared_ptr<Stream>& stream) { streams_.insert(stream); }
   void removeStream(const std::shared_ptr<Stream>& stream) { streams_.erase(stream); }
+
+  // JavaScript thread.
+  std::shared_ptr<Kept> keep(const Napi::Object& value) { return *kept_.insert(std::make_shared<Kept>(value)).first; }
+  void release(const std::shared_ptr<Kept>& kept);
 
   // JavaScript thread: a result is awaited, so the event loop stays alive until it is posted.
   void expectPost(Napi::Env env);
@@ -39,22 +55,13 @@ class Context : public std::enable_shared_from_this<Context> {
   Channel channel_;                            // guarded by mutex_ once open
   int expected_ = 0;                           // JavaScript thread only
   std::set<std::shared_ptr<Stream>> streams_;  // JavaScript thread only
+  std::set<std::shared_ptr<Kept>> kept_;       // JavaScript thread only
 };
 
-// Keeps a JavaScript typed array alive while native code reads or writes it. Released on the JavaScript thread, or with
-// its environment; destroying it on another thread touches nothing.
-class Pin {
- public:
-  Pin(Napi::Env env, const Napi::TypedArray& array);
-  void* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-  // JavaScript thread.
-  void release() { reference_.Reset(); }
-
- private:
-  Napi::ObjectReference reference_;
-  void* data_;
-  size_t bytes_;
+// The memory of a JavaScript typed array, kept alive while native code reads or writes it.
+struct Pin {
+  std::shared_ptr<Kept> kept;
+  void* data;
 };
 
 }  // namespace alps

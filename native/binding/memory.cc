@@ -218,7 +218,7 @@ Napi::Value disposeTensor(const Napi::CallbackInfo& info) {
 
 namespace {
 
-std::shared_ptr<Pin> pin(const Napi::CallbackInfo& info, size_t index, const Tensor& tensor) {
+Pin pin(const Napi::CallbackInfo& info, size_t index, const Tensor& tensor) {
   require(info[index].IsTypedArray(), "Expected a typed array");
   auto array = info[index].As<Napi::TypedArray>();
   require(array.ArrayBuffer().IsArrayBuffer(), "Expected a typed array over an ArrayBuffer");
@@ -226,16 +226,16 @@ std::shared_ptr<Pin> pin(const Napi::CallbackInfo& info, size_t index, const Ten
   require(!array.ArrayBuffer().Get("resizable").ToBoolean(), "Expected an array of fixed length");
   require(array.ByteLength() == tensor.bytes(), "Expected ", tensor.bytes(), " bytes for ", describe(tensor),
           " but received ", array.ByteLength());
-  return std::make_shared<Pin>(info.Env(), array);
+  char* data = static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset();
+  return {Context::of(info.Env())->keep(array), data};
 }
 
 // Calls back with null or an error when the stream gets here; `before` runs on the device's thread when there was no
 // error.
 void settleWith(const Napi::CallbackInfo& info, const std::shared_ptr<Stream>& stream, const Napi::Function& callback,
-                std::function<void(Backend&)> before, std::shared_ptr<Pin> pinned) {
+                std::function<void(Backend&)> before, std::shared_ptr<Kept> pinned) {
   auto context = Context::of(info.Env());
-  auto function = std::make_shared<Napi::FunctionReference>(Napi::Persistent(callback));
-  function->SuppressDestruct();  // released below, on the JavaScript thread, or with its environment
+  auto function = context->keep(callback);
   context->expectPost(info.Env());
   stream->settle([context, function, before, pinned](Backend& backend, const std::optional<Error>& error) {
     std::optional<Error> failure = error;
@@ -248,10 +248,10 @@ void settleWith(const Napi::CallbackInfo& info, const std::shared_ptr<Stream>& s
         failure = Error("INTERNAL", thrown.what());
       }
     }
-    context->post([function, pinned, failure](Napi::Env env) {
-      if (pinned) pinned->release();
-      Napi::Function call = function->Value();
-      function->Reset();
+    context->post([context, function, pinned, failure](Napi::Env env) {
+      if (pinned) context->release(pinned);
+      auto call = function->value().As<Napi::Function>();
+      context->release(function);
       call.Call({failure ? toJs(env, *failure).Value() : env.Null()});
     });
   });
@@ -268,8 +268,9 @@ Napi::Value writeTensor(const Napi::CallbackInfo& info) {
     auto context = Context::of(info.Env());
     context->expectPost(info.Env());
     // A settle, not an op: the pin is released even when an op before it has failed.
-    stream->enqueue([tensor, pinned](Backend& backend) { backend.upload(pinned->data(), tensor); });
-    stream->enqueueAlways([context, pinned] { context->post([pinned](Napi::Env) { pinned->release(); }); });
+    stream->enqueue([tensor, pinned](Backend& backend) { backend.upload(pinned.data, tensor); });
+    stream->enqueueAlways(
+        [context, kept = pinned.kept] { context->post([context, kept](Napi::Env) { context->release(kept); }); });
     return info.Env().Undefined();
   });
 }
@@ -283,7 +284,7 @@ Napi::Value readTensor(const Napi::CallbackInfo& info) {
     require(info[3].IsFunction(), "Expected a callback");
     settleWith(
         info, stream, info[3].As<Napi::Function>(),
-        [tensor, pinned](Backend& backend) { backend.download(tensor, pinned->data()); }, pinned);
+        [tensor, pinned](Backend& backend) { backend.download(tensor, pinned.data); }, pinned.kept);
     return info.Env().Undefined();
   });
 }
