@@ -1,3 +1,4 @@
+import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
 import type { Stream } from './device/stream.js';
 import { Scope, type Tensor } from './device/tensor.js';
@@ -8,9 +9,10 @@ import { tensorOf } from './model/shapes.js';
 import { damped } from './pruning/damping.js';
 import { type DenseInputs, type DenseTarget, denseTarget } from './pruning/dense-target.js';
 import type { InputMoments } from './pruning/input-moments.js';
-import { segmentsOf } from './pruning/layer-problem.js';
+import { type LayerPlace, segmentsOf } from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
 import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
+import { isNm } from './pruning/pattern.js';
 import { solutionTensors } from './pruning/solution.js';
 import { type GroupResult, type LayerResult, layerErrors, solveGroup } from './pruning/solve-group.js';
 import type { BlockReport, LayerReport } from './traversal.js';
@@ -28,6 +30,8 @@ export interface GroupInputs extends Disposable {
 
 export interface GroupPruningOptions {
   parsed: ParsedPruningOptions;
+  /** What each layer keeps, by name; undefined: what the pattern says. */
+  budgets: ReadonlyMap<string, LayerBudget> | undefined;
   /** How the dense model's activations are reproduced; undefined: layers reproduce their own weights. */
   target: DenseTarget | undefined;
   writer: CheckpointWriter;
@@ -46,6 +50,34 @@ export async function pruneGroup(
   inputs: GroupInputs | undefined,
   options: GroupPruningOptions,
 ): Promise<Omit<LayerReport, 'block'>[]> {
+  const reports: Omit<LayerReport, 'block'>[] = [];
+  for (const [part, parsed] of byPattern(linears, options))
+    reports.push(...(await pruneTogether(model, part, inputs, { ...options, parsed })));
+  return linears.map(({ name }) => reports.find((report) => report.name === name)!);
+}
+
+/** The layers that one solve can take: all of them, but with N:M or budgets by row only those that keep the same share. */
+function byPattern(
+  linears: readonly Linear[],
+  { parsed, budgets }: GroupPruningOptions,
+): [part: Linear[], parsed: ParsedPruningOptions][] {
+  if (!budgets || !(isNm(parsed.pattern) || isRowwise(parsed))) return [[[...linears], parsed]];
+  const parts = new Map<string, [Linear[], ParsedPruningOptions]>();
+  for (const linear of linears) {
+    const { pattern, keep } = budgets.get(linear.name)!;
+    const key = String(keep / linear.outputs);
+    const [part] = parts.get(key) ?? parts.set(key, [[], { ...parsed, pattern }]).get(key)!;
+    part.push(linear);
+  }
+  return [...parts.values()];
+}
+
+async function pruneTogether(
+  model: DecoderModel,
+  linears: readonly Linear[],
+  inputs: GroupInputs | undefined,
+  options: GroupPruningOptions,
+): Promise<Omit<LayerReport, 'block'>[]> {
   const began = performance.now();
   const { stream, device, precision } = model;
   const { timed } = options;
@@ -58,7 +90,9 @@ export async function pruneGroup(
     using stored = await timed('read', () => model.loadLinear(linear.spec, 'float32'));
     stream.copy(stored, rows);
   });
-  const layers = linears.map(({ name, outputs: count }) => ({ name, outputs: count }));
+  const layers = linears.map(({ name, outputs: count }) => {
+    return { name, outputs: count, keep: options.budgets?.get(name)?.keep };
+  });
   const seen = inputs && inputs.tokens > 0 ? inputs : undefined;
   const fallback = inputs !== undefined && !seen && options.parsed.method !== 'magnitude';
   const parsed: ParsedPruningOptions = fallback ? { ...options.parsed, comparisonGroup: 'layer' } : options.parsed;
@@ -143,7 +177,7 @@ async function readStored(stream: Stream, stored: Tensor, transposed: boolean) {
 /** Magnitude pruning without calibration. */
 export async function byMagnitude(
   stream: Stream,
-  group: { layers: { name: string; outputs: number }[]; weight: F32 },
+  group: { layers: LayerPlace[]; weight: F32 },
   parsed: ParsedPruningOptions,
 ): Promise<GroupResult> {
   const { device } = stream;

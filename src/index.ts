@@ -1,4 +1,5 @@
 /** Public exports, nothing else. */
+export type { LayerSparsities } from './allocation/allocation.js';
 export type { CalibrationOptions } from './calibration/calibration.js';
 export type { PerplexityProtocol } from './calibration/protocols.js';
 export type { TextSource } from './calibration/text.js';
@@ -36,6 +37,7 @@ export { version } from './package-version.js';
 export { type PruneEvent, type PruneOptions, type PruneReport, prune } from './prune.js';
 export type { DsnotOptions, Method, Metric, Precision, PruningOptions, Refit } from './pruning/options.js';
 export type { Pattern } from './pruning/pattern.js';
+export type { Preset } from './pruning/preset.js';
 export { type PruneLayerOptions, type PruneLayerResult, pruneLayer } from './pruning/prune-layer.js';
 export type { ScheduleName } from './pruning/rho-schedule.js';
 export type { TracePoint } from './pruning/solution.js';

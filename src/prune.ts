@@ -1,4 +1,5 @@
 import { dirname, resolve } from 'node:path';
+import { allocate, type LayerBudget, type LayerSparsities, parseLayerSparsities } from './allocation/allocation.js';
 import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { checkOutput, makeFolder } from './checkpoint/output-folder.js';
@@ -11,16 +12,18 @@ import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
-import { linearShape, titleOf } from './model/shapes.js';
 import { version } from './package-version.js';
 import { announcerOf, logPruneFailure } from './prune-events.js';
 import { type DenseTarget, type DenseTargetOptions, parseDenseTarget } from './pruning/dense-target.js';
-import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
+import { isRowwise, type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
+import { type Preset, withPreset } from './pruning/preset.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
 import { cannotRun, checkByNames, matricesByName, pruneByNames } from './unknown-model.js';
 
 export interface PruneOptions extends PruningOptions {
+  /** `paper`: ALPS as published. Options that are given beside it go before its own. */
+  preset?: Preset;
   /** Folder of the model: config.json, tokenizer.json, safetensors. */
   model: string;
   /** Folder to make. It appears under this name only when it is complete. */
@@ -34,6 +37,11 @@ export interface PruneOptions extends PruningOptions {
    * a second run of the tokens, through the dense model. Default true for `alps`, false for the other methods; see docs/quality.md.
    */
   denseTarget?: boolean | DenseTargetOptions;
+  /**
+   * How sparse each layer becomes relative to the others: a sparsity for every layer by its name, all moved by one amount until the layers
+   * together have exactly `sparsity`; for an N:M `pattern` each layer gets an N of its own. Default: all the same.
+   */
+  allocation?: LayerSparsities;
   /**
    * Default `auto`. Several, such as `['cuda:0', 'cuda:1']`, share the calibration windows and the layers; at most as many as there are
    * windows. The result is that of one device but for the order in which the Gram matrices are summed. An open device keeps its own
@@ -95,6 +103,8 @@ export interface PruneReport {
     propagation: Propagation;
     /** Null where layers reproduced their own weights. */
     denseTarget: DenseTarget | null;
+    /** Where it was given. */
+    allocation?: LayerSparsities;
     precision: Precision;
   };
   calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string } | null;
@@ -121,9 +131,10 @@ export interface PruneReport {
  *
  * @throws AlpsError with a `code`; see {@link AlpsErrorCode}
  */
-export async function prune(options: PruneOptions): Promise<PruneReport> {
+export async function prune(given: PruneOptions): Promise<PruneReport> {
   const began = performance.now();
-  const parsed = parsePruneOptions(options);
+  const parsed = parsePruneOptions(given);
+  const options = withPreset(given);
   const { signal } = options;
   const onEvent = announcerOf(options);
   throwIfAborted(signal);
@@ -136,6 +147,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     const models = openModels(checkpoint, team, precision, options);
     const model = models?.[0];
     checkWidths(checkpoint, model, parsed.pattern);
+    const budgets = budgetsOf(model, parsed, options.allocation);
     await makeFolder(dirname(resolve(options.out)));
     await checkOutput(checkpoint.folder, options.out, options.overwrite ?? false); // before the text is read
     onEvent({
@@ -160,7 +172,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
     }
     const propagation = options.propagation ?? 'sequential';
     const target = tokens && parseDenseTarget(options.denseTarget, parsed);
-    const reported = reportedOptions(parsed, propagation, target, precision);
+    const reported = reportedOptions(parsed, { propagation, target, precision, allocation: options.allocation });
     const resume = options.resume && {
       restart: options.restart,
       fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration: tokens?.hash, signal }),
@@ -186,6 +198,7 @@ export async function prune(options: PruneOptions): Promise<PruneReport> {
         windows: tokens,
         propagation,
         target,
+        budgets,
         writer,
         signal,
         onLayer,
@@ -259,8 +272,9 @@ async function fingerprintOf(run: {
 }
 
 /** Checks all options that can be checked without reading the model. */
-export function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
-  if (typeof options !== 'object' || options === null) throw invalidArgument('options', 'an object', options);
+export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
+  if (typeof given !== 'object' || given === null) throw invalidArgument('options', 'an object', given);
+  const options = withPreset(given);
   for (const name of ['model', 'out'] as const) {
     if (typeof options[name] !== 'string' || options[name] === '')
       throw invalidArgument(name, 'the path of a folder', options[name]);
@@ -273,6 +287,7 @@ export function parsePruneOptions(options: PruneOptions): ParsedPruningOptions {
   parseLogger(options.logger);
   const parsed = parsePruningOptions(options);
   parseDenseTarget(options.denseTarget, parsed);
+  parseLayerSparsities(options.allocation);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
   }
@@ -327,9 +342,13 @@ function openModels(
 /** Every width must fit the pattern before any work is done. */
 function checkWidths(checkpoint: Checkpoint, model: DecoderModel | undefined, pattern: Pattern): void {
   const matrices = model
-    ? model.linears().map((spec) => ({ name: titleOf(spec), shape: linearShape(model.config, spec) }))
-    : matricesByName(checkpoint);
-  for (const { name, shape } of matrices) keptWeights(pattern, shape[0]!, shape[1]!, name);
+    ? model.layerSizes()
+    : matricesByName(checkpoint).map(({ name, shape: [outputs, inputs] }) => ({
+        name,
+        outputs: outputs!,
+        inputs: inputs!,
+      }));
+  for (const { name, outputs, inputs } of matrices) keptWeights(pattern, outputs, inputs, name);
 }
 
 /** Of the layers that saw inputs. */
@@ -340,12 +359,27 @@ function meanErrorOf(layers: LayerReport[]): number {
 
 function reportedOptions(
   parsed: ParsedPruningOptions,
-  propagation: Propagation,
-  target: DenseTarget | undefined,
-  precision: Precision,
+  how: {
+    propagation: Propagation;
+    target: DenseTarget | undefined;
+    precision: Precision;
+    allocation: LayerSparsities | undefined;
+  },
 ): PruneReport['options'] {
   const { pattern: _pattern, method: _method, ...rest } = parsed;
-  return { ...rest, propagation, denseTarget: target ?? null, precision };
+  const { propagation, target, precision, allocation } = how;
+  return { ...rest, propagation, denseTarget: target ?? null, precision, ...(allocation ? { allocation } : {}) };
+}
+
+/** What each layer keeps, where they do not all keep the same share. */
+function budgetsOf(
+  model: DecoderModel | undefined,
+  parsed: ParsedPruningOptions,
+  allocation: LayerSparsities | undefined,
+): Map<string, LayerBudget> | undefined {
+  if (!allocation) return undefined;
+  if (!model) throw new AlpsError('UNSUPPORTED_MODEL', 'An allocation needs a model type that is known');
+  return allocate(model.layerSizes(), parsed.pattern, allocation, isRowwise(parsed));
 }
 
 function overallSparsity(layers: LayerReport[]): number {

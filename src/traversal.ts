@@ -1,3 +1,4 @@
+import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
@@ -53,6 +54,8 @@ export interface TraversalOptions {
   propagation: Propagation;
   /** How the dense model's activations are reproduced; undefined: layers reproduce their own weights. */
   target: DenseTarget | undefined;
+  /** What each layer keeps, by name; undefined: what the pattern says. */
+  budgets: ReadonlyMap<string, LayerBudget> | undefined;
   writer: CheckpointWriter;
   signal?: AbortSignal;
   onLayer(report: LayerReport): void;
@@ -277,6 +280,7 @@ class BlockPruning {
         const reports = await pruneGroup(model, linears, inputs?.get(task), {
           parsed: forStage(this.#parsed, stage),
           target: this.#options.target,
+          budgets: this.#options.budgets,
           writer: this.#options.writer,
           timed: (phase, action) => this.#timed(phase, action),
           onStored: (linear, bytes) => {

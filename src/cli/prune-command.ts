@@ -1,5 +1,8 @@
+import type { LayerSparsities } from '../allocation/allocation.js';
+import { readAllocation } from '../allocation/allocation-file.js';
 import { type PruneEvent, type PruneOptions, type PruneReport, prune } from '../prune.js';
 import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
+import type { Preset } from '../pruning/preset.js';
 import type { AlpsScheduleOptions, ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
 import {
@@ -35,6 +38,8 @@ What the model reads meanwhile:
   --seed N               which windows (default 0)
 
 How:
+  --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none;
+                         options beside it go before its own
   --method M             alps (default), sparsegpt, wanda, dsnot or magnitude (mp)
   --refit R              what is done to the kept weights: pcg (default of alps), backsolve (exact) or none (default of the others)
   --comparison-group G   magnitude, wanda: layer (default of magnitude) or row (default of wanda)
@@ -49,6 +54,8 @@ How:
   --propagation P        sequential (default) or block, the published one
   --dense-target A,B     alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5; of the others none); none: as published
+  --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: how sparse each layer becomes relative to the others; all are moved
+                         by one amount until together they have exactly --sparsity, or the mean N of --pattern
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
   --refine-iterations N  conjugate gradient iterations (default 10)
   --precision P          auto (default), float32 or bfloat16
@@ -70,7 +77,7 @@ Examples:
   alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl
   alps prune ./SmolLM2-135M --out ./pruned --pattern 2:4 --calibration a.txt.gz --windows 32 --length 1024
   alps prune ./SmolLM2-135M --out ./paper --sparsity 0.7 --calibration speeches.jsonl \\
-      --schedule alps --metric diagonal --propagation block --dense-target none        # exactly as published
+      --preset paper
   alps prune ./SmolLM2-135M --out ./mp --sparsity 0.5 --method magnitude
   alps prune ./SmolLM2-135M --out ./wanda --pattern 2:4 --method wanda --refit pcg --calibration speeches.jsonl
 `;
@@ -93,6 +100,8 @@ const options = {
   metric: { type: 'string' },
   propagation: { type: 'string' },
   'dense-target': { type: 'string' },
+  preset: { type: 'string' },
+  allocation: { type: 'string' },
   ridge: { type: 'string' },
   'refine-iterations': { type: 'string' },
   overwrite: { type: 'boolean' },
@@ -148,6 +157,8 @@ export const pruneCommand: Command = {
         metric: string(values, 'metric') as Metric | undefined,
         propagation: string(values, 'propagation') as Propagation | undefined,
         denseTarget: denseTargetOption(values),
+        preset: string(values, 'preset') as Preset | undefined,
+        allocation: await allocationOption(values),
         ridge: number(values, 'ridge'),
         refineIterations: number(values, 'refine-iterations'),
         overwrite: values.overwrite === true,
@@ -199,6 +210,11 @@ function denseTargetOption(values: Values): PruneOptions['denseTarget'] {
   if (rest.length > 0 || !Number.isFinite(strength) || !Number.isFinite(residualStrength ?? 0))
     throw new UsageError(`Expected --dense-target none or two numbers such as 0.5,0.5 but received ${text}`);
   return { strength, ...(residualStrength === undefined ? {} : { residualStrength }) };
+}
+
+async function allocationOption(values: Values): Promise<LayerSparsities | undefined> {
+  const path = string(values, 'allocation');
+  return path === undefined ? undefined : readAllocation(path);
 }
 
 function dsnotOptions(values: Values): DsnotOptions {

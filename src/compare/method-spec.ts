@@ -1,6 +1,7 @@
 import { invalidArgument } from '../errors.js';
 import type { PruneOptions } from '../prune.js';
 import { describePattern, isNm, type Pattern } from '../pruning/pattern.js';
+import { presets } from '../pruning/preset.js';
 
 /** A method as it is written in a list: `wanda`, `sparsegpt+refit`, `alps-published`. */
 export interface MethodSpec {
@@ -39,8 +40,8 @@ const bases: Record<string, { title: string; options: Partial<PruneOptions>; fla
   alps: { title: 'ALPS', options: { method: 'alps' }, flags: '--method alps' },
   'alps-published': {
     title: 'ALPS as published',
-    options: { method: 'alps', schedule: 'alps', metric: 'diagonal', propagation: 'block', denseTarget: false },
-    flags: '--method alps --schedule alps --metric diagonal --propagation block --dense-target none',
+    options: presets.paper,
+    flags: '--preset paper',
   },
 };
 

@@ -8,6 +8,7 @@ import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
 import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
+import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
 import { matricesByName } from '../unknown-model.js';
 
@@ -76,7 +77,8 @@ export function estimateLayerBytes(options: LayerSize): number {
  *
  * @throws AlpsError as {@link prune} for a folder that it refuses
  */
-export async function estimateModelBytes(options: PruneOptions, device: Device): Promise<number> {
+export async function estimateModelBytes(given: PruneOptions, device: Device): Promise<number> {
+  const options = withPreset(given);
   const parsed = parsePruningOptions(options);
   const checkpoint = await Checkpoint.open(options.model, { signal: options.signal });
   try {

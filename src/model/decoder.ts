@@ -1,3 +1,4 @@
+import type { LayerShape } from '../allocation/allocation.js';
 import { floatDtypes, isFloatDtype, type SafetensorsDtype } from '../checkpoint/dtype.js';
 import { type Checkpoint, quantizationOf } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
@@ -8,7 +9,7 @@ import { type Block, loadBlock } from './block.js';
 import type { DecoderConfig } from './config.js';
 import type { Architecture, LinearSpec } from './families/family.js';
 import { familyOf } from './families/index.js';
-import { expectedTensors, linearShape, linearsOf, tensorOf } from './shapes.js';
+import { expectedTensors, linearShape, linearsOf, tensorOf, titleOf } from './shapes.js';
 
 export type Precision = 'float32' | 'bfloat16';
 export type F32 = Tensor<'float32'>;
@@ -49,6 +50,14 @@ export class DecoderModel {
   /** All matrices that are pruned, in the order of the dataflow. */
   linears(): LinearSpec[] {
     return linearsOf(this.architecture);
+  }
+
+  /** Their names in reports, and their sizes. */
+  layerSizes(): LayerShape[] {
+    return this.linears().map((spec) => {
+      const [outputs, inputs] = linearShape(this.config, spec);
+      return { name: titleOf(spec), outputs, inputs };
+    });
   }
 
   #check(name: string, shape: number[]): void {

@@ -12,6 +12,8 @@ export interface LayerPlace {
   name: string;
   /** Output neurons. */
   outputs: number;
+  /** Weights that stay, where the pattern does not say it. By row: the same for every row of the group. */
+  keep?: number | undefined;
 }
 
 /** Layers that share their input, as one matrix of concatenated rows, with the Gram matrix of that input. */
@@ -180,10 +182,12 @@ export function segmentsOf(group: Pick<LayerGroup, 'layers' | 'weight'>, pattern
   const rowEnds: number[] = [];
   const keep: number[] = [];
   let end = 0;
-  for (const { name, outputs } of group.layers) {
+  for (const { name, outputs, keep: own } of group.layers) {
     end += outputs;
     rowEnds.push(end);
-    keep.push(byRow && !isNm(pattern) ? outputs * keptPerRow(pattern, n) : keptWeights(pattern, outputs, n, name));
+    if (own !== undefined) keep.push(own);
+    else if (byRow && !isNm(pattern)) keep.push(outputs * keptPerRow(pattern, n));
+    else keep.push(keptWeights(pattern, outputs, n, name));
   }
   if (end !== m) throw new AlpsError('INTERNAL', `The group's layers have ${end} outputs, its weight ${m}`);
   return { rowEnds, keep };

@@ -1,7 +1,7 @@
 import type { Segments, Stream } from '../device/stream.js';
 import type { Tensor } from '../device/tensor.js';
 import { type LayerProblem, nativePattern } from './layer-problem.js';
-import { isNm, keptPerRow, type Pattern } from './pattern.js';
+import { isNm, type Pattern } from './pattern.js';
 
 type F32 = Tensor<'float32'>;
 
@@ -16,7 +16,8 @@ export function chooseLargest(
   options: { pattern: Pattern; segments: Segments; byRow: boolean },
 ): void {
   const { pattern, segments, byRow } = options;
-  if (byRow && !isNm(pattern)) stream.projectRows(scores, mask, keptPerRow(pattern, scores.shape[1]!));
+  const kept = segments.keep.reduce((sum, keep) => sum + keep, 0);
+  if (byRow && !isNm(pattern)) stream.projectRows(scores, mask, kept / scores.shape[0]!);
   else stream.project(scores, mask, nativePattern(pattern), segments);
 }
 
