@@ -3,7 +3,12 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import { type CalibrationOptions, loadCalibration, loadEvaluationWindows } from '../src/calibration/calibration.js';
+import {
+  type CalibrationOptions,
+  divideWindows,
+  loadCalibration,
+  loadEvaluationWindows,
+} from '../src/calibration/calibration.js';
 import { consecutiveWindows, randomNumbers, sampleWindows, windowsOfIds } from '../src/calibration/windows.js';
 import type { DecoderConfig } from '../src/model/config.js';
 import { loadTokenizer } from '../src/model/tokenizer.js';
@@ -162,6 +167,75 @@ describe('calibration', () => {
     ['text and tokenIds', { text: documents(speech), tokenIds: [[1, 2]] }],
   ])('refuses %s (case %#)', async (name, options) => {
     await expect(calibration(options)).rejects.toMatchObject(refused('INVALID_ARGUMENT', new RegExp(name)));
+  });
+
+  describe('a mix', () => {
+    const two = async () => {
+      const paths = ['first', 'second'].map((name) => join(folder, `${name}.txt`));
+      await writeFile(paths[0]!, speech);
+      await writeFile(paths[1]!, speech.replaceAll('speech', 'novel'));
+      return paths as [string, string];
+    };
+    const options = { windows: 8, length: 64, seed: 3 };
+
+    test('has windows of each text in its share: those that the text gives by itself', async () => {
+      const [first, second] = await two();
+      const mix = await calibration({ text: [first, second], shares: [3, 1], ...options });
+      const [six, rest] = [
+        await calibration({ text: first, ...options, windows: 6 }),
+        await calibration({ text: second, ...options, windows: 2 }),
+      ];
+      expect(mix).toMatchObject({ windows: 8, length: 64 });
+      expect([...mix.tokens]).toEqual([...six.tokens, ...rest.tokens]);
+      expect(mix.note).toBeUndefined();
+      expect((await calibration({ text: [second, first], shares: [1, 3], ...options })).hash).not.toBe(mix.hash);
+      // Without shares both are one text.
+      expect((await calibration({ text: [first, second], ...options })).hash).not.toBe(mix.hash);
+      expect((await calibration({ text: first, shares: [2], ...options })).hash).toBe(
+        (await calibration({ text: first, ...options })).hash,
+      );
+    });
+
+    test.each([
+      [8, [3, 1], [6, 2]],
+      [32, [0.7, 0.3], [22, 10]],
+      [10, [1, 1, 1], [4, 3, 3]],
+      [3, [1000, 1, 1], [1, 1, 1]],
+      [5, [0.9, 0.1], [4, 1]],
+    ])('%i windows by %j are %j', (windows, shares, counts) => {
+      expect(divideWindows(windows, shares)).toEqual(counts);
+    });
+
+    test.each<[string, Partial<CalibrationOptions>, string]>([
+      ['a share too few', { shares: [1] }, 'a number for each of the 2 texts for shares'],
+      ['no list', { shares: 3 as unknown as number[] }, 'a number for each of the 2 texts for shares'],
+      ['nothing of a text', { shares: [1, 0] }, 'numbers above 0 for shares'],
+      ['NaN', { shares: [Number.NaN, 1] }, 'numbers above 0 for shares'],
+      ['one window', { shares: [1, 1], windows: 1 }, 'at least one for each of 2 texts for windows'],
+      ['documents', { text: documents(speech), shares: [1] }, 'a number for each of the 0 texts for shares'],
+    ])('%s is refused', async (_what, given, message) => {
+      const text = await two();
+      const refusal = { code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) };
+      await expect(calibration({ text, ...options, ...given })).rejects.toMatchObject(refusal);
+    });
+
+    test('a text shorter than a window, and token ids, are refused', async () => {
+      const [first] = await two();
+      const short = join(folder, 'short.txt');
+      await writeFile(short, speech.slice(0, 300));
+      await expect(
+        calibration({ text: [first, short], shares: [1, 1], ...options, length: 512 }),
+      ).rejects.toMatchObject({
+        code: 'INVALID_TEXT',
+        message: expect.stringMatching(/windows of different lengths: 512 tokens, and \d+ of text 1/),
+      });
+      const ids = join(folder, 'ids.json');
+      await writeFile(ids, '[[1, 2, 3]]');
+      await expect(calibration({ text: [first, ids], shares: [1, 1], ...options })).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('texts, not token ids for shares'),
+      });
+    });
   });
 
   test('a length beyond the model is capped, and said', async () => {

@@ -4,7 +4,7 @@ import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
 import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
 import { joinedText, type TextOptions, type TextSource } from './text.js';
-import { consecutiveWindows, sampleWindows, type TokenWindows, windowsOfIds } from './windows.js';
+import { consecutiveWindows, joinWindows, sampleWindows, type TokenWindows, windowsOfIds } from './windows.js';
 
 /** What a model reads while it is pruned: text or token ids. */
 export interface CalibrationOptions {
@@ -12,6 +12,11 @@ export interface CalibrationOptions {
   text?: TextSource;
   /** Windows of token ids, all of one length, instead of text. */
   tokenIds?: readonly (readonly number[] | Uint32Array)[];
+  /**
+   * How many of the windows each entry of `text` gives, relative to the others, such as [3, 1]: each entry is then a text of its own. Default:
+   * all entries are one text.
+   */
+  shares?: readonly number[];
   /** The text field of .jsonl and .parquet files. Default `text`. */
   field?: string;
   /** Number of token windows. Default 128. */
@@ -33,13 +38,14 @@ export async function loadCalibration(
   options: CalibrationOptions,
   { signal }: { signal?: AbortSignal } = {},
 ): Promise<TokenWindows> {
-  const { text, tokenIds, windows = 128, seed = 0 } = options;
+  const { text, tokenIds, windows = 128, seed = 0, shares } = options;
   if ((text === undefined) === (tokenIds === undefined)) {
     throw invalidArgument('calibration', 'exactly one of text and tokenIds', text === undefined ? 'none' : 'both');
   }
   if (!Number.isSafeInteger(windows) || windows < 1)
     throw invalidArgument('windows', 'an integer of at least 1', windows);
   if (!Number.isSafeInteger(seed) || seed < 0) throw invalidArgument('seed', 'an integer of at least 0', seed);
+  if (shares !== undefined) return loadMix(folder, config, { ...options, shares, windows, seed }, { signal });
   if (tokenIds !== undefined) return checkedLength(windowsOfIds(tokenIds, config.vocabulary, 'tokenIds'), config);
   const ids = await readTokenFile(text!, 'calibration');
   if (ids) return checkedLength(windowsOfIds(ids, config.vocabulary, String(text)), config);
@@ -50,6 +56,54 @@ export async function loadCalibration(
   }
   const stream = await encoded(folder, config, text!, { field: options.field, signal });
   return withCapNote(await sampleWindows(stream, { windows, length, seed, maxTokens }), options.length, config);
+}
+
+/** Windows of each text in its share, one text behind the other. */
+async function loadMix(
+  folder: string,
+  config: DecoderConfig,
+  options: CalibrationOptions & { shares: readonly number[]; windows: number },
+  { signal }: { signal?: AbortSignal },
+): Promise<TokenWindows> {
+  const { text, shares, windows, maxTokens, ...rest } = options;
+  const texts: readonly string[] = typeof text === 'string' ? [text] : Array.isArray(text) ? text : [];
+  if (!Array.isArray(shares) || shares.length !== texts.length)
+    throw invalidArgument('shares', `a number for each of the ${texts.length} texts`, shares);
+  for (const share of shares) {
+    if (typeof share !== 'number' || !(share > 0 && share < Number.POSITIVE_INFINITY))
+      throw invalidArgument('shares', 'numbers above 0', share);
+  }
+  if (windows < texts.length)
+    throw invalidArgument('windows', `at least one for each of ${texts.length} texts`, windows);
+  const parts: TokenWindows[] = [];
+  for (const [i, count] of divideWindows(windows, shares).entries()) {
+    const limit = maxTokens === undefined ? {} : { maxTokens: Math.ceil((maxTokens * count) / windows) };
+    parts.push(
+      await loadCalibration(folder, config, { ...rest, ...limit, text: texts[i]!, windows: count }, { signal }),
+    );
+  }
+  const [{ length }] = parts as [TokenWindows];
+  for (const [i, part] of parts.entries()) {
+    if (part.given) throw invalidArgument('shares', 'texts, not token ids', texts[i]);
+    if (part.length !== length)
+      throw new AlpsError(
+        'INVALID_TEXT',
+        `Texts of a mix give windows of different lengths: ${length} tokens, and ${part.length} of text ${i}`,
+      );
+  }
+  return joinWindows(parts);
+}
+
+/** Windows in proportion to the shares, at least one each, all together exactly `windows`. */
+export function divideWindows(windows: number, shares: readonly number[]): number[] {
+  const total = shares.reduce((sum, share) => sum + share, 0);
+  const counts = shares.map(() => 1);
+  // Each goes where the share is least fulfilled (Sainte-Laguë).
+  for (let left = windows - shares.length; left > 0; left--) {
+    const need = shares.map((share, i) => share / total / (2 * counts[i]! + 1));
+    counts[need.indexOf(Math.max(...need))]!++;
+  }
+  return counts;
 }
 
 /** The windows that a perplexity is measured on. */

@@ -126,6 +126,16 @@ function join(parts: Uint32Array[], length: number, note?: string): TokenWindows
   return { tokens, windows: parts.length, length, hash, ...(note ? { note } : {}) };
 }
 
+/** Windows of one length from several texts, one behind the other. */
+export function joinWindows(parts: readonly TokenWindows[]): TokenWindows {
+  const [{ length }] = parts as [TokenWindows];
+  const notes = [...new Set(parts.flatMap(({ note }) => note ?? []))];
+  const each = parts.flatMap(({ tokens, windows }) =>
+    Array.from({ length: windows }, (_, i) => tokens.subarray(i * length, (i + 1) * length)),
+  );
+  return join(each, length, notes.length > 0 ? notes.join('; ') : undefined);
+}
+
 /** Windows given as token ids: all of one length, every id below the vocabulary. */
 export function windowsOfIds(ids: unknown, vocabulary: number, name: string): TokenWindows {
   if (!Array.isArray(ids) || ids.length === 0) throw invalidArgument(name, 'a list of windows of token ids', ids);

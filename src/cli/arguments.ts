@@ -24,6 +24,7 @@ export const deviceOptions: Options = {
 /** Options of commands that prune. */
 export const calibrationOptions: Options = {
   calibration: { type: 'string', multiple: true },
+  shares: { type: 'string' },
   field: { type: 'string' },
   windows: { type: 'string' },
   length: { type: 'string' },

@@ -12,6 +12,7 @@ import {
   devices,
   list,
   number,
+  numbers,
   parse,
   pattern,
   string,
@@ -32,6 +33,7 @@ What to remove (one of the two):
 
 What the model reads meanwhile:
   --calibration FILE     .txt, .jsonl, .json (token ids), .parquet, also .gz; may be given more than once
+  --shares A,B,...       how many of the windows each of these files gives, relative to the others (default: all are one text)
   --field NAME           the text field of .jsonl and .parquet (default text)
   --windows N            token windows (default 128)
   --length N             tokens of a window (default 2048, at most what the model takes)
@@ -168,6 +170,7 @@ export const pruneCommand: Command = {
           ? {
               calibration: {
                 text: files,
+                shares: numbers(values, 'shares'),
                 field: string(values, 'field'),
                 windows: number(values, 'windows'),
                 length: number(values, 'length'),

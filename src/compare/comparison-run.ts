@@ -195,10 +195,11 @@ export class ComparisonRun {
       .join(' ');
     const { windows, length } = this.#prepared.calibration;
     const how = propagation === 'block' && !flags.includes('--propagation') ? ' --propagation block' : '';
+    const shares = calibration.shares ? ` --shares ${calibration.shares.join(',')}` : '';
     const seed = calibration.seed ? ` --seed ${calibration.seed}` : '';
     return (
       `alps prune ${quoted(model)} --out PRUNED ${patternFlags(pattern)} ${flags}${how} --precision ${precision} ` +
-      `${files}${fieldFlag(calibration.field)} --windows ${windows} --length ${length}${seed}`
+      `${files}${shares}${fieldFlag(calibration.field)} --windows ${windows} --length ${length}${seed}`
     );
   }
 
