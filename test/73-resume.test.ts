@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -121,6 +121,42 @@ describe('a run that was stopped', () => {
       message: expect.stringContaining('is not what an unfinished run leaves'),
     });
   });
+});
+
+test('a restart that is killed before its first block leaves nothing that the next run takes for finished blocks', async () => {
+  const options = { model: union, method: 'magnitude', sparsity: 0.6, resume: true } as const;
+  await prune({ ...options, out: join(scratch, 'whole') });
+  const out = join(scratch, 'out');
+  await stopped({ ...options, out }, 2);
+  const code = `import { prune } from ${JSON.stringify(pathToFileURL(folder('lib/index.js')).href)};
+    const onEvent = ({ type }) => type === 'layer' && process.kill(process.pid, 'SIGKILL');
+    await prune({ ...${JSON.stringify({ ...options, out, restart: true })}, onEvent });`;
+  const child = spawn(process.execPath, ['--input-type=module', '-e', code], { stdio: 'inherit' });
+  expect(await new Promise((resolve) => child.on('exit', (_code, signal) => resolve(signal)))).toBe('SIGKILL');
+  await prune({ ...options, out });
+  expect(digests(out)).toEqual(digests(join(scratch, 'whole')));
+});
+
+test('outputs with long names of one beginning: neither is taken for the other', async () => {
+  const options = { model: union, method: 'magnitude', resume: true } as const;
+  const [a, b] = ['a', 'b'].map((end) => join(scratch, `${'a-model-of-a-long-name'.repeat(3)}-${end}`));
+  await stopped({ ...options, sparsity: 0.6, out: a! }, 1);
+  await prune({ ...options, sparsity: 0.5, out: b!, restart: true });
+  const events: PruneEvent[] = [];
+  await prune({ ...options, sparsity: 0.6, out: a!, onEvent: (event) => events.push(event) });
+  expect(events.find(({ type }) => type === 'resume')).toMatchObject({ finished: 1 });
+});
+
+test('what a killed run set aside when it replaced an output does not stand in the way', async () => {
+  const options = { model: union, method: 'magnitude', sparsity: 0.5, resume: true } as const;
+  const out = join(scratch, 'out');
+  const aside = join(scratch, '.out.unfinished.old');
+  for (const there of [false, true]) {
+    await mkdir(aside);
+    await writeFile(join(aside, 'config.json'), '{}');
+    await prune({ ...options, out, overwrite: there });
+    expect(await readdir(scratch)).toEqual(['out']);
+  }
 });
 
 describe('two runs on one output', () => {

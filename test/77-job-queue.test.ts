@@ -108,6 +108,26 @@ describe('back-pressure', () => {
     expect(done).toEqual(Array.from({ length: 50 }, (_, i) => i));
   });
 
+  test('so are those of models, whose headers are read first; a full queue opens none', async () => {
+    const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
+    const queue = new JobQueue({ device, concurrency: 1, maxQueued: 1 });
+    const start = (i: number) => queue.prune({ model, out: join(out, `${i}`), sparsity: 0.5, method: 'magnitude' });
+    await Promise.all(Array.from({ length: 6 }, (_, i) => queue.ready().then(() => start(i))));
+    const refused: JobEvent[] = [];
+    const { open, work } = gate();
+    const taken = [queue.run(work), queue.run(work)];
+    const none = { model: join(out, 'none'), out: join(out, 'x'), sparsity: 0.5, method: 'magnitude' } as const;
+    await expect(queue.prune(none, { onEvent: (event) => refused.push(event) })).rejects.toMatchObject({
+      code: 'QUEUE_FULL',
+    });
+    expect(refused.map(({ type }) => type)).toEqual(['refused']);
+    open();
+    await Promise.all(taken);
+    await expect(queue.prune(none)).rejects.toMatchObject({ code: 'FILE_SYSTEM' });
+    expect(await Promise.all([queue.run(() => 1), queue.run(() => 2)])).toEqual([1, 2]);
+    await rm(out, { recursive: true });
+  });
+
   test('those who are let in and do nothing do not keep others out', async () => {
     const queue = new JobQueue({ device, concurrency: 1, maxQueued: 1 });
     const { open, work } = gate();

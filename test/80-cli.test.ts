@@ -1,5 +1,5 @@
-import { spawn } from 'node:child_process';
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { spawn, spawnSync } from 'node:child_process';
+import { mkdtemp, open, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -143,6 +143,27 @@ describe('alps', () => {
     expect(stderr).toContain('interrupted');
     expect((await readdir(scratch)).filter((name) => name === 'interrupted' || name.includes('partial'))).toEqual([]);
   });
+});
+
+test('a reader of its lines that goes away ends it, but not as if it were done', async () => {
+  const out = join(scratch, 'piped');
+  const child = spawn(process.execPath, [main, 'prune', model, '--out', out, '--sparsity', '0.5', '--method', 'mp'], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  child.stdout.destroy();
+  expect(await new Promise((resolve) => child.on('exit', resolve))).toBe(141);
+});
+
+test('lines that cannot be written are told without a stack', async () => {
+  const full = await open('/dev/full', 'w');
+  const args = [main, 'prune', model, '--out', join(scratch, 'full'), '--sparsity', '0.5', '--method', 'mp'];
+  const { status, stderr } = spawnSync(process.execPath, args, {
+    stdio: ['ignore', full.fd, 'pipe'],
+    encoding: 'utf8',
+  });
+  await full.close();
+  expect(status).toBe(1);
+  expect(stderr).toMatch(/^alps: Could not write to standard output: ENOSPC[^\n]*\n$/);
 });
 
 describe('the progress line', () => {

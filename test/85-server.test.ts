@@ -5,6 +5,8 @@ import { Agent, type IncomingMessage, request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+// @ts-expect-error: JavaScript
+import { Jobs } from '../examples/server/jobs.mjs';
 import { SafetensorsFile, writeSafetensors } from '../src/checkpoint/safetensors.js';
 import { pruneLayer } from '../src/pruning/prune-layer.js';
 import { syntheticLayer } from './helpers/layers.js';
@@ -244,6 +246,61 @@ describe('cancelling and a full queue', () => {
     expect(await call('GET', `/jobs/${last}/result`)).toMatchObject(refused(409, 'ABORTED'));
     expect(await call('DELETE', `/jobs/${last}`)).toMatchObject(refused(409, 'ENDED'));
   });
+});
+
+test('uploads that arrive take places: no more of them than the queue has room for', async () => {
+  const half = () => {
+    const upload = request(`${address}/layers?sparsity=0.5`, {
+      method: 'POST',
+      headers: { 'content-length': 1 << 19 },
+    });
+    const answer = once(upload, 'response').then(
+      ([{ statusCode }]) => statusCode as number,
+      () => undefined,
+    );
+    upload.on('error', () => {}).write(new Uint8Array(1 << 10));
+    return { upload, answer };
+  };
+  const uploads = Array.from({ length: 4 }, half);
+  expect(await Promise.race(uploads.map(({ answer }) => answer))).toBe(429);
+  for (const { upload } of uploads) upload.destroy();
+  expect((await Promise.all(uploads.map(({ answer }) => answer))).filter(Boolean)).toEqual([429]);
+  let posted = await call('POST', '/layers?sparsity=0.5', await good());
+  while (posted.status === 429) posted = await call('POST', '/layers?sparsity=0.5', await good());
+  expect(posted.status).toBe(202);
+  await events(posted.body.id);
+});
+
+test('the jobs that ended last are kept, not those that began last', async () => {
+  const jobs = new Jobs(join(scratch, 'jobs'), 1);
+  const end = async () => {
+    const job = await jobs.open('layer');
+    let finish = () => {};
+    await jobs.start(job, ({ onEvent }: { onEvent(event: Json): void }) => {
+      onEvent({ type: 'queued' });
+      return new Promise<object>((resolve) => (finish = () => resolve({})));
+    });
+    return {
+      id: job.id,
+      finish: () => {
+        finish();
+        return new Promise(setImmediate);
+      },
+    };
+  };
+  const [long, short] = [await end(), await end()];
+  await short.finish();
+  await long.finish();
+  expect(jobs.find(long.id).state).toBe('done');
+  expect(() => jobs.find(short.id)).toThrow('not kept');
+});
+
+test.each(['--keep', '--max-body'])('%s that is no number is refused: it would be no limit', async (option) => {
+  const child = spawn(process.execPath, [script, '--port', '0', option, '1G'], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let text = '';
+  child.stderr.on('data', (data) => (text += data));
+  const [status] = await once(child, 'close');
+  expect({ status, text }).toEqual({ status: 1, text: expect.stringContaining(`for ${option} but received "1G"`) });
 });
 
 describe('a model', () => {

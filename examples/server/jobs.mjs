@@ -82,6 +82,9 @@ export class Jobs {
     Object.assign(job, facts);
     this.#tell(job, { type: 'progress', event: { type: state, ...facts } });
     job.emitter.emit('end');
+    // The map is in the order of their ends: a long job must not be the oldest at once.
+    this.#jobs.delete(job.id);
+    this.#jobs.set(job.id, job);
     const ended = [...this.#jobs.values()].filter((one) => isEnded(one));
     for (const old of ended.slice(0, Math.max(0, ended.length - this.#kept))) {
       this.#jobs.delete(old.id);

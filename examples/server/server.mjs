@@ -28,6 +28,13 @@ const { values } = parseArgs({
   },
 });
 
+/** A limit that is no number would be none. */
+function limit(name) {
+  const value = Number(values[name]);
+  if (values[name] !== '' && Number.isSafeInteger(value) && value >= 0) return value;
+  throw new AlpsError('INVALID_ARGUMENT', `Expected an integer for --${name} but received "${values[name]}"`);
+}
+
 const metrics = new Metrics();
 const log = (level) => (facts, message) =>
   process.stderr.write(
@@ -42,10 +49,10 @@ const queue = new JobQueue({
   logger,
   onEvent: (event) => metrics.job(event),
 });
+const [keep, maxBody] = [limit('keep'), limit('max-body')];
 const work = await mkdtemp(join(await realpath(tmpdir()), 'alps-server-'));
 for (const folder of [work, values.models, values.texts]) if (folder) hide(await realpath(folder));
-const jobs = new Jobs(work, Number(values.keep));
-const maxBody = Number(values['max-body']);
+const jobs = new Jobs(work, keep);
 const maxJson = Math.min(maxBody, 1 << 20);
 const maxSkipped = 1 << 20;
 
@@ -66,17 +73,22 @@ async function take(response, kind, prepare) {
   sendJson(response, 202, Jobs.describe(job), { location: `/jobs/${job.id}` });
 }
 
-/** A full queue is told before the body is read. */
-function refuseWhenFull() {
+/** Layers that are not queued yet: their bodies are being read. */
+let arriving = 0;
+
+/** A full queue is told before the body is read; `taken` are the places of those whose bodies still come. */
+function refuseWhenFull(taken = 0) {
   const { running, queued } = queue.load;
-  if (queued >= queue.maxQueued && (queued > 0 || running >= queue.concurrency))
-    throw new AlpsError('QUEUE_FULL', `The queue is full: ${queued} jobs wait`);
+  const free = queued === 0 ? queue.concurrency - running : 0;
+  if (taken < queue.maxQueued - queued + free) return;
+  const text = taken === 0 ? `${queued} jobs wait` : `${queued} jobs wait, and ${taken} arrive`;
+  throw new AlpsError('QUEUE_FULL', `The queue is full: ${text}`);
 }
 
 async function postLayer({ request, response, url }) {
-  refuseWhenFull();
+  refuseWhenFull(arriving);
   const { layer: options, job: jobOptions } = queryOptions(url.searchParams);
-  await take(response, 'layer', async (job) => {
+  const prepare = async (job) => {
     const upload = join(job.folder, 'upload.safetensors');
     await bodyToFile(request, upload, maxBody);
     const size = await openLayer(upload);
@@ -90,7 +102,9 @@ async function postLayer({ request, response, url }) {
       await rm(upload);
       return summary;
     };
-  });
+  };
+  arriving++;
+  await take(response, 'layer', prepare).finally(() => arriving--);
 }
 
 const modelOptions = ['sparsity', 'pattern', 'method', 'refit', 'schedule', 'precision', 'propagation'];

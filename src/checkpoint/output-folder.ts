@@ -87,6 +87,7 @@ export async function publish(partial: string, out: string, overwrite: boolean):
   } catch (error) {
     if (!isCode(error, 'ENOTEMPTY', 'EEXIST')) throw error;
     if (!overwrite) throw notEmpty(out);
+    await rm(aside, { recursive: true, force: true }); // of a run that was killed behind its own replacement
     await rename(out, aside);
     replaced = true;
     try {
@@ -103,7 +104,7 @@ export async function publish(partial: string, out: string, overwrite: boolean):
     if (replaced) await rename(aside, out);
     throw cause;
   }
-  if (!replaced) return;
+  // Also what a run set aside that was killed before its folder got the name.
   await rm(aside, { recursive: true, force: true }).catch((cause) => {
     throw fileSystemError(`finish: ${out} is complete, but what it replaced could not be removed from`, aside, cause);
   });

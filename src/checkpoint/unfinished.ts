@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { type FileHandle, link, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename, dirname, join } from 'node:path';
@@ -18,7 +18,7 @@ interface Progress {
 
 /**
  * An output in the making under names that the next process finds: `.NAME.unfinished` (the folder), `.NAME.unfinished.json` (what is
- * finished, replaced whole after each step) and `.NAME.unfinished.lock` (who works on it).
+ * finished, replaced whole after each step) and `.NAME.unfinished.lock` (who works on it). A long NAME is cut, with a hash of the whole behind it.
  */
 export class Unfinished {
   readonly folder: string;
@@ -28,10 +28,8 @@ export class Unfinished {
   readonly #progress: Progress;
 
   private constructor(out: string, fingerprint: Fingerprint) {
-    // Cut short, since the name must not pass 255 bytes where the final one does not.
-    const name = basename(out).slice(0, 40);
     this.#out = out;
-    this.folder = join(dirname(out), `.${name}.unfinished`);
+    this.folder = join(dirname(out), `.${shortened(basename(out))}.unfinished`);
     this.#file = `${this.folder}.json`;
     this.#lock = `${this.folder}.lock`;
     this.#progress = { fingerprint, steps: [] };
@@ -82,6 +80,16 @@ export class Unfinished {
   /** Forgets the steps that an earlier run left: its folder was not as they say. */
   forget(): void {
     this.#progress.steps.length = 0;
+  }
+
+  /** To be called before the folder is made anew: a record of other files beside it would be taken for its own once this run is killed. */
+  async begin(): Promise<void> {
+    try {
+      await rm(this.#file, { force: true });
+    } catch (cause) {
+      throw fileSystemError('remove', this.#file, cause);
+    }
+    await flushPath(dirname(this.#file));
   }
 
   /** Lets others at it. What is finished stays for them, unless nothing is, or `done`. */
@@ -222,6 +230,13 @@ async function isAlive({ pid, host, started }: Holder): Promise<boolean> {
   if (!isRunning(pid)) return false;
   const now = await startOf(pid);
   return started === undefined || now === undefined || started === now;
+}
+
+/** The hidden names must not pass 255 bytes where the final one does not, and two outputs must not share them. */
+function shortened(name: string): string {
+  return name.length <= 40
+    ? name
+    : `${name.slice(0, 40)}-${createHash('sha256').update(name).digest('hex').slice(0, 16)}`;
 }
 
 function short(value: unknown): string {

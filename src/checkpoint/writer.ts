@@ -79,7 +79,10 @@ export class CheckpointWriter {
     const writer = new CheckpointWriter(options, out, unfinished);
     try {
       if (await writer.#takeUp()) return writer;
-      if (unfinished) await rm(writer.#partial, { recursive: true, force: true });
+      if (unfinished) {
+        await unfinished.begin();
+        await rm(writer.#partial, { recursive: true, force: true });
+      }
       await mkdir(writer.#partial);
       for (const index of options.source.shards.keys()) await writer.#openShard(index);
       return writer;

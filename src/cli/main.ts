@@ -95,9 +95,10 @@ function signalCode(signal: NodeJS.Signals): number {
   return signal === 'SIGTERM' ? 143 : 130;
 }
 
-// A reader that goes away (| head) is no failure of ours.
+// A reader that goes away (| head) ends the command as SIGPIPE would: with 0 it would seem to be done.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') process.exit(0);
-  throw error;
+  if (error.code === 'EPIPE') process.exit(141);
+  process.stderr.write(`alps: Could not write to standard output: ${error.message}\n`);
+  process.exit(1);
 });
 process.exitCode = await main(process.argv.slice(2));

@@ -44,6 +44,8 @@ export class JobQueue {
   readonly #room = new Room(() => this.#places());
   #idle: (() => void)[] = [];
   #bytes = 0;
+  /** Models whose headers are being read for their bytes: each has a place already. */
+  #estimating = 0;
   #lastId = 0;
   #closed = false;
 
@@ -100,8 +102,20 @@ export class JobQueue {
     job: JobOptions = {},
   ): Promise<PruneReport> {
     parsePruneOptions(options);
-    const { signal } = job;
-    const { name = options.model, bytes = await estimateModelBytes({ ...options, signal }, this.device) } = job;
+    const { signal, name = options.model } = job;
+    const reserved = job.bytes === undefined;
+    let { bytes } = job;
+    if (bytes === undefined) {
+      this.#reserve({ ...job, name });
+      try {
+        bytes = await estimateModelBytes({ ...options, signal }, this.device);
+      } catch (error) {
+        this.#estimating--;
+        this.#room.changed();
+        throw error;
+      }
+      this.#estimating--; // #submit takes the place at once
+    }
     const start = (own: AbortSignal, info: JobInfo) =>
       prune({
         ...options,
@@ -112,7 +126,7 @@ export class JobQueue {
           this.#publish({ type: 'progress', job: info, load: this.load, event }, job.onEvent);
         },
       });
-    return this.#submit('model', start, { ...job, name, bytes });
+    return this.#submit('model', start, { ...job, name, bytes }, reserved);
   }
 
   /**
@@ -157,10 +171,28 @@ export class JobQueue {
     await this.close({ cancel: true });
   }
 
+  /** Takes a place for a model before its files are opened: a full queue opens none. */
+  #reserve({ name, key = '', priority = 0, signal, onEvent }: JobOptions & { name: string }): void {
+    if (signal?.aborted) throw aborted(signal);
+    if (this.#closed) throw closedError();
+    if (this.#places() <= 0)
+      throw this.#refusal({ id: ++this.#lastId, kind: 'model', name, key, priority, bytes: 0 }, onEvent);
+    this.#room.taken();
+    this.#estimating++;
+  }
+
+  /** Tells that the queue is full. */
+  #refusal(job: JobInfo, onEvent: JobOptions['onEvent']): AlpsError {
+    this.#publish({ type: 'refused', job, load: this.load }, onEvent);
+    const text = `The queue is full: ${this.maxQueued} jobs wait. Wait for ready(), or try again later`;
+    return new AlpsError('QUEUE_FULL', text);
+  }
+
   #submit<T>(
     kind: JobInfo['kind'],
     start: (signal: AbortSignal, info: JobInfo) => Promise<T>,
     { priority = 0, key = '', name = 'a task', bytes = 0, signal, onEvent }: JobOptions,
+    reserved = false,
   ): Promise<T> {
     if (typeof priority !== 'number' || !Number.isFinite(priority))
       throw invalidArgument('priority', 'a finite number', priority);
@@ -187,20 +219,18 @@ export class JobQueue {
         queuedAt: performance.now(),
         release: () => signal?.removeEventListener('abort', onAbort),
       };
-      this.#enter(job);
+      this.#enter(job, reserved);
     });
   }
 
-  #enter(job: Job): void {
-    this.#room.taken();
+  #enter(job: Job, reserved: boolean): void {
+    if (!reserved) this.#room.taken();
     this.#line.add(job);
     const starts = this.#line.peek() === job && this.#fits(job);
-    if (this.#line.size > this.maxQueued && !starts) {
+    if (this.#line.size + this.#estimating > this.maxQueued && !starts && !reserved) {
       this.#line.remove(job);
       job.release();
-      this.#publish({ type: 'refused', job: infoOf(job), load: this.load }, job.onEvent);
-      const text = `The queue is full: ${this.maxQueued} jobs wait. Wait for ready(), or try again later`;
-      job.reject(new AlpsError('QUEUE_FULL', text));
+      job.reject(this.#refusal(infoOf(job), job.onEvent));
       return;
     }
     this.#publish({ type: 'queued', job: infoOf(job), load: this.load }, job.onEvent);
@@ -284,7 +314,7 @@ export class JobQueue {
   /** Jobs that would be taken now. */
   #places(): number {
     const free = this.#line.size === 0 ? this.concurrency - this.#running.size : 0;
-    return this.maxQueued - this.#line.size + free;
+    return this.maxQueued - this.#line.size - this.#estimating + free;
   }
 }
 
