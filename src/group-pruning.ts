@@ -15,6 +15,7 @@ import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
 import { isNm } from './pruning/pattern.js';
 import { solutionTensors } from './pruning/solution.js';
 import { type GroupResult, type LayerResult, layerErrors, solveGroup } from './pruning/solve-group.js';
+import { type GroupPlace, rowWeights } from './row-weights.js';
 import type { BlockReport, LayerReport } from './traversal.js';
 
 /** What a group of layers sees. */
@@ -34,6 +35,8 @@ export interface GroupPruningOptions {
   budgets: ReadonlyMap<string, LayerBudget> | undefined;
   /** How the dense model's activations are reproduced; undefined: layers reproduce their own weights. */
   target: DenseTarget | undefined;
+  /** Where the layers stand, for outputs to count by what the block makes of them; undefined: all outputs count the same. */
+  place: GroupPlace | undefined;
   writer: CheckpointWriter;
   /** Called with a layer's bytes as they were written. */
   onStored?(linear: Linear, bytes: Uint8Array<ArrayBuffer>): void;
@@ -105,7 +108,19 @@ async function pruneTogether(
       const at = (ridge: number) => denseTarget(stream, { layers, weight, gram }, dense, wanted, ridge);
       target = scope.hold(await damped(layers, parsed.ridge, at));
     }
-    return solveGroup(stream, { layers, weight: target, gram, moments }, parsed, precision);
+    const { place } = options;
+    const scales = place && choosesAmongRows(parsed) ? await rowWeights(model, place, linears, seen) : undefined;
+    if (!scales) return solveGroup(stream, { layers, weight: target, gram, moments }, parsed, precision);
+    const scaled = scope.hold(device.tensor('float32', weight.shape, 'the weighted rows'));
+    scaleRows(stream, target, scales, scaled);
+    const solved = await solveGroup(stream, { layers, weight: scaled, gram, moments }, parsed, precision);
+    scaleRows(
+      stream,
+      solved.weight,
+      scales.map((scale) => 1 / scale),
+      solved.weight,
+    );
+    return solved;
   });
   scope.hold(result.weight);
   scope.hold(result.mask);
@@ -134,6 +149,16 @@ async function pruneTogether(
     ...(fallback ? { fallback: 'magnitude' as const } : {}),
     milliseconds: performance.now() - began,
   }));
+}
+
+/** Whether weights of different rows compete: else it does not matter how rows count. */
+function choosesAmongRows(parsed: ParsedPruningOptions): boolean {
+  return !isNm(parsed.pattern) && !isRowwise(parsed);
+}
+
+function scaleRows(stream: Stream, from: F32, scales: Float32Array<ArrayBuffer>, to: F32): void {
+  using row = stream.upload('float32', [scales.length], scales);
+  stream.scaleRowsColumns(from, { row }, to);
 }
 
 /** Calls `use` for each linear with its rows of a matrix that holds all of them. */

@@ -38,6 +38,11 @@ export interface PruneOptions extends PruningOptions {
    */
   denseTarget?: boolean | DenseTargetOptions;
   /**
+   * Whether an error in a layer's output counts by what the block makes of it (the layer behind, the keys a query meets), when a layer's
+   * weights compete for their places; see docs/algorithm.md. Default true for `alps`; possible with `sparsegpt`. Nothing changes for N:M.
+   */
+  rowWeights?: boolean;
+  /**
    * How sparse each layer becomes relative to the others: a sparsity for every layer by its name, all moved by one amount until the layers
    * together have exactly `sparsity`; for an N:M `pattern` each layer gets an N of its own. Default: all the same.
    */
@@ -103,6 +108,7 @@ export interface PruneReport {
     propagation: Propagation;
     /** Null where layers reproduced their own weights. */
     denseTarget: DenseTarget | null;
+    rowWeights: boolean;
     /** Where it was given. */
     allocation?: LayerSparsities;
     precision: Precision;
@@ -172,7 +178,14 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
     }
     const propagation = options.propagation ?? 'sequential';
     const target = tokens && parseDenseTarget(options.denseTarget, parsed);
-    const reported = reportedOptions(parsed, { propagation, target, precision, allocation: options.allocation });
+    const weighted = tokens !== undefined && parseRowWeights(options.rowWeights, parsed);
+    const reported = reportedOptions(parsed, {
+      propagation,
+      target,
+      rowWeights: weighted,
+      precision,
+      allocation: options.allocation,
+    });
     const resume = options.resume && {
       restart: options.restart,
       fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration: tokens?.hash, signal }),
@@ -198,6 +211,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
         windows: tokens,
         propagation,
         target,
+        rowWeights: weighted,
         budgets,
         writer,
         signal,
@@ -287,6 +301,7 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   parseLogger(options.logger);
   const parsed = parsePruningOptions(options);
   parseDenseTarget(options.denseTarget, parsed);
+  parseRowWeights(options.rowWeights, parsed);
   parseLayerSparsities(options.allocation);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
@@ -362,13 +377,22 @@ function reportedOptions(
   how: {
     propagation: Propagation;
     target: DenseTarget | undefined;
+    rowWeights: boolean;
     precision: Precision;
     allocation: LayerSparsities | undefined;
   },
 ): PruneReport['options'] {
   const { pattern: _pattern, method: _method, ...rest } = parsed;
-  const { propagation, target, precision, allocation } = how;
-  return { ...rest, propagation, denseTarget: target ?? null, precision, ...(allocation ? { allocation } : {}) };
+  const { target, allocation, ...others } = how;
+  return { ...rest, ...others, denseTarget: target ?? null, ...(allocation ? { allocation } : {}) };
+}
+
+/** Whether rows are weighted; only the methods whose weights compete across rows, by their cost, can. */
+function parseRowWeights(given: boolean | undefined, { method }: ParsedPruningOptions): boolean {
+  if (given !== undefined && typeof given !== 'boolean') throw invalidArgument('rowWeights', 'true or false', given);
+  if (given && method !== 'alps' && method !== 'sparsegpt')
+    throw new AlpsError('INVALID_ARGUMENT', `rowWeights is for methods "alps" and "sparsegpt", not for "${method}"`);
+  return given ?? method === 'alps';
 }
 
 /** What each layer keeps, where they do not all keep the same share. */

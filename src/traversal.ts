@@ -54,6 +54,8 @@ export interface TraversalOptions {
   propagation: Propagation;
   /** How the dense model's activations are reproduced; undefined: layers reproduce their own weights. */
   target: DenseTarget | undefined;
+  /** Whether outputs count by what the block makes of them (row-weights.ts). */
+  rowWeights: boolean;
   /** What each layer keeps, by name; undefined: what the pattern says. */
   budgets: ReadonlyMap<string, LayerBudget> | undefined;
   writer: CheckpointWriter;
@@ -281,6 +283,7 @@ class BlockPruning {
           parsed: forStage(this.#parsed, stage),
           target: this.#options.target,
           budgets: this.#options.budgets,
+          place: this.#options.rowWeights ? { block: this.#blocks[member]!, stage, group } : undefined,
           writer: this.#options.writer,
           timed: (phase, action) => this.#timed(phase, action),
           onStored: (linear, bytes) => {

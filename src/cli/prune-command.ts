@@ -40,8 +40,8 @@ What the model reads meanwhile:
   --seed N               which windows (default 0)
 
 How:
-  --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none;
-                         options beside it go before its own
+  --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none
+                         --row-weights off; options beside it go before its own
   --method M             alps (default), sparsegpt, wanda, dsnot or magnitude (mp)
   --refit R              what is done to the kept weights: pcg (default of alps), backsolve (exact) or none (default of the others)
   --comparison-group G   magnitude, wanda: layer (default of magnitude) or row (default of wanda)
@@ -56,6 +56,7 @@ How:
   --propagation P        sequential (default) or block, the published one
   --dense-target A,B     alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5; of the others none); none: as published
+  --row-weights on|off   alps, sparsegpt: whether an error in an output counts by what the block makes of it (default of alps on)
   --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: how sparse each layer becomes relative to the others; all are moved
                          by one amount until together they have exactly --sparsity, or the mean N of --pattern
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
@@ -103,6 +104,7 @@ const options = {
   propagation: { type: 'string' },
   'dense-target': { type: 'string' },
   preset: { type: 'string' },
+  'row-weights': { type: 'string' },
   allocation: { type: 'string' },
   ridge: { type: 'string' },
   'refine-iterations': { type: 'string' },
@@ -160,6 +162,7 @@ export const pruneCommand: Command = {
         propagation: string(values, 'propagation') as Propagation | undefined,
         denseTarget: denseTargetOption(values),
         preset: string(values, 'preset') as Preset | undefined,
+        rowWeights: onOff(values, 'row-weights'),
         allocation: await allocationOption(values),
         ridge: number(values, 'ridge'),
         refineIterations: number(values, 'refine-iterations'),
@@ -213,6 +216,13 @@ function denseTargetOption(values: Values): PruneOptions['denseTarget'] {
   if (rest.length > 0 || !Number.isFinite(strength) || !Number.isFinite(residualStrength ?? 0))
     throw new UsageError(`Expected --dense-target none or two numbers such as 0.5,0.5 but received ${text}`);
   return { strength, ...(residualStrength === undefined ? {} : { residualStrength }) };
+}
+
+function onOff(values: Values, name: string): boolean | undefined {
+  const text = string(values, name);
+  if (text !== undefined && text !== 'on' && text !== 'off')
+    throw new UsageError(`Expected on or off for --${name} but received "${text}"`);
+  return text === undefined ? undefined : text === 'on';
 }
 
 async function allocationOption(values: Values): Promise<LayerSparsities | undefined> {

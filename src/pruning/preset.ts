@@ -5,7 +5,14 @@ import type { PruneOptions } from '../prune.js';
 export type Preset = 'paper';
 
 export const presets: Readonly<Record<Preset, Readonly<Partial<PruneOptions>>>> = {
-  paper: { method: 'alps', schedule: 'alps', metric: 'diagonal', propagation: 'block', denseTarget: false },
+  paper: {
+    method: 'alps',
+    schedule: 'alps',
+    metric: 'diagonal',
+    propagation: 'block',
+    denseTarget: false,
+    rowWeights: false,
+  },
 };
 
 /** The options with those of the preset that were not given otherwise. */
