@@ -3,6 +3,7 @@
 #pragma once
 #include <napi.h>
 
+#include <chrono>
 #include <tuple>
 #include <utility>
 
@@ -59,6 +60,28 @@ void convertFor(const StreamHandle&, const Napi::Value& value, T& out) {
   convert(value, out);
 }
 
+// What of an op's arguments tells its cost, in a profile: tensors and integers.
+inline std::string costOf(const Tensor& tensor) { return tensor.defined() ? describe(tensor) + ";" : "-;"; }
+inline std::string costOf(const int64_t& value) { return std::to_string(value) + ";"; }
+template <typename T>
+std::string costOf(const T&) {
+  return "";
+}
+
+// `work`, measured where the device is profiled.
+template <typename Work, typename... Args>
+std::function<void(Backend&)> profiled(const StreamHandle& handle, const char* op, Work work, const Args&... args) {
+  Profile& profile = handle.device->profile;
+  if (!profile.on()) return work;
+  std::string key = handle.phase + "\t" + op + "\t" + (std::string() + ... + costOf(args));
+  return [&profile, key, work = std::move(work)](Backend& backend) {
+    auto began = std::chrono::steady_clock::now();
+    work(backend);
+    backend.finish();
+    profile.add(key, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count());
+  };
+}
+
 template <auto Method, auto Check>
 struct Op;
 
@@ -72,9 +95,12 @@ struct Op<Method, Check> {
       std::tuple<Args...> arguments;
       fill(info, handle, arguments, std::index_sequence_for<Args...>{});
       std::apply(Check, arguments);
-      handle.stream->enqueue([arguments = std::move(arguments)](Backend& backend) {
+      auto work = [arguments](Backend& backend) {
         std::apply([&](const Args&... args) { (backend.*Method)(args...); }, arguments);
-      });
+      };
+      const char* name = static_cast<const char*>(info.Data());
+      handle.stream->enqueue(
+          std::apply([&](const Args&... args) { return profiled(handle, name, std::move(work), args...); }, arguments));
       return info.Env().Undefined();
     });
   }
