@@ -11,7 +11,7 @@ const full = {
   repeats: 3,
   seconds: 6,
 };
-const quick = { shapes: ['128x128', '576x576'], patterns: ['0.7', '2:4'], repeats: 2, seconds: 1 };
+const quick = { shapes: ['128x96', '256x256'], patterns: ['0.7', '2:4'], repeats: 2, seconds: 1 };
 
 /** At most `repeats` runs after one that is not counted, in about `seconds`; at least one. */
 async function runsOf(run, { repeats, seconds }) {

@@ -71,7 +71,7 @@ function tensorBytes(text) {
 
 export async function measureModel(device, rates, { isQuick, say, ...given }) {
   const { model, text } = modelOf(given, isQuick);
-  const calibration = isQuick ? { text, windows: 8, length: 128 } : { text, windows: 32, length: 1024 };
+  const calibration = isQuick ? { text, windows: 4, length: 64 } : { text, windows: 32, length: 1024 };
   const run = await pruned(device, rates, { model, calibration, sparsity: 0.7 });
   const { phases, report } = run;
   const sum = (name) => Object.values(phases).reduce((total, phase) => total + phase[name], 0);

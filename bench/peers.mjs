@@ -102,6 +102,8 @@ function layerResults({ shape, sparsity, ours: own, peers: published }) {
       failure: theirs.failure,
       peerSeconds: theirs.seconds,
       peerError: theirs.error,
+      sparsity: mine.sparsity,
+      peerSparsity: theirs.sparsity,
     };
   });
 }
