@@ -291,8 +291,8 @@ Napi::Value writeTensor(const Napi::CallbackInfo& info) {
     auto context = Context::of(info.Env());
     context->expectPost(info.Env());
     // A settle, not an op: the pin is released even when an op before it has failed.
-    stream->enqueue(profiled(
-        handle, "upload", [tensor, pinned](Backend& backend) { backend.upload(pinned.data, tensor); }, tensor));
+    stream->enqueue(profiled(handle, profileKey(handle, "upload", tensor),
+                             [tensor, pinned](Backend& backend) { backend.upload(pinned.data, tensor); }));
     stream->enqueueAlways(
         [context, kept = pinned.kept] { context->post([context, kept](Napi::Env) { context->release(kept); }); });
     return info.Env().Undefined();
@@ -306,11 +306,10 @@ Napi::Value readTensor(const Napi::CallbackInfo& info) {
     Tensor tensor = tensorOn(handle, info[1]);
     auto pinned = pin(info, 2, tensor);
     require(info[3].IsFunction(), "Expected a callback");
-    settleWith(
-        info, stream, info[3].As<Napi::Function>(),
-        profiled(
-            handle, "download", [tensor, pinned](Backend& backend) { backend.download(tensor, pinned.data); }, tensor),
-        pinned.kept);
+    settleWith(info, stream, info[3].As<Napi::Function>(),
+               profiled(handle, profileKey(handle, "download", tensor),
+                        [tensor, pinned](Backend& backend) { backend.download(tensor, pinned.data); }),
+               pinned.kept);
     return info.Env().Undefined();
   });
 }

@@ -68,13 +68,18 @@ std::string costOf(const T&) {
   return "";
 }
 
-// `work`, measured where the device is profiled.
-template <typename Work, typename... Args>
-std::function<void(Backend&)> profiled(const StreamHandle& handle, const char* op, Work work, const Args&... args) {
-  Profile& profile = handle.device->profile;
-  if (!profile.on()) return work;
-  std::string key = handle.phase + "\t" + op + "\t" + (std::string() + ... + costOf(args));
-  return [&profile, key, work = std::move(work)](Backend& backend) {
+// Under what a call counts in the device's profile; empty where the device is not profiled.
+template <typename... Args>
+std::string profileKey(const StreamHandle& handle, const char* op, const Args&... args) {
+  if (!handle.device->profile.on()) return "";
+  return handle.phase + "\t" + op + "\t" + (std::string() + ... + costOf(args));
+}
+
+// `work`, measured where it has a key.
+template <typename Work>
+std::function<void(Backend&)> profiled(const StreamHandle& handle, const std::string& key, Work work) {
+  if (key.empty()) return work;
+  return [&profile = handle.device->profile, key, work = std::move(work)](Backend& backend) {
     auto began = std::chrono::steady_clock::now();
     work(backend);
     backend.finish();
@@ -95,12 +100,12 @@ struct Op<Method, Check> {
       std::tuple<Args...> arguments;
       fill(info, handle, arguments, std::index_sequence_for<Args...>{});
       std::apply(Check, arguments);
-      auto work = [arguments](Backend& backend) {
+      std::string key = std::apply(
+          [&](const Args&... args) { return profileKey(handle, static_cast<const char*>(info.Data()), args...); },
+          arguments);
+      handle.stream->enqueue(profiled(handle, key, [arguments = std::move(arguments)](Backend& backend) {
         std::apply([&](const Args&... args) { (backend.*Method)(args...); }, arguments);
-      };
-      const char* name = static_cast<const char*>(info.Data());
-      handle.stream->enqueue(
-          std::apply([&](const Args&... args) { return profiled(handle, name, std::move(work), args...); }, arguments));
+      }));
       return info.Env().Undefined();
     });
   }
