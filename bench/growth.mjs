@@ -31,8 +31,8 @@ async function point({ folder, rates, deviceName, ...shape }) {
   const runs = [await pruned(device, rates, options), await pruned(device, rates, options)];
   const run = runs.reduce((a, b) => (b.total < a.total ? b : a));
   const residentPeak = process.resourceUsage().maxRSS * 1024;
-  const { total, phases, memoryPeak } = run;
-  process.stdout.write(JSON.stringify({ total, phases, memoryPeak, startPeak, residentPeak }));
+  const { total, waiting, phases, memoryPeak } = run;
+  process.stdout.write(JSON.stringify({ total, waiting, phases, memoryPeak, startPeak, residentPeak }));
 }
 
 export async function measureGrowth(device, rates, { isQuick, say }) {
@@ -48,7 +48,7 @@ export async function measureGrowth(device, rates, { isQuick, say }) {
         const child = spawnSync(process.execPath, [fileURLToPath(import.meta.url), argument], { encoding: 'utf8' });
         rmSync(folder, { recursive: true, force: true });
         if (child.status !== 0) throw new Error(`growth: ${axis} × ${factor}: ${child.stderr}`);
-        const { total, phases, memoryPeak, startPeak, residentPeak } = JSON.parse(child.stdout);
+        const { total, waiting, phases, memoryPeak, startPeak, residentPeak } = JSON.parse(child.stdout);
         const sum = (name) => Object.values(phases).reduce((all, phase) => all + phase[name], 0);
         const result = {
           id: `growth ${axis} x${factor}`,
@@ -60,6 +60,7 @@ export async function measureGrowth(device, rates, { isQuick, say }) {
           median: total,
           best: total,
           repeats: 2,
+          waiting,
           flops: sum('flops'),
           bytes: sum('bytes'),
           share: sum('atCeiling') / total,

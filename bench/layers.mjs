@@ -3,6 +3,7 @@ import { profile } from '../lib/device/profile.js';
 import { pruneLayer } from '../lib/index.js';
 import { patternOf, problemOf } from './layer.mjs';
 import { phasesOf } from './phases.mjs';
+import { watchWaiting } from './waiting.mjs';
 
 export const methods = ['alps', 'sparsegpt', 'wanda', 'dsnot', 'magnitude'];
 const full = {
@@ -34,13 +35,20 @@ export async function measureLayers(device, rates, { isQuick, say }) {
       for (const pattern of settings.patterns) {
         const options = { ...problem, ...patternOf(pattern), method, device };
         const runs = await runsOf(async () => {
+          const waiting = watchWaiting();
           profile(device, true);
           const began = performance.now();
           const { error, iterations } = await pruneLayer(options);
           const milliseconds = performance.now() - began;
-          return { milliseconds, error, iterations, phases: phasesOf(profile(device, false), rates) };
+          return {
+            milliseconds,
+            error,
+            iterations,
+            waiting: waiting(),
+            phases: phasesOf(profile(device, false), rates),
+          };
         }, settings);
-        const { milliseconds: best, error, iterations, phases } = runs[0];
+        const { milliseconds: best, error, iterations, waiting, phases } = runs[0];
         const total = (name) => Object.values(phases).reduce((sum, phase) => sum + phase[name], 0);
         const result = {
           id: `layer ${shape} ${method} ${pattern}`,
@@ -51,6 +59,7 @@ export async function measureLayers(device, rates, { isQuick, say }) {
           median: runs[Math.floor((runs.length - 1) / 2)].milliseconds,
           best,
           repeats: runs.length,
+          waiting,
           flops: total('flops'),
           bytes: total('bytes'),
           share: total('atCeiling') / best,

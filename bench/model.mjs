@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { profile } from '../lib/device/profile.js';
 import { prune } from '../lib/index.js';
 import { gapsOf, phasesOf } from './phases.mjs';
+import { watchWaiting } from './waiting.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const bundled = { model: join(root, 'models/union-4m'), text: join(root, 'models/union-4m/calibration.txt.gz') };
@@ -25,6 +26,7 @@ export async function pruned(device, rates, options) {
   const wall = { read: 0, forward: 0, solve: 0, write: 0 };
   const bytes = { read: 0, written: 0 };
   try {
+    const waiting = watchWaiting();
     profile(device, true);
     device.resetPeak();
     const report = await prune({
@@ -50,6 +52,7 @@ export async function pruned(device, rates, options) {
     const { total, calibration, write } = report.milliseconds;
     return {
       total,
+      waiting: waiting(),
       wall: { calibration, ...wall, finish: write },
       phases: phasesOf(entries, rates),
       gaps: gapsOf(entries, rates, 12),
@@ -86,6 +89,7 @@ export async function measureModel(device, rates, { isQuick, say, ...given }) {
     median: run.total,
     best: run.total,
     repeats: 1,
+    waiting: run.waiting,
     flops: sum('flops'),
     bytes: sum('bytes'),
     share: sum('atCeiling') / run.total,

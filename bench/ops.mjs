@@ -10,6 +10,7 @@ import { parseArgs } from 'node:util';
 import { profile } from '../lib/device/profile.js';
 import { Device } from '../lib/index.js';
 import { cases, largest, Maker } from './op-cases.mjs';
+import { watchWaiting } from './waiting.mjs';
 
 /** Milliseconds of `count` calls, to the end of the work. */
 async function time(stream, queue, count) {
@@ -101,12 +102,14 @@ export async function measureOps(device, { sizes, tokens: given, only = '', rate
       try {
         const op = make(t, stream);
         if (rates) {
+          const waiting = watchWaiting();
           const [best, median] = await measure(stream, op, least);
           const seconds = median / 1000;
           const atLeast = { products: flops / rates[dtype], memory: bytes / rates.copy };
           Object.assign(result, {
             milliseconds: median,
             best,
+            waiting: waiting(),
             flopsPerSecond: flops / seconds,
             bytesPerSecond: bytes / seconds,
             boundBy: atLeast.products > atLeast.memory ? 'products' : 'memory',

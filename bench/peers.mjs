@@ -98,6 +98,7 @@ function layerResults({ shape, sparsity, ours: own, peers: published }) {
       best: 1000 * mine.seconds,
       seconds: mine.seconds,
       solveSeconds: mine.solveSeconds,
+      waiting: Math.max(mine.waiting, theirs.waiting ?? 0),
       error: mine.error,
       failure: theirs.failure,
       peerSeconds: theirs.seconds,

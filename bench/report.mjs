@@ -1,5 +1,7 @@
 // What npm run bench measured as Markdown, and two runs against each other.
 
+import { disturbed } from './waiting.mjs';
+
 const table = (titles, rows) =>
   `${[titles, titles.map((_, i) => (i === 0 ? '---' : '---:')), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n')}\n`;
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
@@ -11,8 +13,11 @@ const milliseconds = (value) => (value >= 10000 ? `${digits(value / 1000)} s` : 
 const times = (value) => `${value.toPrecision(value >= 100 ? 4 : 3)} ×`;
 const titleOf = (pattern) => (pattern.includes(':') ? pattern : `${Math.round(100 * Number(pattern))} %`);
 
+/** Behind a time that others' work on the machine has disturbed. */
+const mark = ({ waiting }) => (waiting > disturbed ? ' †' : '');
+
 /** The machine, its load and what it reaches. */
-function machineText({ machine, ceilings, quick }) {
+function machineText({ machine, ceilings, quick }, results) {
   const { date, cpu, architecture, cores, memory, device, node, version, loadBefore } = machine;
   const day = new Date(date).toLocaleDateString('en-GB', {
     day: 'numeric',
@@ -26,7 +31,8 @@ function machineText({ machine, ceilings, quick }) {
     : '';
   return (
     `Measured on ${day}: ${cpu}${architecture ? ` (${architecture})` : ''}, ${device.details}, ${cores} cores, ${(memory / 2 ** 30).toFixed(0)} GiB, ` +
-    `Node ${node.slice(1)}, alps-prune ${version}, load ${loadBefore.toFixed(2)} before${quick ? '; a quick run' : ''}.${reached}\n`
+    `Node ${node.slice(1)}, alps-prune ${version}, load ${loadBefore.toFixed(2)} before${quick ? '; a quick run' : ''}.${reached}` +
+    `${results.some(mark) ? ` † Disturbed: the threads waited for more than ${percent(disturbed)} of their time for cores that others had.` : ''}\n`
   );
 }
 
@@ -36,7 +42,7 @@ function opsText(results) {
     !r || typeof r.error === 'string'
       ? [r?.error ?? '', '', '']
       : [
-          digits(1000 * r.median),
+          digits(1000 * r.median) + mark(r),
           r.boundBy === 'products' ? `${giga(r.flopsPerSecond)} GFLOP/s` : `${giga(r.bytesPerSecond)} GB/s`,
           percent(r.share),
         ];
@@ -72,7 +78,7 @@ function layerText(results) {
         method,
         ...patterns.map((pattern) => {
           const r = find(shape, method, pattern);
-          return r ? `${milliseconds(r.best)} (${percent(r.share)})` : '';
+          return r ? `${milliseconds(r.best)} (${percent(r.share)})${mark(r)}` : '';
         }),
       ]),
     ) +
@@ -104,7 +110,7 @@ function modelText(results) {
         percent(share),
       ];
       return (
-        `\`prune()\` of ${r.model} to 70 % with its defaults, ${r.windows} windows of ${r.length} tokens, ${r.precision}: ${milliseconds(r.median)}, ` +
+        `\`prune()\` of ${r.model} to 70 % with its defaults, ${r.windows} windows of ${r.length} tokens, ${r.precision}: ${milliseconds(r.median)}${mark(r)}, ` +
         `${percent(r.share)} of the ceiling; at most ${mib(r.memoryPeak)} MiB of tensors. Wall-clock: text ${milliseconds(calibration)}, reading ` +
         `${milliseconds(read)} (${giga((r.files.read / read) * 1000)} GB/s), forward with Gram matrices ${milliseconds(forward)}, solving ${milliseconds(solve)}, ` +
         `writing ${milliseconds(write + finish)} (${giga((r.files.written / (write + finish)) * 1000)} GB/s). Time on the device:\n\n` +
@@ -146,7 +152,7 @@ function growthText(results) {
       results.map((r) => [
         r.axis,
         r.factor,
-        milliseconds(r.best),
+        milliseconds(r.best) + mark(r),
         times(r.best / one(r.axis).best),
         times(r.flops / one(r.axis).flops),
         times(r.factor ** r.order),
@@ -180,7 +186,7 @@ function peersText(results) {
       ? [r.failure, '', '', '', '', '']
       : [
           seconds(r.peerSeconds),
-          times(r.peerSeconds / r.seconds),
+          times(r.peerSeconds / r.seconds) + mark(r),
           times(r.peerSeconds / r.solveSeconds),
           digits(r.error),
           digits(r.peerError) + otherSparsity(r),
@@ -234,11 +240,10 @@ const titles = {
 
 /** Each part's Markdown, without a title. */
 function parts(bench) {
-  const names = unique(bench.results.map(({ part }) => part));
-  return names.map((name) => [
-    name,
-    `${machineText(bench)}\n${sections[name](bench.results.filter(({ part }) => part === name))}`,
-  ]);
+  return unique(bench.results.map(({ part }) => part)).map((name) => {
+    const results = bench.results.filter(({ part }) => part === name);
+    return [name, `${machineText(bench, results)}\n${sections[name](results)}`];
+  });
 }
 
 export function reportOf(bench) {
