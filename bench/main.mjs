@@ -12,7 +12,7 @@ import { measureGrowth } from './growth.mjs';
 import { measureLayers } from './layers.mjs';
 import { machineOf } from './machine.mjs';
 import { measureModel } from './model.mjs';
-import { measureCeilings, measureOps } from './ops.mjs';
+import { measureOps, quietCeilings } from './ops.mjs';
 import { compared, reportOf, written } from './report.mjs';
 
 const { values: options, positionals } = parseArgs({
@@ -50,10 +50,12 @@ async function measure(names) {
   const device = Device.open(options.device, { threads: Number(options.threads) });
   const machine = machineOf(device);
   const isQuick = options.quick;
-  const rates = await measureCeilings(device, isQuick ? { n: 512, bytes: 2 ** 24 } : {});
+  const { rates, waiting } = isQuick
+    ? await quietCeilings(device, { n: 512, bytes: 2 ** 24 }, 1)
+    : await quietCeilings(device);
   const { float32, bfloat16, copy } = rates;
   say(`${device.info().details}; ${gig(float32)} GFLOP/s float32, ${gig(bfloat16)} bfloat16, copy ${gig(copy)} GB/s`);
-  const bench = { machine, quick: isQuick, ceilings: rates, results: [] };
+  const bench = { machine, quick: isQuick, ceilings: { ...rates, waiting }, results: [] };
   for (const name of names) {
     bench.results.push(...(await parts[name](device, rates, { ...options, isQuick, say })));
     if (options.out) writeFileSync(options.out, `${JSON.stringify(bench, null, 1)}\n`);

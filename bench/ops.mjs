@@ -10,7 +10,7 @@ import { parseArgs } from 'node:util';
 import { profile } from '../lib/device/profile.js';
 import { Device } from '../lib/index.js';
 import { cases, largest, Maker } from './op-cases.mjs';
-import { watchWaiting } from './waiting.mjs';
+import { disturbed, watchWaiting } from './waiting.mjs';
 
 /** Milliseconds of `count` calls, to the end of the work. */
 async function time(stream, queue, count) {
@@ -83,6 +83,20 @@ export async function measureCeilings(
   await stream.sync();
   stream.dispose();
   return rate;
+}
+
+/** The same, again where it was disturbed; the highest rates count. `waiting` is that of the least disturbed time. */
+export async function quietCeilings(device, options, tries = 8) {
+  let rates = {};
+  let least = 1;
+  for (let i = 0; i < tries && least > disturbed; i++) {
+    if (i > 0) await new Promise((resolve) => setTimeout(resolve, 2000));
+    const waiting = watchWaiting();
+    const own = await measureCeilings(device, options);
+    least = Math.min(least, waiting());
+    rates = Object.fromEntries(Object.entries(own).map(([name, rate]) => [name, Math.max(rate, rates[name] ?? 0)]));
+  }
+  return { rates, waiting: least };
 }
 
 /**

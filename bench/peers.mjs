@@ -17,7 +17,7 @@ import { Device, evaluatePerplexity, prune } from '../lib/index.js';
 import { patternOf } from './layer.mjs';
 import { againstPeers, ours } from './layer-peers.mjs';
 import { machineOf } from './machine.mjs';
-import { measureCeilings } from './ops.mjs';
+import { quietCeilings } from './ops.mjs';
 import { reportOf, written } from './report.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -78,7 +78,10 @@ function environment() {
 const python = environment();
 const device = Device.open('cpu');
 const bench = { machine: machineOf(device), quick: options.quick, results: [] };
-bench.ceilings = await measureCeilings(device, options.quick ? { n: 512, bytes: 2 ** 24 } : {});
+const { rates, waiting } = options.quick
+  ? await quietCeilings(device, { n: 512, bytes: 2 ** 24 }, 1)
+  : await quietCeilings(device);
+bench.ceilings = { ...rates, waiting };
 const scratch = mkdtempSync(join(tmpdir(), 'alps-peers-'));
 const save = () => options.out && writeFileSync(options.out, `${JSON.stringify(bench, null, 1)}\n`);
 

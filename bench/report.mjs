@@ -27,12 +27,12 @@ function machineText({ machine, ceilings, quick }, results) {
   });
   const reached = ceilings
     ? ` Products of the device reach ${giga(ceilings.float32)} GFLOP/s in float32 and ${giga(ceilings.bfloat16)} in bfloat16` +
-      `${device.bf16Products ? '' : ' (which it does not have in hardware)'}, a large copy ${giga(ceilings.copy)} GB/s.`
+      `${device.bf16Products ? '' : ' (which it does not have in hardware)'}, a large copy ${giga(ceilings.copy)} GB/s${mark(ceilings)}.`
     : '';
   return (
     `Measured on ${day}: ${cpu}${architecture ? ` (${architecture})` : ''}, ${device.details}, ${cores} cores, ${(memory / 2 ** 30).toFixed(0)} GiB, ` +
     `Node ${node.slice(1)}, alps-prune ${version}, load ${loadBefore.toFixed(2)} before${quick ? '; a quick run' : ''}.${reached}` +
-    `${results.some(mark) ? ` † Disturbed: the threads waited for more than ${percent(disturbed)} of their time for cores that others had.` : ''}\n`
+    `${[...results, ceilings ?? {}].some(mark) ? ` † Disturbed: the threads waited for more than ${percent(disturbed)} of their time for cores that others had.` : ''}\n`
   );
 }
 
@@ -276,7 +276,7 @@ export function compared(a, b, limit) {
     .sort((x, y) => y.ratio - x.ratio);
   const slower = rows.filter(({ ratio }) => ratio > limit);
   const mean = Math.exp(rows.reduce((sum, { ratio }) => sum + Math.log(ratio), 0) / rows.length);
-  const rates = Object.keys(b.ceilings ?? {}).map(
+  const rates = ['float32', 'bfloat16', 'copy'].map(
     (name) => `${name} ${(b.ceilings[name] / a.ceilings[name]).toFixed(3)}`,
   );
   const text =
