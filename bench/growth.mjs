@@ -35,10 +35,9 @@ async function point({ folder, rates, deviceName, ...shape }) {
   process.stdout.write(JSON.stringify({ total, waiting, phases, memoryPeak, startPeak, residentPeak }));
 }
 
-export async function measureGrowth(device, rates, { isQuick, say }) {
+export async function measureGrowth(device, rates, { isQuick, say, add }) {
   const { times, ...base } = isQuick ? quick : full;
   const scratch = mkdtempSync(join(tmpdir(), 'alps-growth-'));
-  const results = [];
   try {
     for (const [axis, { field, order }] of Object.entries(axes)) {
       for (const factor of times) {
@@ -69,14 +68,13 @@ export async function measureGrowth(device, rates, { isQuick, say }) {
           startPeak,
           residentPeak,
         };
-        results.push(result);
+        add(result);
         say(`${result.id}: ${total.toFixed(0)} ms, ${(residentPeak / 2 ** 20).toFixed(0)} MiB`);
       }
     }
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
-  return results;
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) await point(JSON.parse(process.argv[2]));

@@ -25,10 +25,9 @@ async function runsOf(run, { repeats, seconds }) {
   return runs.sort((a, b) => a.milliseconds - b.milliseconds);
 }
 
-export async function measureLayers(device, rates, { isQuick, say }) {
+export async function measureLayers(device, rates, { isQuick, say, add, shapes }) {
   const settings = isQuick ? quick : full;
-  const results = [];
-  for (const shape of settings.shapes) {
+  for (const shape of shapes?.split(',') ?? settings.shapes) {
     const [outputs, inputs] = shape.split('x').map(Number);
     const { problem } = await problemOf(device, outputs, inputs);
     for (const method of methods) {
@@ -67,10 +66,9 @@ export async function measureLayers(device, rates, { isQuick, say }) {
           iterations,
           phases,
         };
-        results.push(result);
+        add(result);
         say(`${result.id}: ${best.toFixed(1)} ms, ${(100 * result.share).toFixed(0)} % of the ceiling`);
       }
     }
   }
-  return results;
 }

@@ -1,5 +1,5 @@
-// npm run bench -- [ops|layer|model|growth]... [--quick] [--out results.json] [--device cpu|cuda] [--threads N]
-//                 [--model FOLDER --text FILE]
+// npm run bench -- [ops|layer|model|growth]... [--quick] [--out results.json] [--device cpu|cuda] [--threads N] [--shapes 576x576,...]
+//                 [--model FOLDER --text FILE] [--windows 32] [--length 1024]
 // npm run bench -- compare A.json B.json [--fail-above 1.1]
 // npm run bench -- report results.json [--write docs/benchmarks.md]
 //
@@ -22,8 +22,11 @@ const { values: options, positionals } = parseArgs({
     out: { type: 'string' },
     device: { type: 'string', default: 'auto' },
     threads: { type: 'string', default: '0' },
+    shapes: { type: 'string' },
     model: { type: 'string' },
     text: { type: 'string' },
+    windows: { type: 'string' },
+    length: { type: 'string' },
     'fail-above': { type: 'string' },
     write: { type: 'string' },
   },
@@ -32,18 +35,12 @@ const parts = { ops: opsPart, layer: measureLayers, model: measureModel, growth:
 const read = (path) => JSON.parse(readFileSync(path, 'utf8'));
 const say = (line) => process.stderr.write(`bench: ${line}\n`);
 
-async function opsPart(device, rates, { isQuick }) {
+async function opsPart(device, rates, { isQuick, add }) {
   const sizes = isQuick ? [128] : device.name === 'cpu' ? [576, 2048] : [1024, 4096];
   const tokens = isQuick ? 256 : 4096;
   const results = await measureOps(device, { sizes, tokens, rates, least: isQuick ? 2 : 40 });
-  return results.map(({ op, milliseconds, ...result }) => ({
-    id: `ops n=${result.n} ${op}`,
-    part: 'ops',
-    op,
-    ...result,
-    median: milliseconds,
-    repeats: 3,
-  }));
+  for (const { op, milliseconds, ...result } of results)
+    add({ id: `ops n=${result.n} ${op}`, part: 'ops', op, ...result, median: milliseconds, repeats: 3 });
 }
 
 async function measure(names) {
@@ -56,10 +53,11 @@ async function measure(names) {
   const { float32, bfloat16, copy } = rates;
   say(`${device.info().details}; ${gig(float32)} GFLOP/s float32, ${gig(bfloat16)} bfloat16, copy ${gig(copy)} GB/s`);
   const bench = { machine, quick: isQuick, ceilings: { ...rates, waiting }, results: [] };
-  for (const name of names) {
-    bench.results.push(...(await parts[name](device, rates, { ...options, isQuick, say })));
+  const add = (result) => {
+    bench.results.push(result);
     if (options.out) writeFileSync(options.out, `${JSON.stringify(bench, null, 1)}\n`);
-  }
+  };
+  for (const name of names) await parts[name](device, rates, { ...options, isQuick, say, add });
   process.stdout.write(reportOf(bench));
   if (bench.results.some(({ error }) => typeof error === 'string')) process.exitCode = 1;
 }

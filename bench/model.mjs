@@ -72,9 +72,10 @@ function tensorBytes(text) {
   return list.split(', ').reduce((product, d) => product * Number(d), size);
 }
 
-export async function measureModel(device, rates, { isQuick, say, ...given }) {
+export async function measureModel(device, rates, { isQuick, say, add, windows, length, ...given }) {
   const { model, text } = modelOf(given, isQuick);
-  const calibration = isQuick ? { text, windows: 4, length: 64 } : { text, windows: 32, length: 1024 };
+  const usual = isQuick ? [4, 64] : [32, 1024];
+  const calibration = { text, windows: Number(windows ?? usual[0]), length: Number(length ?? usual[1]) };
   const run = await pruned(device, rates, { model, calibration, sparsity: 0.7 });
   const { phases, report } = run;
   const sum = (name) => Object.values(phases).reduce((total, phase) => total + phase[name], 0);
@@ -102,5 +103,5 @@ export async function measureModel(device, rates, { isQuick, say, ...given }) {
     memoryPeak: run.memoryPeak,
   };
   say(`${result.id}: ${(run.total / 1000).toFixed(1)} s, ${(100 * result.share).toFixed(0)} % of the ceiling`);
-  return [result];
+  add(result);
 }

@@ -86,7 +86,7 @@ export async function measureCeilings(
 }
 
 /** The same, again where it was disturbed; the highest rates count. `waiting` is that of the least disturbed time. */
-export async function quietCeilings(device, options, tries = 8) {
+export async function quietCeilings(device, options, tries = 4) {
   let rates = {};
   let least = 1;
   for (let i = 0; i < tries && least > disturbed; i++) {
