@@ -48,7 +48,7 @@ async function measure(names) {
   const machine = machineOf(device);
   const isQuick = options.quick;
   const { rates, waiting } = isQuick
-    ? await quietCeilings(device, { n: 512, bytes: 2 ** 24 }, 1)
+    ? await quietCeilings(device, { sizes: [512], bytes: 2 ** 24 }, 1)
     : await quietCeilings(device);
   const { float32, bfloat16, copy } = rates;
   say(`${device.info().details}; ${gig(float32)} GFLOP/s float32, ${gig(bfloat16)} bfloat16, copy ${gig(copy)} GB/s`);

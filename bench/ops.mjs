@@ -58,13 +58,13 @@ async function measure(stream, { run, restore }, least) {
   }
 }
 
-/** FLOP/s of products of n × n in both formats, and B/s (read and written) of a copy of `bytes`. */
+/** FLOP/s of products of n × n in both formats, of the best n, and B/s (read and written) of a copy of `bytes`. */
 export async function measureCeilings(
   device,
-  { n = device.name === 'cpu' ? 2048 : 8192, bytes = device.name === 'cpu' ? 2 ** 27 : 2 ** 31 } = {},
+  { sizes = device.name === 'cpu' ? [768, 1536, 2048] : [8192], bytes = device.name === 'cpu' ? 2 ** 27 : 2 ** 31 } = {},
 ) {
   const stream = device.stream();
-  const t = new Maker(stream, Math.max(n * n, bytes / 4));
+  const t = new Maker(stream, Math.max(...sizes.map((n) => n * n), bytes / 4));
   const rate = {};
   const best = async (queue) => {
     await time(stream, queue, 2);
@@ -73,9 +73,12 @@ export async function measureCeilings(
     return fastest / 1000;
   };
   for (const dtype of ['float32', 'bfloat16']) {
-    const [a, b, c] = [t.floats(dtype, n, n), t.floats(dtype, n, n), t.zeros('float32', n, n)];
-    rate[dtype] = (2 * n ** 3) / (await best(() => stream.gemm(a, b, c)));
-    t.clear();
+    rate[dtype] = 0;
+    for (const n of sizes) {
+      const [a, b, c] = [t.floats(dtype, n, n), t.floats(dtype, n, n), t.zeros('float32', n, n)];
+      rate[dtype] = Math.max(rate[dtype], (2 * n ** 3) / (await best(() => stream.gemm(a, b, c))));
+      t.clear();
+    }
   }
   const out = t.zeros('float32', t.pool.size);
   rate.copy = (8 * t.pool.size) / (await best(() => stream.copy(t.pool, out)));

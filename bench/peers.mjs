@@ -79,7 +79,7 @@ const python = environment();
 const device = Device.open('cpu');
 const bench = { machine: machineOf(device), quick: options.quick, results: [] };
 const { rates, waiting } = options.quick
-  ? await quietCeilings(device, { n: 512, bytes: 2 ** 24 }, 1)
+  ? await quietCeilings(device, { sizes: [512], bytes: 2 ** 24 }, 1)
   : await quietCeilings(device);
 bench.ceilings = { ...rates, waiting };
 const scratch = mkdtempSync(join(tmpdir(), 'alps-peers-'));
