@@ -61,7 +61,10 @@ async function measure(stream, { run, restore }, least) {
 /** FLOP/s of products of n × n in both formats, of the best n, and B/s (read and written) of a copy of `bytes`. */
 export async function measureCeilings(
   device,
-  { sizes = device.name === 'cpu' ? [768, 1536, 2048] : [8192], bytes = device.name === 'cpu' ? 2 ** 27 : 2 ** 31 } = {},
+  {
+    sizes = device.name === 'cpu' ? [768, 1536, 2048] : [8192],
+    bytes = device.name === 'cpu' ? 2 ** 27 : 2 ** 31,
+  } = {},
 ) {
   const stream = device.stream();
   const t = new Maker(stream, Math.max(...sizes.map((n) => n * n), bytes / 4));
