@@ -1,73 +1,43 @@
-// node bench/layer-peers.mjs --alps ALPS --sparsegpt SPARSEGPT [--device cpu|cuda] [--shapes 4096x4096,...] [--sparsity 0.7] [--python python3]
-//   [--seconds N] [--out FILE] [--scratch FOLDER]
+// node bench/layer-peers.mjs --alps ALPS --sparsegpt SPARSEGPT [--wanda WANDA] [--dsnot DSNOT] [--device cpu|cuda] [--shapes 4096x4096,...]
+//   [--sparsity 0.7] [--python python3] [--seconds N] [--out FILE] [--scratch FOLDER]
 // pruneLayer against the published PyTorch code (bench/peers/layer.py) on the same layers and the same device, one after the other. The
 // inputs are synthetic (bench/layer.mjs), twice as many tokens as inputs. --seconds is the most that the published code may take for one shape;
 // what it has not finished by then is left out.
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Device, pruneLayer } from '../lib/index.js';
-import { layer } from './layer.mjs';
+import { patternOf, problemOf } from './layer.mjs';
+import { watchWaiting } from './waiting.mjs';
 
-const { values: options } = parseArgs({
-  options: {
-    alps: { type: 'string' },
-    sparsegpt: { type: 'string' },
-    device: { type: 'string', default: 'cpu' },
-    shapes: { type: 'string', default: '4096x4096,11008x4096,4096x11008' },
-    sparsity: { type: 'string', default: '0.7' },
-    python: { type: 'string', default: 'python3' },
-    seconds: { type: 'string', default: '600' },
-    out: { type: 'string' },
-    scratch: { type: 'string' },
-  },
-});
-if (!options.alps || !options.sparsegpt) throw new Error('--alps and --sparsegpt: checkouts of the published code');
-const device = Device.open(options.device === 'cuda' ? 'cuda:0' : options.device);
-const sparsity = Number(options.sparsity);
-const script = join(dirname(fileURLToPath(import.meta.url)), 'peers', 'layer.py');
+const script = fileURLToPath(new URL('peers/layer.py', import.meta.url));
 
-/** Ours, and which of the peers each is compared with. */
-const ours = {
+/** Ours, the peer each is compared with, and whose checkout that needs. */
+export const ours = {
   'alps-ladder': { against: 'alps', options: {} },
   'alps-ladder-bf16': { against: 'alps', options: { precision: 'bfloat16' } },
   'alps-published': { against: 'alps', options: { schedule: 'alps', metric: 'diagonal' } },
   sparsegpt: { against: 'sparsegpt', options: { method: 'sparsegpt' } },
+  wanda: { against: 'wanda', options: { method: 'wanda' } },
+  dsnot: { against: 'dsnot', options: { method: 'dsnot' } },
+  magnitude: { against: 'magnitude', checkout: 'wanda', options: { method: 'magnitude' } },
 };
-
-/** XᵀX of the activations, by the device, in pieces of tokens. */
-async function gramOf(activations, n) {
-  const stream = device.stream();
-  const gram = device.tensor('float32', [n, n]);
-  const piece = 4096;
-  for (let at = 0; at < activations.length / n; at += piece) {
-    const rows = Math.min(piece, activations.length / n - at);
-    const x = stream.upload('float32', [rows, n], activations.subarray(at * n, (at + rows) * n));
-    stream.gramAccumulate(x, gram);
-    await stream.sync();
-    x.dispose();
-  }
-  stream.symmetrize(gram);
-  const numbers = await stream.read(gram);
-  gram.dispose();
-  stream.dispose();
-  return numbers;
-}
 
 /** The fastest of three runs after one that is not counted. */
 async function runOurs(problem, settings) {
   let best;
   for (let i = 0; i < 4; i++) {
+    const waiting = watchWaiting();
     const began = performance.now();
-    const result = await pruneLayer({ ...problem, sparsity, device, ...settings });
+    const result = await pruneLayer({ ...problem, ...settings });
     const seconds = (performance.now() - began) / 1000;
     const { factorise, admm, refine } = result.time;
     if (i > 0 && (!best || seconds < best.seconds)) {
-      best = { seconds, solveSeconds: (factorise + admm + refine) / 1000, result };
+      best = { seconds, solveSeconds: (factorise + admm + refine) / 1000, waiting: waiting(), result };
     }
     if (i > 0 && seconds > 20) break;
   }
@@ -75,69 +45,62 @@ async function runOurs(problem, settings) {
 }
 
 /** What bench/peers/layer.py prints, line by line, until it ends or its time is up. */
-async function runPeers(folder, shape, tokens, onResult) {
+async function runPeers({ python, seconds, peers }, { device, folder, shape, sparsity, tokens, methods }, onResult) {
   const child = spawn(
-    options.python,
+    python,
     [
       script,
-      ...['--device', options.device === 'cuda' ? 'cuda:0' : options.device, '--shape', shape, '--folder', folder],
-      ...['--sparsity', String(sparsity), '--tokens', String(tokens)],
-      ...['--alps', options.alps, '--sparsegpt', options.sparsegpt],
+      ...['--device', device.name, '--shape', shape, '--folder', folder, '--sparsity', sparsity],
+      ...['--tokens', String(tokens), ...(methods ? ['--methods', methods.join(',')] : [])],
+      ...(device.name === 'cpu' ? ['--threads', String(device.info().threads)] : []),
+      ...Object.entries(peers).flatMap(([name, path]) => [`--${name}`, path]),
     ],
     { stdio: ['ignore', 'pipe', 'inherit'] },
   );
-  const timer = setTimeout(() => child.kill('SIGKILL'), 1000 * Number(options.seconds));
+  const timer = setTimeout(() => child.kill('SIGKILL'), 1000 * seconds);
   const ended = new Promise((resolve, reject) => child.once('close', resolve).once('error', reject));
   for await (const line of createInterface({ input: child.stdout })) {
     onResult(JSON.parse(line));
-    process.stderr.write(`layer-peers: ${shape} ${line}\n`);
+    process.stderr.write(`layer-peers: ${shape}, ${sparsity}: ${line}\n`);
   }
   await ended;
   clearTimeout(timer);
 }
 
-const scratch = options.scratch ?? mkdtempSync(join(tmpdir(), 'alps-layers-'));
-// Other shapes that an earlier call measured stay in its file.
-const earlier = options.out && existsSync(options.out) ? JSON.parse(readFileSync(options.out, 'utf8')) : undefined;
-const results =
-  earlier?.device === device.info().details && earlier.sparsity === sparsity
-    ? earlier.results.filter(({ shape }) => !options.shapes.split(',').includes(shape.join('x')))
-    : [];
-const save = () => {
-  const report = { date: new Date().toISOString(), device: device.info().details, sparsity, results };
-  if (options.out) writeFileSync(options.out, `${JSON.stringify(report, null, 1)}\n`);
-};
-try {
-  for (const shape of options.shapes.split(',')) {
-    const [outputs, inputs] = shape.split('x').map(Number);
-    const folder = join(scratch, shape);
+/**
+ * One synthetic layer at several patterns ("0.7", "2:4"): ours, then the published code.
+ * @param run python, seconds (see above), and peers: checkouts by name
+ * @param names of {@link ours}; default: those whose peer is given
+ * @param methods of the peers; default: all that layer.py has for them
+ * @param onEntry called, again and again, with `{ shape, sparsity, ours, peers }` as it fills up
+ */
+export async function againstPeers(device, run, { shape, patterns, names, methods, scratch, onEntry }) {
+  const [outputs, inputs] = shape.split('x').map(Number);
+  const chosen = names ?? Object.keys(ours).filter((name) => run.peers[ours[name].checkout ?? ours[name].against]);
+  const { problem, activations } = await problemOf(device, outputs, inputs);
+  for (const sparsity of patterns) {
+    const folder = join(scratch, `${shape}-${sparsity.replace(':', '-')}`);
     mkdirSync(folder, { recursive: true });
-    const { weight, activations } = layer(outputs, inputs);
-    const gram = await gramOf(activations, inputs);
-    const problem = { weight, gram, shape: [outputs, inputs] };
-    writeFileSync(join(folder, 'weight.f32'), weight);
-    writeFileSync(join(folder, 'gram.f32'), gram);
-    const entry = { shape: [outputs, inputs], ours: {}, peers: {} };
-    results.push(entry);
-    for (const [name, { options: settings }] of Object.entries(ours)) {
-      const { seconds, solveSeconds, result } = await runOurs(problem, settings);
+    for (const name of ['weight', 'gram']) writeFileSync(join(folder, `${name}.f32`), problem[name]);
+    writeFileSync(join(folder, 'activations.f32'), activations);
+    const entry = { shape: [outputs, inputs], sparsity, ours: {}, peers: {} };
+    for (const name of chosen) {
+      const settings = { ...patternOf(sparsity), ...ours[name].options, device };
+      const { seconds, solveSeconds, waiting, result } = await runOurs(problem, settings);
       writeFileSync(join(folder, `ours-${name}.f32`), result.weight);
       const { time, iterations, kept, error } = result;
-      entry.ours[name] = { seconds, solveSeconds, time, iterations, kept, ownError: error };
-      save();
+      entry.ours[name] = { seconds, solveSeconds, waiting, time, iterations, kept, ownError: error };
+      onEntry(entry);
     }
-    await runPeers(folder, shape, activations.length / inputs, ({ name, ...result }) => {
+    const tokens = activations.length / inputs;
+    await runPeers(run, { device, folder, shape, sparsity, tokens, methods }, ({ name, ...result }) => {
       if (name.startsWith('ours-')) Object.assign(entry.ours[name.slice('ours-'.length)], result);
       else entry.peers[name] = result;
-      save();
+      onEntry(entry);
     });
     rmSync(folder, { recursive: true, force: true });
   }
-} finally {
-  rmSync(scratch, { recursive: true, force: true });
 }
-
-process.stdout.write(`${table(results)}\n`);
 
 function table(entries) {
   const rows = [
@@ -166,3 +129,48 @@ function table(entries) {
   }
   return rows.join('\n');
 }
+
+async function main() {
+  const { values: options } = parseArgs({
+    options: {
+      alps: { type: 'string' },
+      sparsegpt: { type: 'string' },
+      wanda: { type: 'string' },
+      dsnot: { type: 'string' },
+      device: { type: 'string', default: 'cpu' },
+      shapes: { type: 'string', default: '4096x4096,11008x4096,4096x11008' },
+      sparsity: { type: 'string', default: '0.7' },
+      python: { type: 'string', default: 'python3' },
+      seconds: { type: 'string', default: '600' },
+      out: { type: 'string' },
+      scratch: { type: 'string' },
+    },
+  });
+  const { alps, sparsegpt, wanda, dsnot, python } = options;
+  const peers = Object.fromEntries(Object.entries({ alps, sparsegpt, wanda, dsnot }).filter(([, path]) => path));
+  if (!alps || !sparsegpt) throw new Error('--alps and --sparsegpt: checkouts of the published code');
+  const device = Device.open(options.device === 'cuda' ? 'cuda:0' : options.device);
+  const sparsity = Number(options.sparsity);
+  const scratch = options.scratch ?? mkdtempSync(join(tmpdir(), 'alps-layers-'));
+  // Other shapes that an earlier call measured stay in its file.
+  const earlier = options.out && existsSync(options.out) ? JSON.parse(readFileSync(options.out, 'utf8')) : undefined;
+  const results =
+    earlier?.device === device.info().details && earlier.sparsity === sparsity
+      ? earlier.results.filter(({ shape }) => !options.shapes.split(',').includes(shape.join('x')))
+      : [];
+  const onEntry = (entry) => {
+    if (!results.includes(entry)) results.push(entry);
+    const report = { date: new Date().toISOString(), device: device.info().details, sparsity, results };
+    if (options.out) writeFileSync(options.out, `${JSON.stringify(report, null, 1)}\n`);
+  };
+  try {
+    const run = { python, seconds: Number(options.seconds), peers };
+    for (const shape of options.shapes.split(','))
+      await againstPeers(device, run, { shape, patterns: [options.sparsity], scratch, onEntry });
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+  process.stdout.write(`${table(results)}\n`);
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) await main();

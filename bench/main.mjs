@@ -1,82 +1,82 @@
-// npm run bench: pruneLayer on synthetic layers, time per phase, rates, and the share of what the machine's matrix products reach in the same
-// run. Prints a Markdown table; --json prints the numbers.
-import { Device, pruneLayer } from '../lib/index.js';
-import { layer } from './layer.mjs';
+// npm run bench -- [ops|layer|model|growth]... [--quick] [--out results.json] [--device cpu|cuda] [--threads N] [--shapes 576x576,...]
+//                 [--model FOLDER --text FILE] [--windows 32] [--length 1024]
+// npm run bench -- compare A.json B.json [--fail-above 1.1]
+// npm run bench -- report results.json [--write docs/benchmarks.md]
+//
+// Measures ops, layers, a whole model and growth (all of them without an argument) against the ceilings that the machine reaches in the
+// same run: large products in float32 and bfloat16, a large copy. One JSON file; progress goes to stderr, the report to stdout.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { Device } from '../lib/index.js';
+import { measureGrowth } from './growth.mjs';
+import { measureLayers } from './layers.mjs';
+import { machineOf } from './machine.mjs';
+import { measureModel } from './model.mjs';
+import { measureOps, quietCeilings } from './ops.mjs';
+import { compared, reportOf, written } from './report.mjs';
 
-const shapes = [
-  [1024, 1024],
-  [4096, 1024],
-];
-const sparsity = 0.7;
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    quick: { type: 'boolean', default: false },
+    out: { type: 'string' },
+    device: { type: 'string', default: 'auto' },
+    threads: { type: 'string', default: '0' },
+    shapes: { type: 'string' },
+    model: { type: 'string' },
+    text: { type: 'string' },
+    windows: { type: 'string' },
+    length: { type: 'string' },
+    'fail-above': { type: 'string' },
+    write: { type: 'string' },
+  },
+});
+const parts = { ops: opsPart, layer: measureLayers, model: measureModel, growth: measureGrowth };
+const read = (path) => JSON.parse(readFileSync(path, 'utf8'));
+const say = (line) => process.stderr.write(`bench: ${line}\n`);
 
-/** GFLOP/s of the device's products at n = 2048, best of five. */
-async function productRate(device, dtype) {
-  const n = 2048;
-  const stream = device.stream();
-  const [a, b] = [device.tensor(dtype, [n, n]), device.tensor(dtype, [n, n])];
-  const c = device.tensor('float32', [n, n]);
-  stream.fill(a, 0.5);
-  stream.fill(b, 0.25);
-  let best = 0;
-  for (let i = 0; i < 6; i++) {
-    await stream.sync();
-    const began = performance.now();
-    stream.gemm(a, b, c);
-    await stream.sync();
-    if (i > 0) best = Math.max(best, (2 * n ** 3) / (performance.now() - began) / 1e6);
-  }
-  for (const tensor of [a, b, c]) tensor.dispose();
-  stream.dispose();
-  return best;
+async function opsPart(device, rates, { isQuick, add }) {
+  const sizes = isQuick ? [128] : device.name === 'cpu' ? [576, 2048] : [1024, 4096];
+  const tokens = isQuick ? 256 : 4096;
+  const results = await measureOps(device, { sizes, tokens, rates, least: isQuick ? 2 : 40 });
+  for (const { op, milliseconds, ...result } of results)
+    add({ id: `ops n=${result.n} ${op}`, part: 'ops', op, ...result, median: milliseconds, repeats: 3 });
 }
 
-const device = Device.open('auto');
-const rates = { float32: await productRate(device, 'float32'), bfloat16: await productRate(device, 'bfloat16') };
-const results = [];
-for (const [m, n] of shapes) {
-  const problem = layer(m, n);
-  for (const [title, options] of [
-    ['ladder, float32', {}],
-    ['ladder, bfloat16', { precision: 'bfloat16' }],
-    ['published, float32', { schedule: 'alps', metric: 'diagonal' }],
-  ]) {
-    await pruneLayer({ ...problem, sparsity, device, ...options }); // warm-up: kernels are generated, memory is mapped
-    const runs = [];
-    for (let i = 0; i < 3; i++) runs.push(await pruneLayer({ ...problem, sparsity, device, ...options }));
-    const total = (run) => run.time.factorise + run.time.admm + run.time.refine;
-    const best = runs.reduce((a, b) => (total(b) < total(a) ? b : a));
-    const rhos = new Set(best.trace.map(({ rho }) => rho)).size;
-    const flops = {
-      factorise: rhos * n ** 3,
-      admm: best.iterations * 2 * m * n * n,
-      refine: (best.refineIterations + 1) * 2 * m * n * n,
-    };
-    const rate = (phase) => flops[phase] / best.time[phase] / 1e6;
-    const ceiling = (phase) => (phase === 'admm' ? rates[options.precision ?? 'float32'] : rates.float32);
-    results.push({
-      shape: [m, n],
-      title,
-      error: best.error,
-      iterations: best.iterations,
-      time: best.time,
-      flops,
-      rates: Object.fromEntries(Object.keys(flops).map((p) => [p, rate(p)])),
-      share: Object.fromEntries(Object.keys(flops).map((p) => [p, rate(p) / ceiling(p)])),
-    });
-  }
+async function measure(names) {
+  const device = Device.open(options.device, { threads: Number(options.threads) });
+  const machine = machineOf(device);
+  const isQuick = options.quick;
+  const { rates, waiting } = isQuick
+    ? await quietCeilings(device, { sizes: [512], bytes: 2 ** 24 }, 1)
+    : await quietCeilings(device);
+  const { float32, bfloat16, copy } = rates;
+  say(`${device.info().details}; ${gig(float32)} GFLOP/s float32, ${gig(bfloat16)} bfloat16, copy ${gig(copy)} GB/s`);
+  const bench = { machine, quick: isQuick, ceilings: { ...rates, waiting }, results: [] };
+  const add = (result) => {
+    bench.results.push(result);
+    if (options.out) writeFileSync(options.out, `${JSON.stringify(bench, null, 1)}\n`);
+  };
+  for (const name of names) await parts[name](device, rates, { ...options, isQuick, say, add });
+  process.stdout.write(reportOf(bench));
+  if (bench.results.some(({ error }) => typeof error === 'string')) process.exitCode = 1;
 }
-if (process.argv.includes('--json')) {
-  process.stdout.write(`${JSON.stringify({ device: device.info().details, rates, sparsity, results }, null, 2)}\n`);
+
+const gig = (value) => (value / 1e9).toFixed(0);
+
+const [command, ...files] = positionals;
+if (command === 'compare') {
+  if (files.length !== 2) throw new Error('compare A.json B.json');
+  const { text, slower } = compared(...files.map(read), Number(options['fail-above'] ?? Number.POSITIVE_INFINITY));
+  process.stdout.write(text);
+  if (slower.length > 0) process.exitCode = 1;
+} else if (command === 'report') {
+  if (files.length !== 1) throw new Error('report results.json');
+  const bench = read(files[0]);
+  if (options.write) writeFileSync(options.write, written(readFileSync(options.write, 'utf8'), bench));
+  else process.stdout.write(reportOf(bench));
 } else {
-  const cell = (r, phase) =>
-    `${r.time[phase].toFixed(0)} ms, ${r.rates[phase].toFixed(0)} (${(100 * r.share[phase]).toFixed(0)} %)`;
-  process.stdout.write(
-    `${device.info().details}; products: ${rates.float32.toFixed(0)} GFLOP/s float32, ${rates.bfloat16.toFixed(0)} bfloat16\n\n`,
-  );
-  process.stdout.write('| layer | run | factorise | ADMM | refine | error |\n|---|---|---|---|---|---|\n');
-  for (const r of results) {
-    process.stdout.write(
-      `| ${r.shape.join(' × ')} | ${r.title}, ${r.iterations} iterations | ${['factorise', 'admm', 'refine'].map((p) => cell(r, p)).join(' | ')} | ${r.error.toFixed(4)} |\n`,
-    );
-  }
+  const unknown = positionals.find((name) => !parts[name]);
+  if (unknown) throw new Error(`Expected ${Object.keys(parts).join(', ')}, compare or report but received ${unknown}`);
+  await measure(positionals.length > 0 ? positionals : Object.keys(parts));
 }

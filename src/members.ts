@@ -87,6 +87,7 @@ export async function groupInputs(
     const partial = members.map(({ model, activations }, place): F32 | undefined => {
       if (tokens[place] === 0 && members.length > 1) return undefined;
       const { stream, device } = model;
+      stream.enterPhase('gram');
       const gram = scope.hold(device.tensor('float32', [inputs, inputs], label));
       const collector = moments ? collected.hold(new MomentCollector(stream, activations!.length)) : undefined;
       if (collector) collectors.push(collector);

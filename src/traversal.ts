@@ -333,6 +333,7 @@ class BlockPruning {
 
   async #timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T> {
     const began = performance.now();
+    for (const { model } of this.#members) model.stream.enterPhase(phase);
     try {
       return await action();
     } finally {

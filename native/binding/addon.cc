@@ -9,7 +9,7 @@ namespace alps {
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   Context::create(env);
   auto add = [&](const char* name, Napi::Value (*function)(const Napi::CallbackInfo&)) {
-    exports.Set(name, Napi::Function::New(env, function, name));
+    exports.Set(name, Napi::Function::New(env, function, name, const_cast<char*>(name)));
   };
   add("probeCuda", probeCudaDevices);
   add("openDevice", openDeviceHandle);
@@ -17,9 +17,11 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add("stopDevices", stopAllDevices);
   add("deviceInfo", deviceInfo);
   add("resetPeak", resetPeak);
+  add("profileDevice", profileDevice);
   add("openStream", openStream);
   add("cancelStream", cancelStream);
   add("closeStream", closeStream);
+  add("setPhase", setPhase);
   add("makeTensor", makeTensor);
   add("viewTensor", viewTensor);
   add("disposeTensor", disposeTensor);

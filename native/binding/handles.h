@@ -17,6 +17,7 @@ struct DeviceHandle {
 struct StreamHandle {
   std::shared_ptr<DeviceThread> device;
   std::shared_ptr<Stream> stream;
+  std::string phase = {};  // of what is queued from here on, in a profile
 };
 
 struct TensorHandle {

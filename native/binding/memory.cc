@@ -110,6 +110,22 @@ Napi::Value resetPeak(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value profileDevice(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    bool on = false;
+    convert(info[1], on);
+    auto list = Napi::Array::New(info.Env());
+    for (const auto& [key, entry] : unwrapDevice(info[0]).thread->profile.take(on)) {
+      auto object = Napi::Object::New(info.Env());
+      object.Set("key", key);
+      object.Set("calls", static_cast<double>(entry.calls));
+      object.Set("milliseconds", entry.milliseconds);
+      list.Set(list.Length(), object);
+    }
+    return list;
+  });
+}
+
 Napi::Value openStream(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto device = unwrapDevice(info[0]).thread;
@@ -122,6 +138,13 @@ Napi::Value openStream(const Napi::CallbackInfo& info) {
 Napi::Value cancelStream(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     unwrapStream(info[0]).stream->cancel();
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value setPhase(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    convert(info[1], unwrapStream(info[0]).phase);
     return info.Env().Undefined();
   });
 }
@@ -268,7 +291,8 @@ Napi::Value writeTensor(const Napi::CallbackInfo& info) {
     auto context = Context::of(info.Env());
     context->expectPost(info.Env());
     // A settle, not an op: the pin is released even when an op before it has failed.
-    stream->enqueue([tensor, pinned](Backend& backend) { backend.upload(pinned.data, tensor); });
+    stream->enqueue(profiled(handle, profileKey(handle, "upload", tensor),
+                             [tensor, pinned](Backend& backend) { backend.upload(pinned.data, tensor); }));
     stream->enqueueAlways(
         [context, kept = pinned.kept] { context->post([context, kept](Napi::Env) { context->release(kept); }); });
     return info.Env().Undefined();
@@ -282,9 +306,10 @@ Napi::Value readTensor(const Napi::CallbackInfo& info) {
     Tensor tensor = tensorOn(handle, info[1]);
     auto pinned = pin(info, 2, tensor);
     require(info[3].IsFunction(), "Expected a callback");
-    settleWith(
-        info, stream, info[3].As<Napi::Function>(),
-        [tensor, pinned](Backend& backend) { backend.download(tensor, pinned.data); }, pinned.kept);
+    settleWith(info, stream, info[3].As<Napi::Function>(),
+               profiled(handle, profileKey(handle, "download", tensor),
+                        [tensor, pinned](Backend& backend) { backend.download(tensor, pinned.data); }),
+               pinned.kept);
     return info.Env().Undefined();
   });
 }

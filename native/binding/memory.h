@@ -11,9 +11,11 @@ Napi::Value claimExit(const Napi::CallbackInfo& info);       // () => whether it
 Napi::Value stopAllDevices(const Napi::CallbackInfo& info);  // (), before the process ends
 Napi::Value deviceInfo(const Napi::CallbackInfo& info);      // (device) => {name, details, ...}
 Napi::Value resetPeak(const Napi::CallbackInfo& info);       // (device) => undefined
+Napi::Value profileDevice(const Napi::CallbackInfo& info);   // (device, on) => what was measured until now
 Napi::Value openStream(const Napi::CallbackInfo& info);      // (device) => stream
 Napi::Value cancelStream(const Napi::CallbackInfo& info);    // (stream)
 Napi::Value closeStream(const Napi::CallbackInfo& info);     // (stream)
+Napi::Value setPhase(const Napi::CallbackInfo& info);        // (stream, name)
 Napi::Value makeTensor(const Napi::CallbackInfo& info);      // (device, dtype, shape, label) => tensor, zeroed
 Napi::Value viewTensor(const Napi::CallbackInfo& info);  // (tensor, firstElement, shape) => tensor on the same memory
 Napi::Value disposeTensor(const Napi::CallbackInfo& info);  // (tensor)

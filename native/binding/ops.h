@@ -3,6 +3,7 @@
 #pragma once
 #include <napi.h>
 
+#include <chrono>
 #include <tuple>
 #include <utility>
 
@@ -59,6 +60,33 @@ void convertFor(const StreamHandle&, const Napi::Value& value, T& out) {
   convert(value, out);
 }
 
+// What of an op's arguments tells its cost, in a profile: tensors and integers.
+inline std::string costOf(const Tensor& tensor) { return tensor.defined() ? describe(tensor) + ";" : "-;"; }
+inline std::string costOf(const int64_t& value) { return std::to_string(value) + ";"; }
+template <typename T>
+std::string costOf(const T&) {
+  return "";
+}
+
+// Under what a call counts in the device's profile; empty where the device is not profiled.
+template <typename... Args>
+std::string profileKey(const StreamHandle& handle, const char* op, const Args&... args) {
+  if (!handle.device->profile.on()) return "";
+  return handle.phase + "\t" + op + "\t" + (std::string() + ... + costOf(args));
+}
+
+// `work`, measured where it has a key.
+template <typename Work>
+std::function<void(Backend&)> profiled(const StreamHandle& handle, const std::string& key, Work work) {
+  if (key.empty()) return work;
+  return [&profile = handle.device->profile, key, work = std::move(work)](Backend& backend) {
+    auto began = std::chrono::steady_clock::now();
+    work(backend);
+    backend.finish();
+    profile.add(key, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count());
+  };
+}
+
 template <auto Method, auto Check>
 struct Op;
 
@@ -72,9 +100,12 @@ struct Op<Method, Check> {
       std::tuple<Args...> arguments;
       fill(info, handle, arguments, std::index_sequence_for<Args...>{});
       std::apply(Check, arguments);
-      handle.stream->enqueue([arguments = std::move(arguments)](Backend& backend) {
+      std::string key = std::apply(
+          [&](const Args&... args) { return profileKey(handle, static_cast<const char*>(info.Data()), args...); },
+          arguments);
+      handle.stream->enqueue(profiled(handle, key, [arguments = std::move(arguments)](Backend& backend) {
         std::apply([&](const Args&... args) { (backend.*Method)(args...); }, arguments);
-      });
+      }));
       return info.Env().Undefined();
     });
   }

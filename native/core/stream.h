@@ -15,6 +15,7 @@
 #include "core/cuda_library.h"
 #include "core/error.h"
 #include "core/old_libstdcxx.h"
+#include "core/profile.h"
 
 namespace alps {
 
@@ -63,6 +64,7 @@ class DeviceThread : public std::enable_shared_from_this<DeviceThread> {
   explicit DeviceThread(std::shared_ptr<Backend> backend);
   ~DeviceThread();
   Backend& backend() { return *backend_; }
+  Profile profile;
   // Before the last reference to a device goes: its own thread may hold one for a moment.
   void stop();
 

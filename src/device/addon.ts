@@ -47,6 +47,13 @@ export interface CudaProbe {
   tried: { what: string; outcome: string }[];
 }
 
+/** Device time of calls with the same key: `phase \t op \t tensors and integers; ...`. */
+export interface NativeProfileEntry {
+  key: string;
+  calls: number;
+  milliseconds: number;
+}
+
 type Callback = (error: (Error & { code?: string }) | null) => void;
 type S = NativeStream;
 type T = NativeTensor;
@@ -66,9 +73,13 @@ export interface Addon {
   stopDevices(): void;
   deviceInfo(device: NativeDevice): NativeDeviceInfo;
   resetPeak(device: NativeDevice): void;
+  /** Turns the profile of a device on or off and gives what was measured until now. */
+  profileDevice(device: NativeDevice, on: boolean): NativeProfileEntry[];
   openStream(device: NativeDevice): S;
   cancelStream(stream: S): void;
   closeStream(stream: S): void;
+  /** Of what is queued from here on, in a profile. */
+  setPhase(stream: S, name: string): void;
   makeTensor(device: NativeDevice, dtype: DType, shape: number[], label: string): T;
   viewTensor(tensor: T, firstElement: number, shape: number[]): T;
   disposeTensor(tensor: T): void;

@@ -48,6 +48,11 @@ export class Stream {
     this.dispose();
   }
 
+  /** Names the phase, in a profile of the device ({@link profile}), of what is queued from here on. @internal */
+  enterPhase(name: string): void {
+    native(() => addon().setPhase(this.#open(), name));
+  }
+
   /** Settles when all that was queued before has run; rejects with the first error among it. */
   async sync(): Promise<void> {
     await this.#settle((callback) => addon().syncStream(this.#open(), callback));

@@ -31,6 +31,7 @@ export async function solveAlps(
   try {
     const time = { factorise: 0, admm: 0, refine: 0 };
     const began = performance.now();
+    stream.enterPhase('factorise');
     let metricScale: Float32Array<ArrayBuffer> | undefined;
     if (options.metric === 'obs') {
       metricScale = await obsScale(problem, options.obsExponent);
@@ -53,6 +54,7 @@ export async function solveAlps(
         weight,
       );
     await stream.sync();
+    stream.enterPhase('refine');
     const searched = performance.now();
     time.admm = searched - began - time.factorise;
     const refineIterations = await refit(problem, weight, mask, options);
@@ -158,6 +160,7 @@ class Admm {
     const { stream, gram, base } = this.#problem;
     const { state, mask, y } = this.#iterate;
     await stream.sync();
+    stream.enterPhase('factorise');
     const began = performance.now();
     if (!Number.isNaN(this.#rho)) stream.admmRescale(base, state, mask, y, this.#rho / rho);
     stream.copy(gram, this.#inverse);
@@ -167,6 +170,7 @@ class Admm {
     if (this.#operator !== this.#inverse) stream.copy(this.#inverse, this.#operator);
     this.#rho = rho;
     await stream.sync();
+    stream.enterPhase('admm');
     this.#time.factorise += performance.now() - began;
   }
 

@@ -74,6 +74,7 @@ export async function denseTarget(
 ): Promise<F32> {
   const { device } = stream;
   const { weight, gram } = group;
+  stream.enterPhase('target');
   const [n = 0] = gram.shape;
   const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
   using scope = new Scope();

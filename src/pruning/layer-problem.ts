@@ -86,6 +86,7 @@ export class LayerProblem {
    * @throws AlpsError `NOT_FINITE` when a weight or the Gram matrix holds NaN or infinity
    */
   static async create(stream: Stream, group: LayerGroup, segments: Segments, ridge: number): Promise<LayerProblem> {
+    stream.enterPhase('prepare');
     const diagonal = await checkedDiagonal(stream, group);
     const n = diagonal.length;
     const lambda = lambdaOf(diagonal, ridge);

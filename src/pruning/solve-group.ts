@@ -98,8 +98,10 @@ async function select(problem: LayerProblem, options: ParsedPruningOptions, sele
   const { weight, mask } = solutionTensors(device, group.weight.shape);
   try {
     const began = performance.now();
+    stream.enterPhase('admm');
     await selector(problem, options, { weight, mask });
     await stream.sync();
+    stream.enterPhase('refine');
     const searched = performance.now();
     let refineIterations = 0;
     if (options.refit !== 'none') {
@@ -127,6 +129,7 @@ export async function layerErrors(
   keep: readonly number[],
 ): Promise<LayerResult[]> {
   const { device } = stream;
+  stream.enterPhase('error');
   const [m = 0, n = 0] = group.weight.shape;
   using scope = new Scope();
   const difference = scope.hold(device.tensor('float32', [m, n], 'the weights’ difference'));

@@ -1,0 +1,210 @@
+// npm run bench:peers -- [--alps FOLDER] [--sparsegpt FOLDER] [--wanda FOLDER] [--dsnot FOLDER] [--shapes 576x576,...] [--patterns 0.5,0.7,0.9,2:4]
+//   [--model FOLDER --text FOLDER [--blocks N] [--windows 32] [--length 1024] [--model-patterns 0.7]]
+//   [--quick] [--out peers.json] [--write docs/benchmarks.md] [--python python3] [--environment .bench] [--seconds 600]
+//
+// The published PyTorch code on the processor against this package, in one run, on the same layers with as many threads: time and error by
+// shape and pattern. The folders are checkouts of mazumder-lab/ALPS, IST-DASLab/sparsegpt, locuslab/wanda (also for magnitude) and
+// zyxxmu/DSnoT, any of them; they are read and not changed. With --model the whole pipelines too (bench/peers/whole_model.py), on windows of
+// the text folder's calibration.jsonl and held-out.jsonl (scripts/sotu-split.mjs); --blocks prunes the first blocks only and leaves out
+// the perplexity. What they need of Python goes into a virtual environment in the folder .bench, from PyPI.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { Device, evaluatePerplexity, prune } from '../lib/index.js';
+import { patternOf } from './layer.mjs';
+import { againstPeers, ours } from './layer-peers.mjs';
+import { machineOf } from './machine.mjs';
+import { quietCeilings } from './ops.mjs';
+import { reportOf, written } from './report.mjs';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const { values: options } = parseArgs({
+  options: {
+    alps: { type: 'string' },
+    sparsegpt: { type: 'string' },
+    wanda: { type: 'string' },
+    dsnot: { type: 'string' },
+    shapes: { type: 'string' },
+    patterns: { type: 'string' },
+    model: { type: 'string' },
+    text: { type: 'string' },
+    blocks: { type: 'string' },
+    windows: { type: 'string', default: '32' },
+    length: { type: 'string', default: '1024' },
+    'model-patterns': { type: 'string', default: '0.7' },
+    quick: { type: 'boolean', default: false },
+    out: { type: 'string' },
+    write: { type: 'string' },
+    python: { type: 'string', default: 'python3' },
+    environment: { type: 'string', default: join(root, '.bench') },
+    seconds: { type: 'string', default: '600' },
+  },
+});
+const say = (line) => process.stderr.write(`bench: ${line}\n`);
+const { alps, sparsegpt, wanda, dsnot } = options;
+const peers = Object.fromEntries(Object.entries({ alps, sparsegpt, wanda, dsnot }).filter(([, path]) => path));
+const folders = Object.entries({ ...peers, model: options.model, text: options.text });
+if (Object.keys(peers).length === 0)
+  throw new Error('--alps, --sparsegpt, --wanda, --dsnot: checkouts of the published code');
+for (const [name, path] of folders) if (path && !existsSync(path)) throw new Error(`--${name}: ${path} does not exist`);
+if (options.model && !options.text)
+  throw new Error('--model needs --text, a folder with calibration.jsonl and held-out.jsonl');
+
+function run(command, args, { output = 'inherit' } = {}) {
+  const { status, error, stdout } = spawnSync(command, args, {
+    encoding: 'utf8',
+    stdio: ['ignore', output, 'inherit'],
+    maxBuffer: 2 ** 26,
+  });
+  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${error?.message ?? `exit code ${status}`}`);
+  return stdout;
+}
+
+/** Python with what the peers need. */
+function environment() {
+  const python = join(options.environment, 'bin', 'python');
+  if (!existsSync(python)) run(options.python, ['-m', 'venv', options.environment], { output: 2 });
+  const needed = ['torch', 'numpy', ...(options.model ? ['transformers', 'safetensors', 'tokenizers'] : [])];
+  const has = (name) =>
+    spawnSync(python, ['-c', `import importlib.util as u; exit(u.find_spec("${name}") is None)`]).status === 0;
+  const missing = needed.filter((name) => !has(name));
+  if (missing.length > 0) run(python, ['-m', 'pip', 'install', ...missing], { output: 2 });
+  return python;
+}
+
+const python = environment();
+const device = Device.open('cpu');
+const bench = { machine: machineOf(device), quick: options.quick, results: [] };
+const { rates, waiting } = options.quick
+  ? await quietCeilings(device, { sizes: [512], bytes: 2 ** 24 }, 1)
+  : await quietCeilings(device);
+bench.ceilings = { ...rates, waiting };
+const scratch = mkdtempSync(join(tmpdir(), 'alps-peers-'));
+const save = () => options.out && writeFileSync(options.out, `${JSON.stringify(bench, null, 1)}\n`);
+
+function layerResults({ shape, sparsity, ours: own, peers: published }) {
+  return Object.entries(own).flatMap(([name, mine]) => {
+    const theirs = published[ours[name].against];
+    if (!theirs) return [];
+    const title = shape.join('x');
+    return {
+      id: `peers ${title} ${name} ${sparsity}`,
+      part: 'peers',
+      shape: title,
+      pattern: sparsity,
+      ours: name,
+      peer: ours[name].against,
+      median: 1000 * mine.seconds,
+      best: 1000 * mine.seconds,
+      seconds: mine.seconds,
+      solveSeconds: mine.solveSeconds,
+      waiting: Math.max(mine.waiting, theirs.waiting ?? 0),
+      error: mine.error,
+      failure: theirs.failure,
+      peerSeconds: theirs.seconds,
+      peerError: theirs.error,
+      sparsity: mine.sparsity,
+      peerSparsity: theirs.sparsity,
+    };
+  });
+}
+
+async function layers() {
+  const entries = [];
+  const shapes =
+    options.shapes ?? (options.quick ? '128x128' : '576x576,576x1536,1536x576,1024x1024,2048x2048,4096x1024');
+  const patterns = (options.patterns ?? (options.quick ? '0.7' : '0.5,0.7,0.9,2:4')).split(',');
+  const names = Object.keys(ours).filter(
+    (name) => peers[ours[name].checkout ?? ours[name].against] && !/bf16/.test(name),
+  );
+  const methods = [...new Set(names.map((name) => ours[name].against))];
+  const onEntry = (entry) => {
+    if (!entries.includes(entry)) entries.push(entry);
+    bench.results = entries.flatMap(layerResults);
+    save();
+  };
+  const settings = { python, seconds: Number(options.seconds), peers };
+  for (const shape of shapes.split(',').filter(Boolean))
+    await againstPeers(device, settings, { shape, patterns, names, methods, scratch, onEntry });
+}
+
+/** Ours on the same token windows: seconds of the whole command, or of the first blocks, and the perplexity. */
+async function ourModel(method, pattern, tokens, blocks) {
+  const controller = new AbortController();
+  const out = join(scratch, 'pruned');
+  let ofBlocks = 0;
+  const calibration = { tokenIds: JSON.parse(readFileSync(tokens, 'utf8')).calibration };
+  const began = performance.now();
+  await prune({
+    model: options.model,
+    out,
+    overwrite: true,
+    calibration,
+    method,
+    ...patternOf(pattern),
+    device,
+    signal: controller.signal,
+    onEvent: (event) => {
+      if (event.type !== 'block') return;
+      ofBlocks += event.milliseconds;
+      if (event.block + 1 === blocks) controller.abort();
+    },
+  }).catch((error) => {
+    if (error.code !== 'ABORTED') throw error;
+  });
+  const seconds = (blocks ? ofBlocks : performance.now() - began) / 1000;
+  if (blocks) return { seconds };
+  const { perplexity } = await evaluatePerplexity({ model: out, text: tokens, device });
+  return { seconds, perplexity };
+}
+
+async function models() {
+  const tokens = join(scratch, 'tokens.json');
+  const { model, text, windows, length } = options;
+  const blocks = options.blocks && Number(options.blocks);
+  const tokenizer = join(model, 'tokenizer.json');
+  const made = ['--tokenizer', tokenizer, '--text', text, '--out', tokens, '--windows', windows, '--length', length];
+  run(python, [join(root, 'bench/peers/make_tokens.py'), ...made], { output: 2 });
+  for (const pattern of options['model-patterns'].split(',')) {
+    for (const method of Object.keys(peers).filter((name) => name !== 'dsnot')) {
+      const mine = await ourModel(method, pattern, tokens, blocks);
+      say(`${basename(model)}, ${method}, ${pattern}: ${JSON.stringify(mine)}`);
+      const args = [
+        ...['--method', method, `--${method}`, peers[method], '--model', model, '--tokens', tokens, '--skip-dense'],
+        ...[pattern.includes(':') ? '--pattern' : '--sparsity', pattern, '--threads', String(device.info().threads)],
+        ...(blocks ? ['--blocks', String(blocks), '--evaluation-windows', '0'] : []),
+      ];
+      const theirs = JSON.parse(run(python, [join(root, 'bench/peers/whole_model.py'), ...args], { output: 'pipe' }));
+      // What both do for the blocks alone, or from the start to the end of pruning.
+      const { statistics, prune: solve, propagate } = theirs.seconds;
+      const part = blocks ? `, first ${blocks} blocks` : '';
+      bench.results.push({
+        id: `peers ${basename(model)}${part} ${method} ${pattern}`,
+        part: 'peers',
+        model: `${basename(model)}${part}, ${windows} × ${length} tokens`,
+        pattern,
+        ours: method,
+        peer: method,
+        median: 1000 * mine.seconds,
+        best: 1000 * mine.seconds,
+        seconds: mine.seconds,
+        perplexity: mine.perplexity,
+        peerSeconds: blocks ? statistics + solve + propagate : theirs.secondsToPrune - (theirs.seconds.load ?? 0),
+        peerPerplexity: theirs.prunedPerplexity,
+      });
+      save();
+    }
+  }
+}
+
+try {
+  await layers();
+  if (options.model) await models();
+} finally {
+  rmSync(scratch, { recursive: true, force: true });
+}
+process.stdout.write(reportOf(bench));
+if (options.write) writeFileSync(options.write, written(readFileSync(options.write, 'utf8'), bench));

@@ -1,0 +1,87 @@
+// A profile of the device (src/device/profile.ts) as phases: time, operations, bytes, and the share of the ceiling.
+
+const sizes = { float64: 8, float32: 4, uint32: 4, bfloat16: 2, float16: 2, uint8: 1 };
+
+function parse(text) {
+  const [, dtype, list] = /^(\w+) \[(.*)\]$/.exec(text) ?? [];
+  if (!dtype) return undefined;
+  const shape = list === '' ? [] : list.split(', ').map(Number);
+  const size = shape.reduce((product, d) => product * d, 1);
+  return { dtype, shape, size, bytes: size * sizes[dtype] };
+}
+
+/** Operations of ops whose cost is in products, from their tensors and integers. The others are bound by memory. */
+const products = {
+  gemm: ([a, , out]) => (2 * out.size * a.size) / out.shape[0],
+  gramAccumulate: ([x, gram]) => x.size * (gram.shape[0] + 1),
+  cholesky: ([a]) => a.shape[0] ** 3 / 3,
+  choleskyInverse: ([l]) => (2 * l.shape[0] ** 3) / 3,
+  admmIterate: ([operator, base], [count]) => count * 2 * base.size * operator.shape[0],
+  sparseGpt: ([weight, factor]) => weight.size * factor.shape[0],
+  // Causal: half of the scores, two products each.
+  attention: ([q], [, sequence]) => 2 * q.size * (sequence + 1),
+};
+/** Tensors that are read and written, by their place; all others are read or written once. */
+const inPlace = {
+  axpby: [1],
+  addBias: [0],
+  applyMask: [0],
+  rope: [0],
+  addTo: [1],
+  softCap: [0],
+  admmRescale: [1],
+  cgStep: [2, 3, 4],
+  sparseGpt: [0],
+  dsnot: [4],
+  cholesky: [0],
+  choleskyInverse: [0],
+};
+
+/** Operations and bytes, at least, of all calls of a profile's entry, and the format of its products. */
+export function costOf({ op, arguments: list, calls }) {
+  const tensors = list.filter((text) => !/^\d+$/.test(text)).map(parse);
+  const integers = list.filter((text) => /^\d+$/.test(text)).map(Number);
+  const flops = products[op]?.(tensors, integers) ?? 0;
+  let bytes = tensors.reduce((sum, tensor) => sum + (tensor?.bytes ?? 0), 0);
+  for (const place of inPlace[op] ?? []) bytes += tensors[place].bytes;
+  if (op === 'embedding') bytes -= tensors[0].bytes - tensors[2].size * sizes[tensors[0].dtype]; // the rows that are read
+  // b, B0 and S are read, b, S and Y written, each time; the mask both.
+  if (op === 'admmIterate') bytes = integers[0] * (tensors[0].bytes + (22 + sizes[tensors[0].dtype]) * tensors[1].size);
+  return {
+    flops: calls * flops,
+    bytes: calls * bytes,
+    dtype: tensors[0]?.dtype === 'bfloat16' ? 'bfloat16' : 'float32',
+  };
+}
+
+/**
+ * Sums a profile by phase: { milliseconds, flops, bytes, atCeiling, share }, where atCeiling is what the operations or the bytes of each op,
+ * whichever take longer, would take at the measured rates.
+ */
+export function phasesOf(entries, rates) {
+  const phases = {};
+  for (const entry of entries) {
+    const { flops, bytes, dtype } = costOf(entry);
+    const name = entry.phase || 'start'; // before the first phase
+    phases[name] ??= { milliseconds: 0, flops: 0, bytes: 0, atCeiling: 0 };
+    const phase = phases[name];
+    phase.milliseconds += entry.milliseconds;
+    phase.flops += flops;
+    phase.bytes += bytes;
+    phase.atCeiling += 1000 * Math.max(flops / rates[dtype], bytes / rates.copy);
+  }
+  for (const phase of Object.values(phases)) phase.share = phase.atCeiling / phase.milliseconds;
+  return phases;
+}
+
+/** The ops of a profile by the time they took above what they take at the ceiling, the largest first. */
+export function gapsOf(entries, rates, count) {
+  return entries
+    .map((entry) => {
+      const { flops, bytes, dtype } = costOf(entry);
+      const atCeiling = 1000 * Math.max(flops / rates[dtype], bytes / rates.copy);
+      return { ...entry, flops, bytes, atCeiling, lost: entry.milliseconds - atCeiling };
+    })
+    .sort((a, b) => b.lost - a.lost)
+    .slice(0, count);
+}
