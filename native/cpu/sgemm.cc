@@ -2,6 +2,10 @@
 
 #include <dnnl.h>
 
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
 #include "core/error.h"
 
 // Exported by libdnnl, though not declared in its header.
@@ -18,10 +22,60 @@ void check(dnnl_status_t status, const char* call) {
 }
 }  // namespace
 
+namespace {
+
+// Where rows are multiples of half a page apart, the narrow columns that oneDNN packs fall into a few sets of the
+// caches and are read from memory twice; its AVX2 products then take up to twice the time. Wide pieces that are copied
+// first do not.
+bool isFarApart(int64_t ld) { return ld % 512 == 0; }
+
+bool packsNarrowColumns() {
+  static const bool narrow = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core) != dnnl_cpu_isa_avx512_core;
+  return narrow;
+}
+
+// Fewer uses of each element do not pay for its copy.
+constexpr int64_t enoughUses = 64;
+
+// A copy's elements, 8 MB.
+constexpr int64_t largestCopy = int64_t{1} << 21;
+
+const float* copied(const float* from, int64_t& ld, int64_t rows, int64_t columns, std::vector<float>& out) {
+  int64_t stride = (columns + 15) / 16 * 16 + 16;
+  if (isFarApart(stride)) stride += 16;
+  out.resize(static_cast<size_t>(rows * stride));
+  for (int64_t i = 0; i < rows; i++)
+    std::memcpy(out.data() + i * stride, from + i * ld, static_cast<size_t>(columns) * sizeof(float));
+  ld = stride;
+  return out.data();
+}
+
+// Columns of a copy of k rows; all of them where there is none.
+int64_t pieceOf(bool copies, int64_t columns, int64_t k) {
+  return copies ? std::clamp<int64_t>(largestCopy / std::max<int64_t>(k, 1), 64, columns) : columns;
+}
+
+}  // namespace
+
 void sgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-  check(dnnl_sgemm(transposeA ? 'T' : 'N', transposeB ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc),
-        "dnnl_sgemm");
+  thread_local std::vector<float> columnsOfA, columnsOfB;
+  bool copiesA = transposeA && isFarApart(lda) && m >= enoughUses && n >= enoughUses && packsNarrowColumns();
+  bool copiesB = !transposeB && isFarApart(ldb) && m >= enoughUses && n >= enoughUses && packsNarrowColumns();
+  int64_t height = pieceOf(copiesA, m, k), width = pieceOf(copiesB, n, k);
+  for (int64_t j = 0; j < n; j += width) {
+    int64_t columns = std::min(width, n - j), strideB = ldb;
+    const float* right = transposeB ? b + j * ldb : b + j;
+    if (copiesB) right = copied(right, strideB, k, columns, columnsOfB);
+    for (int64_t i = 0; i < m; i += height) {
+      int64_t rows = std::min(height, m - i), strideA = lda;
+      const float* left = transposeA ? a + i : a + i * lda;
+      if (copiesA) left = copied(left, strideA, k, rows, columnsOfA);
+      check(dnnl_sgemm(transposeA ? 'T' : 'N', transposeB ? 'T' : 'N', rows, columns, k, alpha, left, strideA, right,
+                       strideB, beta, c + i * ldc + j, ldc),
+            "dnnl_sgemm");
+    }
+  }
 }
 
 void bgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, const bf16_t* a, int64_t lda,
