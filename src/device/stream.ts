@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { AlpsError, aborted } from '../errors.js';
 import { type Addon, addon, type DType, type NativePattern, type NativeStream } from './addon.js';
 import type { Device } from './device.js';
@@ -24,23 +25,28 @@ export class Stream {
   readonly device: Device;
   readonly #handle: NativeStream;
   readonly #signal: AbortSignal | undefined;
-  readonly #onAbort = () => addon().cancelStream(this.#handle);
+  readonly #release: () => void;
   #closed = false;
 
   /** @internal Use {@link Device.stream}. */
   constructor(device: Device, signal?: AbortSignal) {
     if (signal?.aborted) throw aborted(signal);
     this.device = device;
-    this.#handle = native(() => addon().openStream(device.handle));
     this.#signal = signal;
-    signal?.addEventListener('abort', this.#onAbort, { once: true });
+    this.#release = onAbort(signal, () => addon().cancelStream(this.#handle));
+    try {
+      this.#handle = native(() => addon().openStream(device.handle));
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
   }
 
   /** Lets go of the stream. What is queued still runs. */
   dispose(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#signal?.removeEventListener('abort', this.#onAbort);
+    this.#release();
     addon().closeStream(this.#handle);
   }
 

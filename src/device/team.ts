@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { invalidArgument } from '../errors.js';
 import { Device, type DeviceName, type DeviceOptions } from './device.js';
 import type { Stream } from './stream.js';
@@ -39,17 +40,16 @@ export class Team {
   readonly streams: readonly Stream[];
   /** Of several streams: fires when the job is aborted, or when the work on one device fails. */
   readonly #stop: AbortController | undefined;
-  readonly #signal: AbortSignal | undefined;
-  readonly #onAbort = () => this.#stop?.abort(this.#signal?.reason);
+  #release: () => void = () => undefined;
 
   constructor(devices: readonly Device[], signal?: AbortSignal) {
-    this.#signal = signal;
     const streams: Stream[] = [];
     this.streams = streams;
     if (devices.length > 1) {
       this.#stop = new AbortController();
-      if (signal?.aborted) this.#onAbort();
-      signal?.addEventListener('abort', this.#onAbort, { once: true });
+      const stop = () => this.#stop?.abort(signal?.reason);
+      if (signal?.aborted) stop();
+      this.#release = onAbort(signal, stop);
     }
     try {
       for (const device of devices) streams.push(device.stream({ signal: this.#stop?.signal ?? signal }));
@@ -85,7 +85,7 @@ export class Team {
   }
 
   dispose(): void {
-    this.#signal?.removeEventListener('abort', this.#onAbort);
+    this.#release();
     for (const stream of this.streams) stream.dispose();
   }
 

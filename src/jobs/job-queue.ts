@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, invalidArgument } from '../errors.js';
 import { type Logger, parseLogger } from '../logger.js';
@@ -207,8 +208,6 @@ export class JobQueue {
     const info: JobInfo = { id: ++this.#lastId, kind, name, key, priority, bytes };
     return new Promise<T>((resolve, reject) => {
       const controller = new AbortController();
-      const onAbort = () => this.#cancel(job, signal?.reason);
-      signal?.addEventListener('abort', onAbort, { once: true });
       const job: Job = {
         ...info,
         start: (own) => start(own, info),
@@ -217,7 +216,7 @@ export class JobQueue {
         controller,
         onEvent,
         queuedAt: performance.now(),
-        release: () => signal?.removeEventListener('abort', onAbort),
+        release: onAbort(signal, () => this.#cancel(job, signal?.reason)),
       };
       this.#enter(job, reserved);
     });

@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { aborted } from '../errors.js';
 
 interface Waiter {
@@ -21,11 +22,11 @@ export class Room {
   wait(signal?: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
       if (signal?.aborted) return reject(aborted(signal));
-      const onAbort = () => {
+      const stop = () => {
         this.#waiting.delete(waiter);
         reject(aborted(signal));
       };
-      const release = () => signal?.removeEventListener('abort', onAbort);
+      const release = onAbort(signal, stop);
       const waiter: Waiter = {
         resolve: () => {
           release();
@@ -36,7 +37,6 @@ export class Room {
           reject(error);
         },
       };
-      signal?.addEventListener('abort', onAbort, { once: true });
       this.#waiting.add(waiter);
       this.changed();
     });
