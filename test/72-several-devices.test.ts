@@ -92,9 +92,11 @@ describe.each([
 ])('%s on two devices is as on one', (name, ties) => {
   test.each(['sequential', 'block'] as const)('%s', async (propagation) => {
     await expectSame(name, { method: 'wanda', propagation }, two);
-    await expectSame(name, { propagation, denseTarget: false }, two, ties);
+    // Row weights lie elsewhere by rounding: where there are near-ties, others.
+    const rowWeights = ties === exact;
+    await expectSame(name, { propagation, rowWeights, denseTarget: false }, two, ties);
     // A dense target divides by the Gram matrix: with the usual ridge that finds near-ties in any model this tiny.
-    await expectSame(name, { propagation, ...(ties === exact ? { ridge: 1 } : {}) }, two, ties);
+    await expectSame(name, { propagation, rowWeights, ...(ties === exact ? { ridge: 1 } : {}) }, two, ties);
   });
 });
 
