@@ -66,7 +66,7 @@ function layerText(results) {
   const shapes = unique(results.map(({ shape }) => shape));
   const pairs = shapes.flatMap((shape) => unique(results.map(({ method }) => method)).map((method) => [shape, method]));
   const phase = ({ milliseconds: time, flops, share }) =>
-    `${digits(time)} ms, ${giga((flops / time) * 1000)} (${percent(share)})`;
+    `${digits(time)} ms${flops > 0 ? `, ${giga((flops / time) * 1000)}` : ''} (${percent(share)})`;
   const alps = results.filter(({ method }) => method === 'alps');
   const names = ['prepare', 'factorise', 'admm', 'refine', 'error'];
   return (
