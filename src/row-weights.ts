@@ -26,7 +26,7 @@ const [least, most] = [1e-4, 1e4];
  * - gate, up: the columns of the MLP's last layer, times the squares of what they are multiplied by
  *
  * @param linears of the group, all or some; `gram` is XᵀX over `tokens` inputs
- * @returns for each output of `linears`; undefined behind attention and at the end of an MLP, where all count the same
+ * @returns for each output of `linears`; undefined behind attention and at the end of an MLP, where all count the same, and where a number is not finite
  */
 export async function rowWeights(
   model: DecoderModel,
@@ -54,7 +54,8 @@ export async function rowWeights(
     result.set(row, at);
     at += row.length;
   }
-  return result;
+  // NaN or infinity in a layer or in the inputs: the solve of that layer names it.
+  return result.every(Number.isFinite) ? result : undefined;
 }
 
 /** The parts of a matrix and their rows. */
