@@ -76,8 +76,8 @@ const shapes = [
   [300, 50, 31],
   [31, 800, 29], // more than one tile of columns
   [257, 400, 17], // and of both
-  [80, 1024, 70], // rows half pages apart
-  [512, 90, 70],
+  [64, 512, 40], // rows half pages apart
+  [512, 64, 40],
 ];
 
 describe('gemm against float64', () => {
@@ -213,7 +213,7 @@ describe('gramAccumulate and symmetrize', () => {
     [33, 300], // several blocks, strips within them
     [5000, 40], // several chunks of tokens
     [2100, 150],
-    [100, 512],
+    [40, 512],
   ] as const;
   for (const kind of ['float32', 'bfloat16'] as const)
     for (const isa of opDevices())

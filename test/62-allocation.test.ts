@@ -103,9 +103,10 @@ describe('allocate', () => {
 
 describe('prune', () => {
   /** MLP sparser than attention. */
+  let names: Promise<string[]> | undefined;
   async function uneven(): Promise<Record<string, number>> {
-    const report = await run('names', { method: 'magnitude', sparsity: 0.5 });
-    return Object.fromEntries(report.layers.map(({ name }) => [name, name.includes('mlp') ? 0.7 : 0.5]));
+    names ??= run('names', { method: 'magnitude', sparsity: 0.5 }).then(({ layers }) => layers.map(({ name }) => name));
+    return Object.fromEntries((await names).map((name) => [name, name.includes('mlp') ? 0.7 : 0.5]));
   }
 
   test.each<[string, Partial<PruneOptions>]>([
