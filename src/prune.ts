@@ -15,7 +15,13 @@ import { knownModelTypes } from './model/families/index.js';
 import { version } from './package-version.js';
 import { announcerOf, logPruneFailure } from './prune-events.js';
 import { type DenseTarget, type DenseTargetOptions, parseDenseTarget } from './pruning/dense-target.js';
-import { isRowwise, type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from './pruning/options.js';
+import {
+  flag,
+  isRowwise,
+  type ParsedPruningOptions,
+  type PruningOptions,
+  parsePruningOptions,
+} from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
 import { type Preset, withPreset } from './pruning/preset.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
@@ -389,10 +395,10 @@ function reportedOptions(
 
 /** Whether rows are weighted; only the methods whose weights compete across rows, by their cost, can. */
 function parseRowWeights(given: boolean | undefined, { method }: ParsedPruningOptions): boolean {
-  if (given !== undefined && typeof given !== 'boolean') throw invalidArgument('rowWeights', 'true or false', given);
-  if (given && method !== 'alps' && method !== 'sparsegpt')
+  const weighted = flag('rowWeights', given === undefined ? method === 'alps' : given);
+  if (weighted && method !== 'alps' && method !== 'sparsegpt')
     throw new AlpsError('INVALID_ARGUMENT', `rowWeights is for methods "alps" and "sparsegpt", not for "${method}"`);
-  return given ?? method === 'alps';
+  return weighted;
 }
 
 /** What each layer keeps, where they do not all keep the same share. */

@@ -1,4 +1,5 @@
 import { AlpsError, invalidArgument } from '../errors.js';
+import { numberIn } from '../pruning/options.js';
 import { isNm, keptWeights, type Pattern } from '../pruning/pattern.js';
 
 /** One matrix that is pruned. */
@@ -24,10 +25,7 @@ export function parseLayerSparsities(value: unknown): LayerSparsities | undefine
   if (value === undefined) return undefined;
   if (typeof value !== 'object' || value === null || Array.isArray(value))
     throw invalidArgument('allocation', 'an object of sparsities by layer', value);
-  for (const [name, sparsity] of Object.entries(value)) {
-    if (typeof sparsity !== 'number' || !(sparsity >= 0 && sparsity <= 1))
-      throw invalidArgument(`allocation["${name}"]`, 'a number from 0 to 1', sparsity);
-  }
+  for (const [name, sparsity] of Object.entries(value)) numberIn(`allocation["${name}"]`, sparsity, 0, 1);
   return value as LayerSparsities;
 }
 

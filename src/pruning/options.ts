@@ -94,7 +94,7 @@ export interface ParsedPruningOptions {
   dsnot: Required<DsnotOptions>;
 }
 
-function oneOf<T extends string>(name: string, values: readonly T[], value: unknown): T {
+export function oneOf<T extends string>(name: string, values: readonly T[], value: unknown): T {
   if (!values.includes(value as T)) throw invalidArgument(name, values.map((v) => `"${v}"`).join(' or '), value);
   return value as T;
 }
@@ -113,7 +113,7 @@ function integerFrom(name: string, value: unknown, low: number): number {
   return value as number;
 }
 
-function flag(name: string, value: unknown): boolean {
+export function flag(name: string, value: unknown): boolean {
   if (typeof value !== 'boolean') throw invalidArgument(name, 'true or false', value);
   return value;
 }

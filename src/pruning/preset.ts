@@ -1,5 +1,5 @@
-import { invalidArgument } from '../errors.js';
 import type { PruneOptions } from '../prune.js';
+import { oneOf } from './options.js';
 
 /** Sets of options under one name. `paper`: ALPS as published (NeurIPS 2024). */
 export type Preset = 'paper';
@@ -19,14 +19,7 @@ export const presets: Readonly<Record<Preset, Readonly<Partial<PruneOptions>>>> 
 export function withPreset(options: PruneOptions): PruneOptions {
   const { preset } = options;
   if (preset === undefined) return options;
-  if (!Object.hasOwn(presets, preset))
-    throw invalidArgument(
-      'preset',
-      Object.keys(presets)
-        .map((name) => `"${name}"`)
-        .join(' or '),
-      preset,
-    );
+  const name = oneOf('preset', Object.keys(presets) as Preset[], preset);
   const given = Object.entries(options).filter(([, value]) => value !== undefined);
-  return { ...presets[preset], ...Object.fromEntries(given) } as PruneOptions;
+  return { ...presets[name], ...Object.fromEntries(given) } as PruneOptions;
 }

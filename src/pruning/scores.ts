@@ -16,9 +16,10 @@ export function chooseLargest(
   options: { pattern: Pattern; segments: Segments; byRow: boolean },
 ): void {
   const { pattern, segments, byRow } = options;
-  const kept = segments.keep.reduce((sum, keep) => sum + keep, 0);
-  if (byRow && !isNm(pattern)) stream.projectRows(scores, mask, kept / scores.shape[0]!);
-  else stream.project(scores, mask, nativePattern(pattern), segments);
+  if (byRow && !isNm(pattern)) {
+    const kept = segments.keep.reduce((sum, keep) => sum + keep, 0);
+    stream.projectRows(scores, mask, kept / scores.shape[0]!);
+  } else stream.project(scores, mask, nativePattern(pattern), segments);
 }
 
 /** Wanda's score |w| √(XᵀX)ⱼⱼ, up to a factor ("A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024). */
