@@ -20,9 +20,6 @@ void check(dnnl_status_t status, const char* call) {
   if (status == dnnl_out_of_memory) fail("OUT_OF_MEMORY", call, ": no memory for its work buffer");
   if (status != dnnl_success) fail("INTERNAL", call, " failed with status ", static_cast<int>(status));
 }
-}  // namespace
-
-namespace {
 
 // Where rows are multiples of half a page apart, the narrow columns that oneDNN packs fall into a few sets of the
 // caches and are read from memory twice; its AVX2 products then take up to twice the time. Wide pieces that are copied
@@ -60,8 +57,8 @@ int64_t pieceOf(bool copies, int64_t columns, int64_t k) {
 void sgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   thread_local std::vector<float> columnsOfA, columnsOfB;
-  bool copiesA = transposeA && isFarApart(lda) && m >= enoughUses && n >= enoughUses && packsNarrowColumns();
-  bool copiesB = !transposeB && isFarApart(ldb) && m >= enoughUses && n >= enoughUses && packsNarrowColumns();
+  bool pays = m >= enoughUses && n >= enoughUses && packsNarrowColumns();
+  bool copiesA = pays && transposeA && isFarApart(lda), copiesB = pays && !transposeB && isFarApart(ldb);
   int64_t height = pieceOf(copiesA, m, k), width = pieceOf(copiesB, n, k);
   for (int64_t j = 0; j < n; j += width) {
     int64_t columns = std::min(width, n - j), strideB = ldb;
