@@ -221,7 +221,7 @@ function peersText(results) {
   if (layers.length > 0)
     parts.push(
       'Synthetic layers (outputs × inputs) of float32, the same for both, as many threads for both; the best of three. Ours is the whole call, with copies, ' +
-        'checks and the error; the published code starts with the Gram matrix (Wanda, DSnoT: the sums) and ends with the pruned weight, as the solve ' +
+        'checks and, for ALPS and SparseGPT, the error (the others run with `errors: false`); the published code starts with the Gram matrix (Wanda, DSnoT: the sums) and ends with the pruned weight, as the solve ' +
         'does. Ratios of times above 1 are in our favour, of errors below 1.\n\n' +
         table(layerTitles, layers.map(layerRow)),
     );

@@ -9,19 +9,20 @@ import { tensorOf } from './model/shapes.js';
 import { damped } from './pruning/damping.js';
 import { type DenseInputs, type DenseTarget, denseTarget } from './pruning/dense-target.js';
 import type { InputMoments } from './pruning/input-moments.js';
-import { type LayerPlace, segmentsOf } from './pruning/layer-problem.js';
+import { type LayerPlace, nonFinite, segmentsOf, wholeGram } from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
 import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
 import { isNm } from './pruning/pattern.js';
 import { solutionTensors } from './pruning/solution.js';
-import { type GroupResult, type LayerResult, layerErrors, solveGroup } from './pruning/solve-group.js';
+import { type GroupResult, layerErrors, solveGroup, withoutErrors } from './pruning/solve-group.js';
 import { type GroupPlace, rowWeights } from './row-weights.js';
 import type { BlockReport, LayerReport } from './traversal.js';
 
 /** What a group of layers sees. */
 export interface GroupInputs extends Disposable {
-  /** XᵀX, both triangles. */
-  gram: F32;
+  /** XᵀX, both triangles; undefined where its diagonal is enough. */
+  gram: F32 | undefined;
+  diagonal: Float32Array<ArrayBuffer> | undefined;
   tokens: number;
   moments: InputMoments | undefined;
   /** What dense targets need, where they are asked for. */
@@ -101,7 +102,9 @@ async function pruneTogether(
   const parsed: ParsedPruningOptions = fallback ? { ...options.parsed, comparisonGroup: 'layer' } : options.parsed;
   const result = await timed('solve', async () => {
     if (!seen) return byMagnitude(stream, { layers, weight }, { ...parsed, method: 'magnitude' });
-    const { gram, moments, dense } = seen;
+    const { gram, diagonal, moments, dense } = seen;
+    // Errors are those of the weights as they are stored, below.
+    const unmeasured = { ...parsed, errors: false };
     let target = weight;
     const { target: wanted } = options;
     if (dense && wanted) {
@@ -109,11 +112,14 @@ async function pruneTogether(
       target = scope.hold(await damped(layers, parsed.ridge, at));
     }
     const { place } = options;
-    const scales = place && choosesAmongRows(parsed) ? await rowWeights(model, place, linears, seen) : undefined;
-    if (!scales) return solveGroup(stream, { layers, weight: target, gram, moments }, parsed, precision);
+    const scales =
+      place && choosesAmongRows(parsed)
+        ? await rowWeights(model, place, linears, { gram: wholeGram({ layers, gram }), tokens: seen.tokens })
+        : undefined;
+    if (!scales) return solveGroup(stream, { layers, weight: target, gram, diagonal, moments }, unmeasured, precision);
     const scaled = scope.hold(device.tensor('float32', weight.shape, 'the weighted rows'));
     scaleRows(stream, target, scales, scaled);
-    const solved = await solveGroup(stream, { layers, weight: scaled, gram, moments }, parsed, precision);
+    const solved = await solveGroup(stream, { layers, weight: scaled, gram, moments }, unmeasured, precision);
     scaleRows(
       stream,
       solved.weight,
@@ -131,9 +137,10 @@ async function pruneTogether(
     }),
   );
   const kept = result.layers.map((layer) => layer.kept);
-  const errors = seen
-    ? await layerErrors(stream, { layers, weight, gram: seen.gram }, result.weight, result.ridge, kept)
-    : undefined;
+  const errors =
+    seen && parsed.errors
+      ? await layerErrors(stream, { layers, weight, gram: seen.gram }, result.weight, result.ridge, kept)
+      : undefined;
   const { iterations, refineIterations, dampingSteps, capped } = result;
   return linears.map(({ name, outputs: count }, i) => ({
     name,
@@ -207,9 +214,7 @@ export async function byMagnitude(
 ): Promise<GroupResult> {
   const { device } = stream;
   const { shape } = group.weight;
-  using bad = device.tensor('uint32', [1]);
-  stream.countNonFinite(group.weight, bad);
-  const [count = 0] = await stream.read(bad);
+  const count = await nonFinite(stream, group.weight);
   if (count > 0) {
     throw new AlpsError(
       'NOT_FINITE',
@@ -219,10 +224,7 @@ export async function byMagnitude(
   const segments = segmentsOf(group, parsed.pattern, isRowwise(parsed));
   const { weight, mask } = solutionTensors(device, shape);
   solveMagnitude({ stream, group, segments }, parsed, { weight, mask });
-  const layers: LayerResult[] = group.layers.map(({ name, outputs }, i) => {
-    const kept = segments.keep[i]!;
-    return { name, kept, sparsity: 1 - kept / (outputs * shape[1]!), error: 0, errorWithRidge: 0 };
-  });
+  const layers = withoutErrors(group, segments.keep);
   const time = { factorise: 0, admm: 0, refine: 0, error: 0 };
   const none = { iterations: 0, refineIterations: 0, trace: [], capped: false, ridge: 0, dampingSteps: 0 };
   return { ...none, layers, weight, mask, time };

@@ -1,5 +1,4 @@
 import { crossLabel, DenseCollector, residualLabel } from './dense-collector.js';
-import type { Stream } from './device/stream.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { AlpsError } from './errors.js';
@@ -7,7 +6,8 @@ import type { GroupInputs } from './group-pruning.js';
 import type { Block, Linear } from './model/block.js';
 import { Activations, type Windows } from './model/block-run.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
-import { MomentCollector } from './pruning/input-moments.js';
+import { MomentCollector, SquareCollector } from './pruning/input-moments.js';
+import { diagonalOf } from './pruning/layer-problem.js';
 
 /** What one device of a team has: the decoder, and its share of the calibration windows on the way through it. */
 export interface Member {
@@ -64,17 +64,17 @@ export interface GroupOfTeam {
   solvers: readonly number[];
   /** Whether DSnoT's sums are asked for. */
   moments: boolean;
+  /** Whether the whole of XᵀX is; else its diagonal. */
+  gram: boolean;
 }
 
 /**
- * XᵀX of what a group of layers sees, over the windows of all members, with what DSnoT and dense targets need beside it.
+ * XᵀX, or its diagonal, of what a group of layers sees, over the windows of all members, with what DSnoT and dense targets need beside it.
  * @returns one for each solver, on its device; the caller disposes them
  */
-export async function groupInputs(
-  team: Team,
-  members: readonly Member[],
-  { blocks, stage, group, solvers, moments }: GroupOfTeam,
-): Promise<GroupInputs[]> {
+export async function groupInputs(team: Team, members: readonly Member[], wanted: GroupOfTeam): Promise<GroupInputs[]> {
+  const { blocks, stage, group, solvers, moments } = wanted;
+  if (!wanted.gram) return diagonalInputs(members, wanted);
   const tokens = members.map(({ activations }, place) => activations!.tokensOf(blocks[place]!, stage, group));
   const { inputs } = blocks[0]!.stages[stage]![group]![0] as Linear;
   const label = `the Gram matrix of block ${blocks[0]!.layer}, stage ${stage}`;
@@ -122,7 +122,7 @@ export async function groupInputs(
       ));
     const total = tokens.reduce((all, count) => all + count, 0);
     const [first, ...others] = collectors;
-    const diagonal = first && (await diagonalOf(grams[solvers[0]!]!, members[solvers[0]!]!.model.stream));
+    const diagonal = first && (await diagonalOf(members[solvers[0]!]!.model.stream, grams[solvers[0]!]!));
     const found = first && (await first.finish(diagonal!, others));
     return solvers.map((place) => {
       const own = new Scope();
@@ -132,6 +132,7 @@ export async function groupInputs(
       const dispose = () => own.dispose();
       return {
         gram,
+        diagonal: undefined,
         tokens: total,
         moments: found,
         dense: cross && { cross, residual },
@@ -143,6 +144,38 @@ export async function groupInputs(
     scope.dispose();
     throw error;
   }
+}
+
+/** {@link groupInputs} without the Gram matrix: sums of each input, which the host adds in the members' order. */
+async function diagonalInputs(
+  members: readonly Member[],
+  { blocks, stage, group, solvers, moments }: GroupOfTeam,
+): Promise<GroupInputs[]> {
+  using scope = new Scope();
+  const { inputs } = blocks[0]!.stages[stage]![group]![0] as Linear;
+  const collectors = members.map(({ model, activations }, place) => {
+    const { stream } = model;
+    stream.enterPhase('gram');
+    const squares = scope.hold(new SquareCollector(stream, inputs));
+    const sums = scope.hold(new MomentCollector(stream, activations!.length));
+    activations!.input(blocks[place]!, stage, group, (x) => {
+      squares.add(x);
+      if (moments) sums.add(x);
+    });
+    return { squares, sums };
+  });
+  const [first, ...others] = collectors;
+  const diagonal = await first!.squares.finish(others.map(({ squares }) => squares));
+  const tokens = members.reduce((sum, { activations }, i) => sum + activations!.tokensOf(blocks[i]!, stage, group), 0);
+  const found = moments
+    ? await first!.sums.finish(
+        diagonal,
+        others.map(({ sums }) => sums),
+      )
+    : undefined;
+  const dispose = () => {};
+  const seen = { gram: undefined, diagonal, tokens, moments: found, dense: undefined };
+  return solvers.map(() => ({ ...seen, dispose, [Symbol.dispose]: dispose }));
 }
 
 /**
@@ -189,10 +222,4 @@ async function sumOver(
     await stream.sync();
   });
   return sums;
-}
-
-async function diagonalOf(gram: F32, stream: Stream): Promise<Float32Array> {
-  using diagonal = stream.device.tensor('float32', [gram.shape[0]!]);
-  stream.diagonal(gram, diagonal);
-  return stream.read(diagonal);
 }

@@ -125,7 +125,7 @@ export interface PruneReport {
   layers: LayerReport[];
   /** Share of zeros among the pruned layers' weights. */
   sparsity: number;
-  /** Mean of the layers' relative errors; null when there was no calibration. */
+  /** Mean of the layers' relative errors; null when there was no calibration, or `errors: false`. */
   meanError: number | null;
   /** Wall-clock by phase. */
   milliseconds: { total: number; calibration: number; blocks: number; write: number };
@@ -246,7 +246,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       device: describeDevices(devices),
       layers,
       sparsity: overallSparsity(layers),
-      meanError: tokens ? meanErrorOf(layers) : null,
+      meanError: tokens && parsed.errors ? meanErrorOf(layers) : null,
       milliseconds: { total: 0, calibration: calibrated - began, blocks: pruned - calibrated, write: 0 },
     };
     await writer.finish({ 'pruning.json': `${JSON.stringify(report, null, 2)}\n` });

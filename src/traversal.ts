@@ -10,7 +10,7 @@ import { type Block, type Linear, stageCount } from './model/block.js';
 import type { Activations, Windows } from './model/block-run.js';
 import type { DecoderModel } from './model/decoder.js';
 import type { DenseTarget } from './pruning/dense-target.js';
-import type { ParsedPruningOptions } from './pruning/options.js';
+import { needsGram, type ParsedPruningOptions } from './pruning/options.js';
 
 /** Whose outputs a layer's inputs come from: the pruned layers before it, or the still dense block. */
 export type Propagation = 'sequential' | 'block';
@@ -26,7 +26,7 @@ export interface LayerReport {
   sparsity: number;
   /**
    * Relative error of the layer's outputs on the calibration inputs, with the weights as they are stored; null without
-   * calibration inputs.
+   * calibration inputs, and with `errors: false`.
    */
   error: number | null;
   iterations: number;
@@ -263,6 +263,7 @@ class BlockPruning {
           group,
           solvers: tasks.map(({ member }) => member),
           moments: this.#parsed.method === 'dsnot',
+          gram: needsGram(this.#parsed) || this.#options.target !== undefined || this.#options.rowWeights,
         }),
       );
       for (const [i, { task }] of tasks.entries()) inputs.set(task, scope.hold(seen[i]!));

@@ -95,15 +95,18 @@ describe.each(opDevices())('%s', (isa) => {
     });
 
     test('columnSums adds up, transpose turns', async () => {
-      const sums = await run(isa, ({ stream, up, up16, make }) => {
-        const out = make('float64', n);
-        stream.columnSums(up(x, rows, n), out);
-        stream.columnSums(up16(x, rows, n), out);
-        return out;
-      });
-      const expected = new Float64Array(n);
-      for (const values of [x, round(x)]) for (const [i, v] of values.entries()) expected[i % n]! += v;
-      expect(nmse(sums, expected)).toBeLessThan(1e-25);
+      for (const squares of [false, true]) {
+        const sums = await run(isa, ({ stream, up, up16, make }) => {
+          const out = make('float64', n);
+          stream.columnSums(up(x, rows, n), out, { squares });
+          stream.columnSums(up16(x, rows, n), out, { squares });
+          return out;
+        });
+        const expected = new Float64Array(n);
+        for (const values of [x, round(x)])
+          for (const [i, v] of values.entries()) expected[i % n]! += squares ? v * v : v;
+        expect(nmse(sums, expected)).toBeLessThan(1e-25);
+      }
       const turned = await run(isa, ({ stream, up, make }) => {
         const out = make('float32', n, rows);
         stream.transpose(up(x, rows, n), out);

@@ -217,6 +217,39 @@ function referenceDsnot(
   return mask;
 }
 
+describe('errors: false', () => {
+  const cases: [string, Partial<PruneLayerOptions>][] = [
+    ['magnitude', { method: 'magnitude' }],
+    ['Wanda', { method: 'wanda' }],
+    ['DSnoT', { method: 'dsnot' }],
+    ['DSnoT from SparseGPT', { method: 'dsnot', dsnot: { initial: 'sparsegpt' } }],
+    ['Wanda with a refit', { method: 'wanda', refit: 'pcg' }],
+    ['SparseGPT', { method: 'sparsegpt' }],
+    ['ALPS', {}],
+  ];
+
+  test.each(cases)('%s: the same weights, no errors', async (_name, method) => {
+    const options = { weight, shape: layer.shape, activations, sparsity: 0.6, ...method };
+    const [measured, plain] = [await pruneLayer(options), await pruneLayer({ ...options, errors: false })];
+    expect(measured.error).toBeGreaterThan(0);
+    expect([plain.error, plain.errorWithRidge]).toEqual([Number.NaN, Number.NaN]);
+    const rest = ({ weight: pruned, mask, kept, sparsity }: typeof plain) => ({ pruned, mask, kept, sparsity });
+    expect(rest(plain)).toEqual(rest(measured));
+  });
+
+  test('from a Gram matrix only the diagonal is looked at; what is not finite is told', async () => {
+    const sparse = Float32Array.from(gram, (value, i) => (i % (n + 1) === 0 ? value : Number.NaN));
+    const options = { ...given, sparsity: 0.6, method: 'wanda', errors: false } as const;
+    expect((await pruneLayer({ ...options, gram: sparse })).mask).toEqual((await pruneLayer(options)).mask);
+    const bad = activations.slice();
+    bad[3] = Number.POSITIVE_INFINITY;
+    await expect(pruneLayer({ ...options, gram: undefined, activations: bad })).rejects.toMatchObject({
+      code: 'NOT_FINITE',
+      message: expect.stringContaining('Input 3'),
+    });
+  });
+});
+
 describe('the fixed schedule', () => {
   test('stays at its ρ, looks at every iteration, and traces the error it would give', async () => {
     const alpsSchedule = { initialRho: 0.3, checkEvery: 1, maxIterations: 25 };

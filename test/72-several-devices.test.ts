@@ -134,6 +134,19 @@ describe('several devices', () => {
     for (const device of two) expect(device.info().memoryPeak).toBeGreaterThan(100000);
   });
 
+  test.each([
+    ['wanda', 'llama-plain'],
+    ['dsnot', 'llama-plain'],
+    ['magnitude', 'llama-plain'],
+    ['wanda', 'mixtral'],
+  ] as const)('%s of %s without errors: the same bytes as with them on one device', async (method, name) => {
+    const measured = await run(name, 'measured', { method, device: one });
+    const { layers, meanError } = await run(name, 'plain', { method, device: two, errors: false });
+    expect(await weightsOf('plain')).toEqual(await weightsOf('measured'));
+    expect(measured.meanError).toBeGreaterThan(0);
+    expect([meanError, ...layers.map(({ error }) => error)]).toEqual([null, ...layers.map(() => null)]);
+  });
+
   test('magnitude pruning without calibration: the same bytes as on one device', async () => {
     const options = { method: 'magnitude', calibration: undefined } as const;
     for (const name of ['llama-plain', 'qwen3-moe-fused']) {

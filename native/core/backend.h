@@ -72,8 +72,8 @@ class Backend {
   virtual void countNonFinite(Tensor x, Tensor out) = 0;
   // out[i] = sum over j of a[i, j] * b[i, j], accumulated in double. out f64 [rows].
   virtual void rowDots(Tensor a, Tensor b, Tensor out) = 0;
-  // out[j] += sum over i of x[i, j], accumulated in double. x [rows, n] f32 or bf16, out f64 [n].
-  virtual void columnSums(Tensor x, Tensor out) = 0;
+  // out[j] += sum over i of x[i, j], or of its square, accumulated in double. x [rows, n] f32 or bf16, out f64 [n].
+  virtual void columnSums(Tensor x, bool squares, Tensor out) = 0;
   // out [n, m] = aᵀ, a [m, n]; one dtype, any.
   virtual void transpose(Tensor a, Tensor out) = 0;
 

@@ -156,7 +156,7 @@ void rowDots(const Tensor& a, const Tensor& b, const Tensor& out) {
   length("out", out, a.rows());
 }
 
-void columnSums(const Tensor& x, const Tensor& out) {
+void columnSums(const Tensor& x, bool, const Tensor& out) {
   dtypeFloat("x", x);
   matrix("x", x);
   dtype("out", out, DType::f64);

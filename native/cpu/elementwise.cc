@@ -170,7 +170,7 @@ void CpuBackend::rowDots(Tensor a, Tensor b, Tensor out) {
   });
 }
 
-void CpuBackend::columnSums(Tensor x, Tensor out) {
+void CpuBackend::columnSums(Tensor x, bool squares, Tensor out) {
   int64_t rows = x.rows(), n = x.columns();
   constexpr int64_t strip = 64;  // columns a task; a row's part is a cache line or more
   pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
@@ -180,7 +180,10 @@ void CpuBackend::columnSums(Tensor x, Tensor out) {
     for (int64_t i = 0; i < rows; i++) {
       const float* row = x.dtype == DType::f32 ? x.as() + i * n + begin : wide;
       if (x.dtype == DType::bf16) kernels_.f32FromBf16(x.as<bf16_t>() + i * n + begin, wide, count);
-      for (size_t j = 0; j < count; j++) sums[j] += row[j];
+      if (squares)
+        for (size_t j = 0; j < count; j++) sums[j] += static_cast<double>(row[j]) * row[j];
+      else
+        for (size_t j = 0; j < count; j++) sums[j] += row[j];
     }
     for (size_t j = 0; j < count; j++) out.as<double>()[begin + static_cast<int64_t>(j)] += sums[j];
   });

@@ -1,8 +1,7 @@
 // The projection of scores to a mask, unstructured or N:M, and the size of a mask's changes.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <functional>
+#include <bit>
 #include <vector>
 
 #include "cpu/cpu_backend.h"
@@ -28,29 +27,65 @@ void CpuBackend::project(Tensor scores, Tensor mask, Pattern pattern, Counts row
   selectTop(pool_, kernels, from, scores.columns(), rowEnds, keep, loops);
 }
 
+namespace {
+
+// The largest of one row after another, by a histogram of the magnitude bits and a selection among those in one bin.
+class RowSelector {
+ public:
+  RowSelector(const PruningKernels& kernels, int64_t columns)
+      : kernels_(kernels), n_(static_cast<size_t>(columns)), counts_(bins), inside_(n_ + 16) {}
+
+  // 0 < keep < columns.
+  void select(const float* row, uint8_t* mask, size_t keep) {
+    std::fill(counts_.begin(), counts_.end(), 0);
+    kernels_.histogram(row, n_, 0, INT32_MAX, shift, counts_.data());
+    size_t bin = bins - 1, rank = keep;
+    for (; rank > counts_[bin]; bin--) rank -= counts_[bin];
+    uint32_t low = static_cast<uint32_t>(bin) << shift, above = 0;
+    size_t inside = kernels_.collect(row, n_, low, low + (1u << shift) - 1, inside_.data(), &above);
+    float* threshold = inside_.data() + (rank - 1);
+    std::nth_element(inside_.data(), threshold, inside_.data() + inside,
+                     [](float a, float b) { return std::bit_cast<uint32_t>(a) > std::bit_cast<uint32_t>(b); });
+    uint32_t bits = std::bit_cast<uint32_t>(*threshold);
+    size_t larger = keep - rank;
+    for (size_t i = 0; i < inside; i++) larger += std::bit_cast<uint32_t>(inside_[i]) > bits;
+    divide(row, mask, bits, keep - larger);
+  }
+
+ private:
+  // Keeps what is above `bits` and the first `ties` of those equal to it.
+  void divide(const float* row, uint8_t* mask, uint32_t bits, size_t ties) {
+    int32_t threshold = static_cast<int32_t>(bits);
+    if (ties == kernels_.countEqual(row, n_, bits)) return kernels_.maskAbove(row, mask, threshold - 1, n_);
+    kernels_.maskAbove(row, mask, threshold, n_);
+    for (size_t i = 0; ties > 0; i++) {
+      if ((std::bit_cast<uint32_t>(row[i]) & INT32_MAX) != bits) continue;
+      mask[i] = 1;
+      ties--;
+    }
+  }
+
+  static constexpr int shift = 21;  // four bins an octave
+  static constexpr size_t bins = size_t{1} << (31 - shift);
+  const PruningKernels& kernels_;
+  size_t n_;
+  std::vector<uint32_t> counts_;
+  std::vector<float> inside_;
+};
+
+}  // namespace
+
 void CpuBackend::projectRows(Tensor scores, Tensor mask, int64_t keep) {
   int64_t n = scores.columns();
   if (n == 0) return;
+  if (keep == 0 || keep == n) {
+    std::fill_n(mask.as<uint8_t>(), mask.size(), keep > 0);
+    return;
+  }
   pool_.ranges(scores.rows(), std::max<int64_t>(1, tileSize / n), [&](int64_t begin, int64_t end) {
-    std::vector<uint32_t> magnitudes(static_cast<size_t>(n)), sorted;
-    for (int64_t i = begin; i < end; i++) {
-      std::memcpy(magnitudes.data(), scores.as() + i * n, static_cast<size_t>(n) * sizeof(float));
-      for (uint32_t& bits : magnitudes) bits &= 0x7fffffff;
-      uint8_t* row = mask.as<uint8_t>() + i * n;
-      if (keep == 0 || keep == n) {
-        std::fill_n(row, n, keep > 0);
-        continue;
-      }
-      sorted = magnitudes;
-      std::nth_element(sorted.begin(), sorted.begin() + (keep - 1), sorted.end(), std::greater<>());
-      uint32_t threshold = sorted[static_cast<size_t>(keep - 1)];
-      int64_t ties = keep;
-      for (uint32_t bits : magnitudes) ties -= bits > threshold;
-      for (int64_t j = 0; j < n; j++) {
-        uint32_t bits = magnitudes[static_cast<size_t>(j)];
-        row[j] = bits > threshold || (bits == threshold && ties-- > 0);
-      }
-    }
+    RowSelector rows(kernels_.pruning, n);
+    for (int64_t i = begin; i < end; i++)
+      rows.select(scores.as() + i * n, mask.as<uint8_t>() + i * n, static_cast<size_t>(keep));
   });
 }
 

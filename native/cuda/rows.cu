@@ -61,8 +61,9 @@ __global__ void rowDotsKernel(const float* a, const float* b, int64_t columns, d
 
 constexpr int sumWarps = 8;  // warps of a block of columnSumsKernel, each with every eighth row
 
-// partial[chunk, j] = sum over the chunk's rows. A block has 32 vectors of columns and one chunk of rows.
-template <typename T, int N>
+// partial[chunk, j] = sum over the chunk's rows, or of their squares. A block has 32 vectors of columns and one chunk
+// of rows.
+template <typename T, int N, bool Squares>
 __global__ void columnSumsKernel(const T* x, int64_t rows, int64_t columns, int64_t chunkRows, double* partial) {
   SHARED(double, sums, sumWarps * 32 * N);  // [warp, element of the vector, lane]
   int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -74,7 +75,10 @@ __global__ void columnSumsKernel(const T* x, int64_t rows, int64_t columns, int6
     for (int64_t i = begin + warp; i < end; i += sumWarps) {
       Vector<T, N> v = load<N>(x + i * columns + j);
 #pragma unroll
-      for (int k = 0; k < N; k++) total[k] += floatOf(v.at[k]);
+      for (int k = 0; k < N; k++) {
+        double value = floatOf(v.at[k]);
+        total[k] += Squares ? value * value : value;
+      }
     }
   }
 #pragma unroll
@@ -133,7 +137,7 @@ void CudaBackend::rowDots(Tensor a, Tensor b, Tensor out) {
   });
 }
 
-void CudaBackend::columnSums(Tensor x, Tensor out) {
+void CudaBackend::columnSums(Tensor x, bool squares, Tensor out) {
   int64_t rows = x.rows(), columns = x.columns();
   if (rows == 0) return;
   dispatch(x.dtype, [&](auto* t) {
@@ -146,8 +150,8 @@ void CudaBackend::columnSums(Tensor x, Tensor out) {
       int64_t chunkRows = std::max<int64_t>(4 * sumWarps, (rows + wanted - 1) / wanted);
       int64_t chunks = (rows + chunkRows - 1) / chunkRows;
       auto partial = scratch<double>(chunks * columns);
-      launch(queue(), columnSumsKernel<T, N>, {strips, chunks}, sumWarps * 32, 0, x.as<T>(), rows, columns, chunkRows,
-             partial.data());
+      launch(queue(), squares ? columnSumsKernel<T, N, true> : columnSumsKernel<T, N, false>, {strips, chunks},
+             sumWarps * 32, 0, x.as<T>(), rows, columns, chunkRows, partial.data());
       launch(queue(), addPartialsKernel, blocksFor(columns), blockSize_, 0, partial.data(), chunks, columns,
              out.as<double>());
     });

@@ -73,9 +73,9 @@ TEST_CASE("elementwise ops") {
   PASSES(rowDots(mn, mn, f64({2})));
   REFUSED("same shape for a and b", rowDots(mn, nm, f64({2})));
   REFUSED("2 elements for out", rowDots(mn, mn, f64({3})));
-  PASSES(columnSums(mn, f64({3})));
-  REFUSED("matrix for x", columnSums(f32({6}), f64({6})));
-  REFUSED("3 elements for out", columnSums(mn, f64({2})));
+  PASSES(columnSums(mn, false, f64({3})));
+  REFUSED("matrix for x", columnSums(f32({6}), false, f64({6})));
+  REFUSED("3 elements for out", columnSums(mn, true, f64({2})));
   PASSES(transpose(mask, u8({3, 2})));
   REFUSED("one dtype", transpose(mn, none));
   REFUSED("out [n, m]", transpose(mn, mn));

@@ -73,14 +73,18 @@ TEST_CASE("sums in double") {
     CAPTURE(device.name);
     for (int64_t n : {1, 5, 64, 131}) {
       Tensor a = normal(DType::f32, {9, n}, 1), b = normal(DType::f32, {9, n}, 2);
-      Tensor dots = zeros(DType::f64, {9}), columns = zeros(DType::f64, {n});
+      Tensor dots = zeros(DType::f64, {9}), columns = zeros(DType::f64, {n}), squares = zeros(DType::f64, {n});
       device->rowDots(a, b, dots);
-      device->columnSums(a, columns);
-      Numbers x = numbersOf(a), y = numbersOf(b), byRow(9), byColumn(static_cast<size_t>(n));
-      for (size_t i = 0; i < x.size(); i++)
-        byRow[i / byColumn.size()] += x[i] * y[i], byColumn[i % byColumn.size()] += x[i];
+      device->columnSums(a, false, columns);
+      device->columnSums(a, true, squares);
+      Numbers x = numbersOf(a), y = numbersOf(b), byRow(9), byColumn(static_cast<size_t>(n)), ofSquares = byColumn;
+      for (size_t i = 0; i < x.size(); i++) {
+        size_t column = i % byColumn.size();
+        byRow[i / byColumn.size()] += x[i] * y[i], byColumn[column] += x[i], ofSquares[column] += x[i] * x[i];
+      }
       CHECK(nmse(numbersOf(dots), byRow) < 1e-28);
       CHECK(nmse(numbersOf(columns), byColumn) < 1e-28);
+      CHECK(nmse(numbersOf(squares), ofSquares) < 1e-28);
     }
   }
 }

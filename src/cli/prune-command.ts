@@ -61,6 +61,8 @@ How:
                          by one amount until together they have exactly --sparsity, or the mean N of --pattern
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
   --refine-iterations N  conjugate gradient iterations (default 10)
+  --errors on|off        whether the errors of the layers' outputs are computed (default on); off saves magnitude, wanda and dsnot the
+                         Gram matrices
   --precision P          auto (default), float32 or bfloat16
   --device D             auto (default: a GPU where one works, else the processor), cpu, cuda or cuda:N;
                          several share the work: cuda:0,cuda:1
@@ -108,6 +110,7 @@ const options = {
   allocation: { type: 'string' },
   ridge: { type: 'string' },
   'refine-iterations': { type: 'string' },
+  errors: { type: 'string' },
   overwrite: { type: 'boolean' },
   restart: { type: 'boolean' },
   ...deviceOptions,
@@ -166,6 +169,7 @@ export const pruneCommand: Command = {
         allocation: await allocationOption(values),
         ridge: number(values, 'ridge'),
         refineIterations: number(values, 'refine-iterations'),
+        errors: onOff(values, 'errors'),
         overwrite: values.overwrite === true,
         resume: true,
         restart: values.restart === true,

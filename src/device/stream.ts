@@ -149,9 +149,9 @@ export class Stream {
     this.#op('rowDots', a.handle, b.handle, out.handle);
   }
 
-  /** out[j] += Σᵢ x[i, j], in double */
-  columnSums(x: Float, out: Tensor<'float64'>): void {
-    this.#op('columnSums', x.handle, out.handle);
+  /** out[j] += Σᵢ x[i, j], or of its square, in double */
+  columnSums(x: Float, out: Tensor<'float64'>, { squares = false } = {}): void {
+    this.#op('columnSums', x.handle, squares, out.handle);
   }
   /** out = aᵀ */
   transpose<D extends DType>(a: Tensor<D>, out: Tensor<D>): void {

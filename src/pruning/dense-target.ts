@@ -1,7 +1,7 @@
 import type { Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError, invalidArgument } from '../errors.js';
-import { checkedDiagonal, type LayerGroup, lambdaOf } from './layer-problem.js';
+import { checkedDiagonal, type LayerGroup, lambdaOf, wholeGram } from './layer-problem.js';
 import { numberIn, type ParsedPruningOptions } from './options.js';
 
 type F32 = Tensor<'float32'>;
@@ -73,7 +73,8 @@ export async function denseTarget(
   ridge: number,
 ): Promise<F32> {
   const { device } = stream;
-  const { weight, gram } = group;
+  const { weight } = group;
+  const gram = wholeGram(group);
   stream.enterPhase('target');
   const [n = 0] = gram.shape;
   const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);

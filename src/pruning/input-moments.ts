@@ -11,6 +11,39 @@ export interface InputMoments {
   windowLength: number;
 }
 
+/** Sums the squares of each input: the diagonal of XᵀX. */
+export class SquareCollector {
+  readonly #stream: Stream;
+  readonly #sums: Tensor<'float64'>;
+
+  constructor(stream: Stream, inputs: number) {
+    this.#stream = stream;
+    this.#sums = stream.device.tensor('float64', [inputs], 'sums of squared inputs');
+  }
+
+  /** @param x [tokens, n] */
+  add(x: Tensor<'float32' | 'bfloat16'>): void {
+    this.#stream.columnSums(x, this.#sums, { squares: true });
+  }
+
+  /** @param others what was collected of further windows, on other devices */
+  async finish(others: readonly SquareCollector[] = []): Promise<Float32Array<ArrayBuffer>> {
+    const total = new Float64Array(this.#sums.shape[0]!);
+    for (const collector of [this, ...others]) {
+      const values = await collector.#stream.read(collector.#sums);
+      for (let j = 0; j < total.length; j++) total[j]! += values[j]!;
+    }
+    return Float32Array.from(total);
+  }
+
+  dispose(): void {
+    this.#sums.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
 /** Collects {@link InputMoments} while the inputs go by, window by window. */
 export class MomentCollector {
   readonly #stream: Stream;

@@ -21,10 +21,12 @@ export interface LayerGroup {
   layers: LayerPlace[];
   /** Ŵ, float32 [m, n]: the layers' weights one below the other. */
   weight: F32;
-  /** XᵀX, float32 [n, n], both triangles. */
-  gram: F32;
+  /** XᵀX, float32 [n, n], both triangles; undefined where `diagonal` is enough ({@link needsGram}). */
+  gram: F32 | undefined;
+  /** Of XᵀX, in place of it. */
+  diagonal?: Float32Array<ArrayBuffer> | undefined;
   /** For DSnoT. */
-  moments?: InputMoments;
+  moments?: InputMoments | undefined;
 }
 
 /**
@@ -37,15 +39,13 @@ export class LayerProblem {
   readonly segments: Segments;
   /** λ₂ */
   readonly ridge: number;
-  /** H', float32 [n, n]. Scaled in place by {@link scaleColumns}. */
-  readonly gram: F32;
-  /** B₀, float32 [m, n]. */
-  readonly base: F32;
   /** The diagonal of XᵀX. */
   readonly diagonal: Float32Array<ArrayBuffer>;
   /** What a scaled weight is multiplied by to give the layer's weight, per input; 0 for a dead input. */
   scale: Float32Array<ArrayBuffer>;
-  readonly #scope: Scope;
+  readonly #scope = new Scope();
+  #gram: F32 | undefined;
+  #base: F32 | undefined;
 
   private constructor(
     stream: Stream,
@@ -54,9 +54,6 @@ export class LayerProblem {
     ridge: number,
     diagonal: Float32Array<ArrayBuffer>,
     scale: Float32Array<ArrayBuffer>,
-    scope: Scope,
-    gram: F32,
-    base: F32,
   ) {
     this.stream = stream;
     this.group = group;
@@ -64,9 +61,6 @@ export class LayerProblem {
     this.ridge = ridge;
     this.diagonal = diagonal;
     this.scale = scale;
-    this.#scope = scope;
-    this.gram = gram;
-    this.base = base;
   }
 
   get device(): Device {
@@ -74,7 +68,7 @@ export class LayerProblem {
   }
   /** Inputs. */
   get n(): number {
-    return this.group.gram.shape[0]!;
+    return this.group.weight.shape[1]!;
   }
   /** Outputs of all layers. */
   get m(): number {
@@ -88,38 +82,37 @@ export class LayerProblem {
   static async create(stream: Stream, group: LayerGroup, segments: Segments, ridge: number): Promise<LayerProblem> {
     stream.enterPhase('prepare');
     const diagonal = await checkedDiagonal(stream, group);
-    const n = diagonal.length;
     const lambda = lambdaOf(diagonal, ridge);
     // A dead input (nothing ever arrives on it) costs nothing to prune: its scaled weights are 0, so they are never preferred.
     const scale = diagonal.map((d) => (d > 0 ? 1 / Math.sqrt(d + lambda) : 0));
-    const scope = new Scope();
-    try {
-      const device = stream.device;
-      const inverse = scope.hold(
-        stream.upload(
-          'float32',
-          [n],
-          scale.map((e) => (e > 0 ? 1 / e : 0)),
-        ),
-      );
-      const columns = scope.hold(
-        stream.upload(
-          'float32',
-          [n],
-          scale.map((e) => (e > 0 ? e : 1 / Math.sqrt(lambda || 1))),
-        ),
-      );
-      const gram = scope.hold(device.tensor('float32', [n, n], 'the scaled Gram matrix'));
-      stream.copy(group.gram, gram);
-      stream.addDiagonal(gram, lambda);
-      stream.scaleRowsColumns(gram, { row: columns, column: columns }, gram);
-      const base = scope.hold(device.tensor('float32', group.weight.shape, 'the scaled weights'));
-      stream.scaleRowsColumns(group.weight, { column: inverse }, base);
-      return new LayerProblem(stream, group, segments, lambda, diagonal, scale, scope, gram, base);
-    } catch (error) {
-      scope.dispose();
-      throw error;
-    }
+    return new LayerProblem(stream, group, segments, lambda, diagonal, scale);
+  }
+
+  /** H', float32 [n, n]; made when it is first asked for. Scaled in place by {@link scaleColumns}. */
+  get gram(): F32 {
+    this.#gram ??= this.#scaledGram();
+    return this.#gram;
+  }
+
+  /** B₀, float32 [m, n]; made when it is first asked for. Scaled in place by {@link scaleColumns}. */
+  get base(): F32 {
+    this.#base ??= this.#scope.hold(this.scaled(this.group.weight));
+    return this.#base;
+  }
+
+  #scaledGram(): F32 {
+    const { stream, device, n, ridge } = this;
+    const dead = 1 / Math.sqrt(ridge || 1);
+    using columns = stream.upload(
+      'float32',
+      [n],
+      this.scale.map((e) => (e > 0 ? e : dead)),
+    );
+    const gram = this.#scope.hold(device.tensor('float32', [n, n], 'the scaled Gram matrix'));
+    stream.copy(wholeGram(this.group), gram);
+    stream.addDiagonal(gram, ridge);
+    stream.scaleRowsColumns(gram, { row: columns, column: columns }, gram);
+    return gram;
   }
 
   /** Changes the variables once more: column j of B₀ is multiplied by factor[j], row and column j of H' divided by it. */
@@ -204,27 +197,19 @@ export function nativePattern(pattern: Pattern): { keep: number; of: number } | 
  * @throws AlpsError `NOT_FINITE`; `NOT_POSITIVE_DEFINITE` for a negative entry
  */
 export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promise<Float32Array<ArrayBuffer>> {
-  using scope = new Scope();
-  const { device } = stream;
   const names = group.layers.map((layer) => layer.name).join(', ');
-  const weightCount = scope.hold(device.tensor('uint32', [1]));
-  const gramCount = scope.hold(device.tensor('uint32', [1]));
-  const diagonal = scope.hold(device.tensor('float32', [group.gram.shape[0]!]));
-  stream.countNonFinite(group.weight, weightCount);
-  stream.countNonFinite(group.gram, gramCount);
-  stream.diagonal(group.gram, diagonal);
-  const [[badWeights = 0], [badGram = 0], values] = await Promise.all([
-    stream.read(weightCount),
-    stream.read(gramCount),
-    stream.read(diagonal),
-  ]);
+  const badWeights = await nonFinite(stream, group.weight);
   if (badWeights > 0) throw new AlpsError('NOT_FINITE', `${badWeights} weights of ${names} are NaN or infinite`);
+  const badGram = group.gram ? await nonFinite(stream, group.gram) : 0;
   if (badGram > 0) {
     throw new AlpsError(
       'NOT_FINITE',
       `${badGram} entries of the Gram matrix of ${names} are NaN or infinite: so are its inputs`,
     );
   }
+  const values = group.diagonal ?? (await diagonalOf(stream, wholeGram(group)));
+  const bad = values.findIndex((d) => !Number.isFinite(d));
+  if (bad >= 0) throw new AlpsError('NOT_FINITE', `Input ${bad} of ${names} is NaN or infinite`);
   const negative = values.findIndex((d) => d < 0);
   if (negative >= 0) {
     throw new AlpsError(
@@ -233,4 +218,24 @@ export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promis
     );
   }
   return values;
+}
+
+/** Entries that are NaN or infinite. */
+export async function nonFinite(stream: Stream, matrix: F32): Promise<number> {
+  using count = stream.device.tensor('uint32', [1]);
+  stream.countNonFinite(matrix, count);
+  const [found = 0] = await stream.read(count);
+  return found;
+}
+
+export async function diagonalOf(stream: Stream, gram: F32): Promise<Float32Array<ArrayBuffer>> {
+  using diagonal = stream.device.tensor('float32', [gram.shape[0]!]);
+  stream.diagonal(gram, diagonal);
+  return stream.read(diagonal);
+}
+
+/** The Gram matrix of a group that must have it. */
+export function wholeGram({ gram, layers }: Pick<LayerGroup, 'gram' | 'layers'>): F32 {
+  if (gram) return gram;
+  throw new AlpsError('INTERNAL', `The Gram matrix of ${layers.map(({ name }) => name).join(', ')} was not collected`);
 }

@@ -72,6 +72,11 @@ export interface PruningOptions {
   /** SparseGPT: columns of a block. Default 128. For N:M the next multiple of M below, at least M. */
   blockSize?: number;
   dsnot?: DsnotOptions;
+  /**
+   * Whether the errors of the layers' outputs are computed. Default true. Without them they are NaN (null in reports of models), and magnitude,
+   * Wanda and DSnoT without a refit do not need the Gram matrix, which takes most of their time.
+   */
+  errors?: boolean;
 }
 
 /** Options after their three stages: defaults, checks, interpretation. */
@@ -92,6 +97,7 @@ export interface ParsedPruningOptions {
   traceErrors: boolean;
   blockSize: number;
   dsnot: Required<DsnotOptions>;
+  errors: boolean;
 }
 
 export function oneOf<T extends string>(name: string, values: readonly T[], value: unknown): T {
@@ -132,6 +138,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     refineTolerance = 1e-5,
     traceErrors = false,
     blockSize = 128,
+    errors = true,
   } = options;
   const { metric = schedule === 'ladder' ? 'obs' : 'diagonal' } = options;
   // Checks.
@@ -152,6 +159,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     traceErrors: flag('traceErrors', traceErrors),
     blockSize: integerFrom('blockSize', blockSize, 1),
     dsnot: parseDsnot(options.dsnot, pattern),
+    errors: flag('errors', errors),
   };
   // Interpretation.
   if (parsed.schedule === 'ladder' && parsed.metric === 'diagonal') {
@@ -182,6 +190,12 @@ function parseDsnot(options: DsnotOptions | undefined, pattern: Pattern): Requir
     sameSign: flag('dsnot.sameSign', sameSign),
     skip: oneOf('dsnot.skip', ['none', 'mlp', 'attention'], skip),
   };
+}
+
+/** Whether the whole Gram matrix is needed; where not, its diagonal is enough. */
+export function needsGram({ method, refit, dsnot, errors }: ParsedPruningOptions): boolean {
+  const selects = method === 'magnitude' || method === 'wanda' || (method === 'dsnot' && dsnot.initial !== 'sparsegpt');
+  return errors || refit !== 'none' || !selects;
 }
 
 /** Whether every row keeps as many weights. */

@@ -1,8 +1,9 @@
 import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
 import { invalidArgument, throwIfAborted } from '../errors.js';
-import { type InputMoments, MomentCollector } from './input-moments.js';
-import { type PruningOptions, parsePruningOptions } from './options.js';
+import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
+import { diagonalOf, type LayerGroup } from './layer-problem.js';
+import { needsGram, type PruningOptions, parsePruningOptions } from './options.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
 
@@ -39,7 +40,7 @@ export interface PruneLayerResult {
   /** Weights that stay (k). */
   kept: number;
   sparsity: number;
-  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ) */
+  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ); NaN with `errors: false`. */
   error: number;
   /** The same with the ridge in XᵀX. */
   errorWithRidge: number;
@@ -77,31 +78,40 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayer
   const device = options.device instanceof Device ? options.device : Device.open(options.device ?? 'auto');
   using stream = device.stream({ signal: options.signal });
   using scope = new Scope();
-  const gramTensor = scope.hold(device.tensor('float32', [inputs, inputs], `the Gram matrix of ${name}`));
+  const gramTensor = needsGram(parsed)
+    ? scope.hold(device.tensor('float32', [inputs, inputs], `the Gram matrix of ${name}`))
+    : undefined;
   let moments = given;
+  let diagonal: Numbers | undefined;
   if (gram) {
-    stream.write(gramTensor, gram);
+    if (gramTensor) stream.write(gramTensor, gram);
+    else diagonal = Float32Array.from({ length: inputs }, (_, j) => gram[j * inputs + j]!);
   } else if (activations) {
     const tokens = activations.length / inputs;
     using x = stream.upload('float32', [tokens, inputs], activations, `the inputs of ${name}`);
-    stream.gramAccumulate(x, gramTensor);
-    stream.symmetrize(gramTensor);
+    if (gramTensor) {
+      stream.gramAccumulate(x, gramTensor);
+      stream.symmetrize(gramTensor);
+    } else {
+      using squares = new SquareCollector(stream, inputs);
+      squares.add(x);
+      diagonal = await squares.finish();
+    }
     if (parsed.method === 'dsnot') {
       using collector = new MomentCollector(stream, options.windowLength ?? Math.min(tokens, usualWindow));
-      using diagonal = device.tensor('float32', [inputs]);
       collector.add(x);
-      stream.diagonal(gramTensor, diagonal);
-      moments = await collector.finish(await stream.read(diagonal));
+      moments = await collector.finish(diagonal ?? (await diagonalOf(stream, gramTensor!)));
     }
   }
   const weightTensor = scope.hold(stream.upload('float32', [outputs, inputs], weight, `the weights of ${name}`));
-  const group = { layers: [{ name, outputs }], weight: weightTensor, gram: gramTensor, moments };
+  const layers = [{ name, outputs }];
+  const group: LayerGroup = { layers, weight: weightTensor, gram: gramTensor, diagonal, moments };
   const result = await solveGroup(stream, group, parsed, precision);
   scope.hold(result.weight);
   scope.hold(result.mask);
   const [prunedWeight, mask] = await Promise.all([stream.read(result.weight), stream.read(result.mask)]);
-  const { layers, weight: _weight, mask: _mask, ...rest } = result;
-  const { kept, sparsity, error, errorWithRidge } = layers[0]!;
+  const { layers: solved, weight: _weight, mask: _mask, ...rest } = result;
+  const { kept, sparsity, error, errorWithRidge } = solved[0]!;
   return { weight: prunedWeight, mask, kept, sparsity, error, errorWithRidge, ...rest };
 }
 

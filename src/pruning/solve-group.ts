@@ -3,7 +3,7 @@ import { Scope, type Tensor } from '../device/tensor.js';
 import { solveAlps } from './alps.js';
 import { damped } from './damping.js';
 import { solveDsnot } from './dsnot.js';
-import { type LayerGroup, LayerProblem, segmentsOf } from './layer-problem.js';
+import { type LayerGroup, LayerProblem, segmentsOf, wholeGram } from './layer-problem.js';
 import { solveMagnitude } from './magnitude.js';
 import { isRowwise, type Method, type ParsedPruningOptions, type Precision } from './options.js';
 import { refit } from './refine.js';
@@ -19,7 +19,7 @@ export interface LayerResult {
   kept: number;
   /** Share of zeros: 1 − kept / size. */
   sparsity: number;
-  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ): the relative error of the layer's outputs. 0 when the outputs are all zero. */
+  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ): the relative error of the layer's outputs. 0 when the outputs are all zero, NaN when not asked for. */
   error: number;
   /** The same with H = XᵀX + λ₂I in place of XᵀX: the objective that is minimised. */
   errorWithRidge: number;
@@ -61,7 +61,9 @@ async function solveOnce(
     const solution = await solveBy(problem, options, precision);
     try {
       const began = performance.now();
-      const layers = await layerErrors(stream, group, solution.weight, ridge, segments.keep);
+      const layers = options.errors
+        ? await layerErrors(stream, group, solution.weight, ridge, segments.keep)
+        : withoutErrors(group, segments.keep);
       return { ...solution, layers, ridge, dampingSteps, time: { ...solution.time, error: performance.now() - began } };
     } catch (error) {
       solution.weight.dispose();
@@ -120,6 +122,15 @@ async function select(problem: LayerProblem, options: ParsedPruningOptions, sele
   }
 }
 
+/** What stays of each layer, where errors are not asked for. */
+export function withoutErrors({ layers, weight }: Pick<LayerGroup, 'layers' | 'weight'>, keep: readonly number[]) {
+  const n = weight.shape[1]!;
+  return layers.map(({ name, outputs }, i): LayerResult => {
+    const sparsity = 1 - keep[i]! / (outputs * n);
+    return { name, kept: keep[i]!, sparsity, error: Number.NaN, errorWithRidge: Number.NaN };
+  });
+}
+
 /** The relative error of each layer, from the Gram matrix: two products, row sums in double. */
 export async function layerErrors(
   stream: Stream,
@@ -130,6 +141,7 @@ export async function layerErrors(
 ): Promise<LayerResult[]> {
   const { device } = stream;
   stream.enterPhase('error');
+  const gram = wholeGram(group);
   const [m = 0, n = 0] = group.weight.shape;
   using scope = new Scope();
   const difference = scope.hold(device.tensor('float32', [m, n], 'the weights’ difference'));
@@ -142,29 +154,23 @@ export async function layerErrors(
     Tensor<'float64'>,
   ];
   stream.copy(group.weight, difference);
-  stream.gemm(difference, group.gram, product);
+  stream.gemm(difference, gram, product);
   stream.rowDots(difference, product, whole);
   stream.rowDots(difference, difference, wholeRidge);
   stream.axpby(pruned, difference, -1, 1);
-  stream.gemm(difference, group.gram, product);
+  stream.gemm(difference, gram, product);
   stream.rowDots(difference, product, lost);
   stream.rowDots(difference, difference, lostRidge);
   const [lostRows, lostRidgeRows, wholeRows, wholeRidgeRows] = (await Promise.all(
     sums.map((sum) => stream.read(sum)),
   )) as [Float64Array, Float64Array, Float64Array, Float64Array];
   let row = 0;
-  return group.layers.map(({ name, outputs }, i) => {
+  return withoutErrors(group, keep).map((layer, i) => {
+    const { outputs } = group.layers[i]!;
     const total = (rows: Float64Array) => rows.subarray(row, row + outputs).reduce((sum, value) => sum + value, 0);
     const [a, b, c, d] = [total(lostRows), total(lostRidgeRows), total(wholeRows), total(wholeRidgeRows)];
     row += outputs;
-    const kept = keep[i]!;
-    return {
-      name,
-      kept,
-      sparsity: 1 - kept / (outputs * n),
-      error: ratio(a, c),
-      errorWithRidge: ratio(a + ridge * b, c + ridge * d),
-    };
+    return { ...layer, error: ratio(a, c), errorWithRidge: ratio(a + ridge * b, c + ridge * d) };
   });
 }
 
