@@ -30,7 +30,7 @@ export async function perplexity(
   const steps = model.config.layers + 1;
   using activations = await Activations.create(model, input);
   await activations.runAll((layer) => options.onBlock?.((layer + 1) / steps));
-  const meanNll = await meanTokenLoss(model, activations, input);
+  const meanNll = await meanTokenLoss(activations, input);
   options.onBlock?.(1);
   const { windows, length } = input;
   return { perplexity: Math.exp(meanNll), meanNll, windows, length, scoredTokens: windows * (length - 1) };
@@ -41,11 +41,11 @@ export async function perplexity(
  * @param activations behind the last block
  * @throws AlpsError `NOT_FINITE`
  */
-export async function meanTokenLoss(model: DecoderModel, activations: Activations, input: Windows): Promise<number> {
-  const nll = await tokenLosses(model, activations, shiftedTargets(input));
+export async function meanTokenLoss(activations: Activations, input: Windows): Promise<number> {
+  const nll = await tokenLosses(activations, shiftedTargets(input));
   let sum = 0;
   for (let i = 0; i < nll.length; i++) if ((i + 1) % input.length !== 0) sum += nll[i]!;
-  return finiteLoss(model, sum / (input.windows * (input.length - 1)));
+  return finiteLoss(activations.model, sum / (input.windows * (input.length - 1)));
 }
 
 /** @throws AlpsError `NOT_FINITE` when the model's outputs are, as a mean of them shows */
@@ -62,11 +62,8 @@ function shiftedTargets({ tokens }: Windows): Uint32Array<ArrayBuffer> {
   return targets;
 }
 
-async function tokenLosses(
-  model: DecoderModel,
-  activations: Activations,
-  targets: Uint32Array<ArrayBuffer>,
-): Promise<Float64Array> {
+async function tokenLosses(activations: Activations, targets: Uint32Array<ArrayBuffer>): Promise<Float64Array> {
+  const { model } = activations;
   const { stream, device } = model;
   using scope = new Scope();
   const ids = scope.hold(stream.upload('uint32', [targets.length], targets));
