@@ -100,12 +100,15 @@ export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch
     if (typeof path !== 'string' || path === '') throw invalidArgument(name, 'the path of a folder', path);
   if (typeof evaluation !== 'object' || evaluation === null)
     throw invalidArgument('evaluation', 'an object', evaluation);
-  const { windows = 2, length, seed, text, tokenIds } = evaluation;
+  const { windows = 2, length, seed, text, tokenIds, shares, field } = evaluation;
   integerFrom('evaluation.windows', windows, 1);
   if (length !== undefined) integerFrom('evaluation.length', length, 2);
   if (seed !== undefined) integerFrom('evaluation.seed', seed, 0);
   if (text !== undefined && tokenIds !== undefined)
     throw new AlpsError('INVALID_ARGUMENT', 'Expected at most one of evaluation.text and evaluation.tokenIds');
+  for (const [name, value] of Object.entries({ shares, field }))
+    if (value !== undefined && text === undefined)
+      throw invalidArgument(`evaluation.${name}`, 'none without evaluation.text', value);
   oneOf('objective', ['crossEntropy', 'kl'], objective);
   numberIn('timeLimit', timeLimit, 0, Infinity);
   const parsed = parsePruneOptions({ ...given, onEvent: undefined, out: work });
