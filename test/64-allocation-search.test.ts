@@ -179,8 +179,8 @@ describe('a search', () => {
     const drawn = await loadCalibration(model, config, { ...calibration, windows: 4, seed: 1, maxTokens: 16 * 4 * 64 });
     expect(evaluation).toEqual({ windows: [2, 2], length: 64, hash: drawn.hash });
     const file = at('tokens.json');
-    const windows = [0, 2].map((i) => Array.from(drawn.tokens.subarray(64 * i, 64 * (i + 1))));
-    await writeFile(file, JSON.stringify({ evaluation: windows }));
+    const windows = [0, 1, 2, 3].map((i) => Array.from(drawn.tokens.subarray(64 * i, 64 * (i + 1))));
+    await writeFile(file, JSON.stringify({ evaluation: [windows[0], windows[2]] }));
     const { meanNll } = await evaluatePerplexity({ model: base, text: file, device: 'cpu' });
     expect(baseLoss).toBe(meanNll);
 
@@ -202,6 +202,15 @@ describe('a search', () => {
     expect(measured.lossIncrease).toBe(changed.meanNll - meanNll);
     expect(measured.weights).toBe(2 * 688 * 256);
     expect(measured.sensitivity).toBe(measured.lossIncrease / measured.weights);
+
+    // The others choose.
+    await writeFile(file, JSON.stringify({ evaluation: [windows[1], windows[3]] }));
+    const losses = new Map(found.candidates.map(({ gain, loss }) => [gain, loss]));
+    for (const [gain, name] of [
+      [0, 'even'],
+      [found.gain, 'pruned'],
+    ] as const)
+      expect(losses.get(gain)).toBe((await evaluatePerplexity({ model: at(name), text: file, device: 'cpu' })).meanNll);
   });
 
   test.each<[string, (event: AllocationSearchEvent) => boolean]>([
@@ -240,9 +249,25 @@ describe('a search', () => {
     expect(events.some(({ type }) => type === 'prune')).toBe(false);
   });
 
+  test('what a killed process left behind a finished step is removed', async () => {
+    await search('left', small);
+    for (const name of ['base', 'candidate-0.08', '.next.unfinished']) {
+      await mkdir(join(at('left'), name));
+      await writeFile(join(at('left'), name, 'config.json'), '{}');
+    }
+    expect(await search('left', small)).toEqual(await search('small', small));
+    expect(await readdir(at('left'))).toEqual(['search.json']);
+  });
+
   test('is not gone on with by another one: what differs is told, a restart drops it', async () => {
     await search('other', { ...small, timeLimit: 0 });
-    const changed = { ...small, objective: 'crossEntropy', evaluation: { windows: 1 }, sparsity: 0.5, timeLimit: 0 } as const;
+    const changed = {
+      ...small,
+      objective: 'crossEntropy',
+      evaluation: { windows: 1 },
+      sparsity: 0.5,
+      timeLimit: 0,
+    } as const;
     await expect(search('other', changed)).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
       message: expect.stringMatching(
@@ -300,13 +325,8 @@ const isInnerResume = (event: AllocationSearchEvent) => event.type === 'prune' &
 
 describe('KL', () => {
   test('of a base that lost nothing is 0, and grows with each unit', async () => {
-    const options: Partial<AllocationSearchOptions> = { method: 'magnitude', calibration: undefined, sparsity: 0 };
-    const evaluation = { text: calibration.text, length: 64, windows: 1 };
-    const { baseLoss, candidates, sensitivities, gain } = await search('kl', {
-      ...options,
-      evaluation,
-      objective: 'kl',
-    });
+    const options = { ...small, method: 'magnitude', sparsity: 0 } as const;
+    const { baseLoss, candidates, sensitivities, gain } = await search('kl', options);
     expect([baseLoss, ...candidates.map(({ loss }) => loss)]).toEqual([0, 0, 0, 0]);
     expect(gain).toBe(0);
     expect(Math.min(...sensitivities.map(({ lossIncrease }) => lossIncrease))).toBeGreaterThan(0);

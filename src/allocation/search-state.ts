@@ -1,4 +1,4 @@
-import { readdir, readFile, rm } from 'node:fs/promises';
+import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { makeFolder, replaceFile } from '../checkpoint/output-folder.js';
 import { RunLock } from '../checkpoint/run-lock.js';
@@ -76,9 +76,15 @@ export class SearchState {
       const model = modelName.exec(name)?.[1];
       if (model === undefined || keep(model)) continue;
       const path = join(this.#folder, name);
-      await rm(path, { recursive: true, force: true }).catch((cause) => {
+      const aside = name === model ? join(this.#folder, `.${name}.unfinished.old`) : path;
+      try {
+        await rm(aside, { recursive: true, force: true });
+        if (aside === path) continue;
+        await rename(path, aside); // half of a folder must not have the name of a whole one
+        await rm(aside, { recursive: true, force: true });
+      } catch (cause) {
         throw fileSystemError('remove', path, cause);
-      });
+      }
     }
   }
 
