@@ -1,5 +1,15 @@
 /** Public exports, nothing else. */
 export type { LayerSparsities } from './allocation/allocation.js';
+export { searchAllocation } from './allocation/search.js';
+export type {
+  AllocationCandidate,
+  AllocationSearch,
+  AllocationSearchEvent,
+  AllocationSearchOptions,
+  SearchEvaluation,
+  SearchObjective,
+} from './allocation/search-options.js';
+export type { UnitSensitivity } from './allocation/units.js';
 export type { CalibrationOptions } from './calibration/calibration.js';
 export type { PerplexityProtocol } from './calibration/protocols.js';
 export type { TextSource } from './calibration/text.js';

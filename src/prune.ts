@@ -182,16 +182,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       const { windows, length, hash, note } = tokens;
       onEvent({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
     }
-    const propagation = options.propagation ?? 'sequential';
-    const target = tokens && parseDenseTarget(options.denseTarget, parsed);
-    const weighted = tokens !== undefined && parseRowWeights(options.rowWeights, parsed);
-    const reported = reportedOptions(parsed, {
-      propagation,
-      target,
-      rowWeights: weighted,
-      precision,
-      allocation: options.allocation,
-    });
+    const reported = reportedOptions(options, parsed, precision);
     const resume = options.resume && {
       restart: options.restart,
       fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration: tokens?.hash, signal }),
@@ -215,9 +206,9 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       const blocks = models[0]!.config.layers;
       await pruneBlocks(team, models, parsed, {
         windows: tokens,
-        propagation,
-        target,
-        rowWeights: weighted,
+        propagation: reported.propagation,
+        target: reported.denseTarget ?? undefined,
+        rowWeights: reported.rowWeights,
         budgets,
         writer,
         signal,
@@ -267,7 +258,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
 }
 
 /** All that the pruned weights depend on. */
-async function fingerprintOf(run: {
+export async function fingerprintOf(run: {
   checkpoint: Checkpoint;
   devices: readonly Device[];
   parsed: ParsedPruningOptions;
@@ -361,7 +352,7 @@ function openModels(
 }
 
 /** Every width must fit the pattern before any work is done. */
-function checkWidths(checkpoint: Checkpoint, model: DecoderModel | undefined, pattern: Pattern): void {
+export function checkWidths(checkpoint: Checkpoint, model: DecoderModel | undefined, pattern: Pattern): void {
   const matrices = model
     ? model.layerSizes()
     : matricesByName(checkpoint).map(({ name, shape: [outputs, inputs] }) => ({
@@ -378,19 +369,22 @@ function meanErrorOf(layers: LayerReport[]): number {
   return errors.reduce((sum, error) => sum + error, 0) / Math.max(errors.length, 1);
 }
 
-function reportedOptions(
+/** The options with their defaults, as a report has them. What needs calibration is off without it. */
+export function reportedOptions(
+  options: PruneOptions,
   parsed: ParsedPruningOptions,
-  how: {
-    propagation: Propagation;
-    target: DenseTarget | undefined;
-    rowWeights: boolean;
-    precision: Precision;
-    allocation: LayerSparsities | undefined;
-  },
+  precision: Precision,
 ): PruneReport['options'] {
   const { pattern: _pattern, method: _method, ...rest } = parsed;
-  const { target, allocation, ...others } = how;
-  return { ...rest, ...others, denseTarget: target ?? null, ...(allocation ? { allocation } : {}) };
+  const { propagation = 'sequential', allocation, calibration } = options;
+  return {
+    ...rest,
+    propagation,
+    rowWeights: calibration !== undefined && parseRowWeights(options.rowWeights, parsed),
+    precision,
+    denseTarget: (calibration && parseDenseTarget(options.denseTarget, parsed)) ?? null,
+    ...(allocation ? { allocation } : {}),
+  };
 }
 
 /** Whether rows are weighted; only the methods whose weights compete across rows, by their cost, can. */

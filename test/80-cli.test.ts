@@ -32,6 +32,7 @@ describe('alps', () => {
   test.each([
     [['--help']],
     [['prune', '--help']],
+    [['allocate', '--help']],
     [['eval', '-h']],
     [['inspect', '--help']],
     [['devices', '--help']],
@@ -54,6 +55,7 @@ describe('alps', () => {
       ['prune', model, '--out', 'x', '--sparsity', '50', '--calibration', text],
       'Expected a number from 0 to 1 for sparsity',
     ],
+    [['allocate', model, '--out', 'x.json', '--sparsity', '0.5', '--calibration', text], 'Expected --work DIR'],
     [['eval', model], 'Expected --text FILE'],
   ])('%j is wrong usage: exit code 2, one line', async (args, message) => {
     const { code, stdout, stderr } = await alps(...args);

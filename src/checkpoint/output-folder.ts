@@ -1,4 +1,4 @@
-import { lstat, mkdir, open, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
+import { lstat, mkdir, open, readdir, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { AlpsError, fileSystemError, invalidArgument, isCode } from '../errors.js';
 
@@ -140,5 +140,19 @@ export async function flushPath(path: string): Promise<void> {
     }
   } catch (cause) {
     throw fileSystemError('flush', path, cause);
+  }
+}
+
+/** Writes a text file whole: under another name first, flushed to the disk, then renamed. A failure leaves what was there. */
+export async function replaceFile(path: string, text: string): Promise<void> {
+  const temporary = `${path}.partial`;
+  try {
+    await writeFile(temporary, text);
+    await flushPath(temporary);
+    await rename(temporary, path);
+    await flushPath(dirname(path));
+  } catch (cause) {
+    await rm(temporary, { force: true }).catch(() => undefined);
+    throw fileSystemError('write', path, cause);
   }
 }

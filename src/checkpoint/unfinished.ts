@@ -1,10 +1,10 @@
-import { createHash, randomBytes } from 'node:crypto';
-import { type FileHandle, link, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { hostname } from 'node:os';
+import { createHash } from 'node:crypto';
+import { type FileHandle, open, readFile, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { AlpsError, fileSystemError, isCode } from '../errors.js';
 import { openError } from './file-io.js';
-import { flushPath } from './output-folder.js';
+import { flushPath, replaceFile } from './output-folder.js';
+import { RunLock } from './run-lock.js';
 
 /** What a result depends on, by name: a later run goes on only where all of it is equal. */
 export type Fingerprint = Record<string, unknown>;
@@ -22,16 +22,14 @@ interface Progress {
  */
 export class Unfinished {
   readonly folder: string;
-  readonly #out: string;
   readonly #file: string;
-  readonly #lock: string;
+  readonly #lock: RunLock;
   readonly #progress: Progress;
 
-  private constructor(out: string, fingerprint: Fingerprint) {
-    this.#out = out;
-    this.folder = join(dirname(out), `.${shortened(basename(out))}.unfinished`);
-    this.#file = `${this.folder}.json`;
-    this.#lock = `${this.folder}.lock`;
+  private constructor(folder: string, lock: RunLock, fingerprint: Fingerprint) {
+    this.folder = folder;
+    this.#file = `${folder}.json`;
+    this.#lock = lock;
     this.#progress = { fingerprint, steps: [] };
   }
 
@@ -41,17 +39,19 @@ export class Unfinished {
    * @throws AlpsError `FILE_SYSTEM` when another process works on the output, `INVALID_ARGUMENT` when what is there has another fingerprint
    */
   static async open(out: string, fingerprint: Fingerprint, restart: boolean): Promise<Unfinished> {
-    const unfinished = new Unfinished(out, JSON.parse(JSON.stringify(fingerprint)) as Fingerprint);
-    await unfinished.#takeLock();
+    const folder = join(dirname(out), `.${shortened(basename(out))}.unfinished`);
+    const now = JSON.parse(JSON.stringify(fingerprint)) as Fingerprint;
+    const lock = await RunLock.take(`${folder}.lock`, `the output ${out}`);
     try {
+      const unfinished = new Unfinished(folder, lock, now);
       const found = restart ? undefined : await unfinished.#read();
       if (found) {
-        unfinished.#compare(found.fingerprint);
+        checkSameRun(`An unfinished run for ${out} is there`, found.fingerprint, now);
         unfinished.#progress.steps.push(...found.steps);
       }
       return unfinished;
     } catch (error) {
-      await unfinished.#unlock();
+      await lock.release();
       throw error;
     }
   }
@@ -64,16 +64,11 @@ export class Unfinished {
   /** Adds a finished step, on the disk when the promise settles. */
   async add(record: unknown, tensors: string[]): Promise<void> {
     this.#progress.steps.push({ record, tensors });
-    const temporary = `${this.#file}.partial`;
     try {
-      await writeFile(temporary, JSON.stringify(this.#progress));
-      await flushPath(temporary);
-      await rename(temporary, this.#file);
-      await flushPath(dirname(this.#file));
+      await replaceFile(this.#file, JSON.stringify(this.#progress));
     } catch (cause) {
       this.#progress.steps.pop(); // an earlier record is still there
-      await rm(temporary, { force: true }).catch(() => undefined);
-      throw fileSystemError('write', this.#file, cause);
+      throw cause;
     }
   }
 
@@ -95,7 +90,7 @@ export class Unfinished {
   /** Lets others at it. What is finished stays for them, unless nothing is, or `done`. */
   async close(done: boolean): Promise<void> {
     if (done || this.steps.length === 0) await rm(this.#file, { force: true }).catch(() => undefined);
-    await this.#unlock();
+    await this.#lock.release();
   }
 
   async #read(): Promise<Progress | undefined> {
@@ -113,123 +108,8 @@ export class Unfinished {
     } catch {
       // Not JSON: said below.
     }
-    throw new AlpsError('INVALID_ARGUMENT', `${this.#file} is not what an unfinished run leaves; ${this.#remedy()}`);
+    throw new AlpsError('INVALID_ARGUMENT', `${this.#file} is not what an unfinished run leaves; ${restartRemedy}`);
   }
-
-  #compare(found: Fingerprint): void {
-    const { fingerprint } = this.#progress;
-    const names = [...new Set([...Object.keys(found), ...Object.keys(fingerprint)])];
-    const other = names.filter((name) => JSON.stringify(found[name]) !== JSON.stringify(fingerprint[name]));
-    if (other.length === 0) return;
-    const list = other
-      .map((name) => `${name} (${short(found[name])} then, ${short(fingerprint[name])} now)`)
-      .join(', ');
-    throw new AlpsError(
-      'INVALID_ARGUMENT',
-      `An unfinished run for ${this.#out} is there, and it differs in ${list}. The same model, text and options go on with it; ` +
-        this.#remedy(),
-    );
-  }
-
-  #remedy(): string {
-    return 'to drop it and begin anew, ask for a restart (--restart, restart: true)';
-  }
-
-  async #takeLock(): Promise<void> {
-    const own = `${this.#lock}.${randomBytes(6).toString('hex')}`;
-    const holder: Holder = { pid: process.pid, host: hostname(), started: await startOf(process.pid) };
-    try {
-      await writeFile(own, JSON.stringify(holder), { flag: 'wx' });
-    } catch (cause) {
-      await rm(own, { force: true }).catch(() => undefined);
-      throw fileSystemError('create a folder for the output', this.#out, cause);
-    }
-    try {
-      for (let attempt = 0; ; attempt++) {
-        try {
-          await link(own, this.#lock); // fails where there is one: no two processes succeed
-          return;
-        } catch (cause) {
-          if (!isCode(cause, 'EEXIST')) throw fileSystemError('lock', this.#out, cause);
-          const held = await holderOf(this.#lock);
-          if (attempt > 3 || (held && (await isAlive(held)))) throw this.#locked(held);
-          if (held) await this.#dropStale(held);
-        }
-      }
-    } finally {
-      await rm(own, { force: true }).catch(() => undefined);
-    }
-  }
-
-  /** Moves a dead process's lock aside, and back should it be another's by now. */
-  async #dropStale(stale: Holder): Promise<void> {
-    const aside = `${this.#lock}.${randomBytes(6).toString('hex')}`;
-    try {
-      await rename(this.#lock, aside);
-    } catch {
-      return; // gone
-    }
-    const moved = await holderOf(aside);
-    if (moved && JSON.stringify(moved) !== JSON.stringify(stale)) await link(aside, this.#lock).catch(() => undefined);
-    await rm(aside, { force: true });
-  }
-
-  #locked(held: Holder | undefined): AlpsError {
-    const who = held ? `process ${held.pid}${held.host === hostname() ? '' : ` on ${held.host}`}` : 'another process';
-    return new AlpsError(
-      'FILE_SYSTEM',
-      `Another run works on the output ${this.#out}: ${who}. Wait for it, or name another output; if it is gone, remove ${this.#lock}`,
-    );
-  }
-
-  async #unlock(): Promise<void> {
-    await rm(this.#lock, { force: true }).catch(() => undefined);
-  }
-}
-
-interface Holder {
-  pid: number;
-  host: string;
-  /** When the process began, in the system's own terms: process numbers come again, after a restart of a container at once. */
-  started: string | undefined;
-}
-
-/** The boot and the clock tick at which a process began; undefined where the system does not tell. */
-async function startOf(pid: number): Promise<string | undefined> {
-  try {
-    const boot = await readFile('/proc/sys/kernel/random/boot_id', 'utf8');
-    const status = await readFile(`/proc/${pid}/stat`, 'utf8');
-    const fields = status.slice(status.lastIndexOf(')') + 2).split(' '); // the name may hold spaces
-    return `${boot.trim()} ${fields[19]}`;
-  } catch {
-    return undefined;
-  }
-}
-
-async function holderOf(path: string): Promise<Holder | undefined> {
-  try {
-    return JSON.parse(await readFile(path, 'utf8')) as Holder;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Whether this machine has a process of this number. */
-export function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return isCode(error, 'EPERM');
-  }
-}
-
-/** Whether a lock's process may still run. One on another machine may. */
-async function isAlive({ pid, host, started }: Holder): Promise<boolean> {
-  if (host !== hostname()) return true;
-  if (!isRunning(pid)) return false;
-  const now = await startOf(pid);
-  return started === undefined || now === undefined || started === now;
 }
 
 /** The hidden names must not pass 255 bytes where the final one does not, and two outputs must not share them. */
@@ -237,6 +117,23 @@ function shortened(name: string): string {
   return name.length <= 40
     ? name
     : `${name.slice(0, 40)}-${createHash('sha256').update(name).digest('hex').slice(0, 16)}`;
+}
+
+export const restartRemedy = 'to drop it and begin anew, ask for a restart (--restart, restart: true)';
+
+/**
+ * @param what was found, as a message begins
+ * @throws AlpsError `INVALID_ARGUMENT` with all that differs between what an earlier run depended on and what this one does
+ */
+export function checkSameRun(what: string, found: Fingerprint, now: Fingerprint): void {
+  const names = [...new Set([...Object.keys(found), ...Object.keys(now)])];
+  const other = names.filter((name) => JSON.stringify(found[name]) !== JSON.stringify(now[name]));
+  if (other.length === 0) return;
+  const list = other.map((name) => `${name} (${short(found[name])} then, ${short(now[name])} now)`).join(', ');
+  throw new AlpsError(
+    'INVALID_ARGUMENT',
+    `${what}, and it differs in ${list}. The same model, text and options go on with it; ${restartRemedy}`,
+  );
 }
 
 function short(value: unknown): string {

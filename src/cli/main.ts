@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
 import { AlpsError } from '../errors.js';
+import { allocateCommand } from './allocate-command.js';
 import { UsageError } from './arguments.js';
 import type { Command } from './command.js';
 import { compareCommand } from './compare-command.js';
@@ -12,6 +13,7 @@ import { pruneCommand } from './prune-command.js';
 
 const commands: Record<string, Command> = {
   prune: pruneCommand,
+  allocate: allocateCommand,
   eval: evalCommand,
   compare: compareCommand,
   paper: paperCommand,

@@ -1,27 +1,11 @@
 import type { LayerSparsities } from '../allocation/allocation.js';
 import { readAllocation } from '../allocation/allocation-file.js';
-import { type PruneEvent, type PruneOptions, type PruneReport, prune } from '../prune.js';
-import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
-import type { Preset } from '../pruning/preset.js';
-import type { AlpsScheduleOptions, ScheduleName } from '../pruning/rho-schedule.js';
-import type { Propagation } from '../traversal.js';
-import {
-  calibrationOptions,
-  device,
-  deviceOptions,
-  devices,
-  list,
-  number,
-  numbers,
-  parse,
-  pattern,
-  string,
-  UsageError,
-  type Values,
-} from './arguments.js';
+import { type PruneEvent, type PruneReport, prune } from '../prune.js';
+import { parse, string, UsageError, type Values } from './arguments.js';
 import type { Command } from './command.js';
 import { duration, table } from './format.js';
 import { Progress } from './progress.js';
+import { pruningOptions, pruningOptionsOf } from './pruning-options.js';
 
 const help = `alps prune - prune a Hugging Face model folder into another
 
@@ -89,31 +73,10 @@ Examples:
 
 const options = {
   out: { type: 'string' },
-  sparsity: { type: 'string' },
-  pattern: { type: 'string' },
-  ...calibrationOptions,
-  method: { type: 'string' },
-  refit: { type: 'string' },
-  'comparison-group': { type: 'string' },
-  'dsnot-initial': { type: 'string' },
-  'dsnot-skip': { type: 'string' },
-  'dsnot-cycles': { type: 'string' },
-  'dsnot-threshold': { type: 'string' },
-  schedule: { type: 'string' },
-  rho: { type: 'string' },
-  'max-iterations': { type: 'string' },
-  metric: { type: 'string' },
-  propagation: { type: 'string' },
-  'dense-target': { type: 'string' },
-  preset: { type: 'string' },
-  'row-weights': { type: 'string' },
+  ...pruningOptions,
   allocation: { type: 'string' },
-  ridge: { type: 'string' },
-  'refine-iterations': { type: 'string' },
-  errors: { type: 'string' },
   overwrite: { type: 'boolean' },
   restart: { type: 'boolean' },
-  ...deviceOptions,
 } as const;
 
 export const pruneCommand: Command = {
@@ -128,7 +91,6 @@ export const pruneCommand: Command = {
     if (out === undefined) throw new UsageError('Expected --out DIR, the folder to make');
     const json = values.json === true || !stdout.isTTY;
     const progress = new Progress(stderr, { enabled: !json || stderr.isTTY });
-    const files = list(values, 'calibration');
     let layers = 0;
     let done = 0;
     let blocks = 0;
@@ -153,40 +115,11 @@ export const pruneCommand: Command = {
       const report = await prune({
         model: positional[0]!,
         out,
-        sparsity: number(values, 'sparsity'),
-        pattern: pattern(values),
-        method: string(values, 'method') as Method | undefined,
-        refit: string(values, 'refit') as Refit | undefined,
-        comparisonGroup: string(values, 'comparison-group') as 'layer' | 'row' | undefined,
-        dsnot: dsnotOptions(values),
-        schedule: string(values, 'schedule') as ScheduleName | undefined,
-        alpsSchedule: scheduleOptions(values),
-        metric: string(values, 'metric') as Metric | undefined,
-        propagation: string(values, 'propagation') as Propagation | undefined,
-        denseTarget: denseTargetOption(values),
-        preset: string(values, 'preset') as Preset | undefined,
-        rowWeights: onOff(values, 'row-weights'),
+        ...pruningOptionsOf(values),
         allocation: await allocationOption(values),
-        ridge: number(values, 'ridge'),
-        refineIterations: number(values, 'refine-iterations'),
-        errors: onOff(values, 'errors'),
         overwrite: values.overwrite === true,
         resume: true,
         restart: values.restart === true,
-        ...(files.length > 0
-          ? {
-              calibration: {
-                text: files,
-                shares: numbers(values, 'shares'),
-                field: string(values, 'field'),
-                windows: number(values, 'windows'),
-                length: number(values, 'length'),
-                seed: number(values, 'seed'),
-              },
-            }
-          : {}),
-        ...device(values),
-        device: devices(values),
         signal,
         onEvent,
       });
@@ -203,45 +136,9 @@ export const pruneCommand: Command = {
   },
 };
 
-function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
-  const given = { initialRho: number(values, 'rho'), maxIterations: number(values, 'max-iterations') };
-  const set = Object.entries(given).filter(([, value]) => value !== undefined);
-  if (set.length === 0) return undefined;
-  if ((string(values, 'schedule') ?? 'ladder') === 'ladder')
-    throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladder has its own');
-  return Object.fromEntries(set);
-}
-
-function denseTargetOption(values: Values): PruneOptions['denseTarget'] {
-  const text = string(values, 'dense-target');
-  if (text === undefined) return undefined;
-  if (text === 'none') return false;
-  const [strength, residualStrength, ...rest] = text.split(',').map(Number);
-  if (rest.length > 0 || !Number.isFinite(strength) || !Number.isFinite(residualStrength ?? 0))
-    throw new UsageError(`Expected --dense-target none or two numbers such as 0.5,0.5 but received ${text}`);
-  return { strength, ...(residualStrength === undefined ? {} : { residualStrength }) };
-}
-
-function onOff(values: Values, name: string): boolean | undefined {
-  const text = string(values, name);
-  if (text !== undefined && text !== 'on' && text !== 'off')
-    throw new UsageError(`Expected on or off for --${name} but received "${text}"`);
-  return text === undefined ? undefined : text === 'on';
-}
-
 async function allocationOption(values: Values): Promise<LayerSparsities | undefined> {
   const path = string(values, 'allocation');
   return path === undefined ? undefined : readAllocation(path);
-}
-
-function dsnotOptions(values: Values): DsnotOptions {
-  const given = {
-    initial: string(values, 'dsnot-initial') as DsnotOptions['initial'],
-    skip: string(values, 'dsnot-skip') as DsnotOptions['skip'],
-    maxCycles: number(values, 'dsnot-cycles'),
-    threshold: number(values, 'dsnot-threshold'),
-  };
-  return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
 }
 
 /** The result for people: mean error by kind of layer. */

@@ -2,7 +2,7 @@ import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openError } from '../checkpoint/file-io.js';
 import { flushPath, makeFolder } from '../checkpoint/output-folder.js';
-import { isRunning } from '../checkpoint/unfinished.js';
+import { isRunning } from '../checkpoint/run-lock.js';
 import { fileSystemError, isCode } from '../errors.js';
 import { digestOf } from './fingerprint.js';
 

@@ -27,21 +27,32 @@ export async function perplexity(
   input: Windows,
   options: { onBlock?: (share: number) => void } = {},
 ): Promise<Perplexity> {
-  const { config, stream } = model;
-  const steps = config.layers + 1;
+  const steps = model.config.layers + 1;
   using activations = await Activations.create(model, input);
   await activations.runAll((layer) => options.onBlock?.((layer + 1) / steps));
-  const nll = await tokenLosses(model, activations, shiftedTargets(input));
+  const meanNll = await meanTokenLoss(activations, input);
+  options.onBlock?.(1);
+  const { windows, length } = input;
+  return { perplexity: Math.exp(meanNll), meanNll, windows, length, scoredTokens: windows * (length - 1) };
+}
+
+/**
+ * Mean negative log-likelihood, in nats, of all tokens of the windows but each one's first.
+ * @param activations behind the last block
+ * @throws AlpsError `NOT_FINITE`
+ */
+export async function meanTokenLoss(activations: Activations, input: Windows): Promise<number> {
+  const nll = await tokenLosses(activations, shiftedTargets(input));
   let sum = 0;
   for (let i = 0; i < nll.length; i++) if ((i + 1) % input.length !== 0) sum += nll[i]!;
-  const scoredTokens = input.windows * (input.length - 1);
-  const meanNll = sum / scoredTokens;
-  if (!Number.isFinite(meanNll)) {
-    await stream.sync();
-    throw new AlpsError('NOT_FINITE', `The model in ${model.checkpoint.folder} gives NaN or infinite outputs`);
-  }
-  options.onBlock?.(1);
-  return { perplexity: Math.exp(meanNll), meanNll, windows: input.windows, length: input.length, scoredTokens };
+  return finiteLoss(activations.model, sum / (input.windows * (input.length - 1)));
+}
+
+/** @throws AlpsError `NOT_FINITE` when the model's outputs are, as a mean of them shows */
+export async function finiteLoss({ stream, checkpoint }: DecoderModel, mean: number): Promise<number> {
+  if (Number.isFinite(mean)) return mean;
+  await stream.sync();
+  throw new AlpsError('NOT_FINITE', `The model in ${checkpoint.folder} gives NaN or infinite outputs`);
 }
 
 /** The token after each one; the last of a window has none and gets any. */
@@ -51,11 +62,8 @@ function shiftedTargets({ tokens }: Windows): Uint32Array<ArrayBuffer> {
   return targets;
 }
 
-async function tokenLosses(
-  model: DecoderModel,
-  activations: Activations,
-  targets: Uint32Array<ArrayBuffer>,
-): Promise<Float64Array> {
+async function tokenLosses(activations: Activations, targets: Uint32Array<ArrayBuffer>): Promise<Float64Array> {
+  const { model } = activations;
   const { stream, device } = model;
   using scope = new Scope();
   const ids = scope.hold(stream.upload('uint32', [targets.length], targets));

@@ -1,9 +1,82 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { Activations } from './block-run.js';
-import type { DecoderModel, Float } from './decoder.js';
+import type { DecoderModel, F32, Float, Norm } from './decoder.js';
 
 /** Bytes of the logits that are held at once. */
 const logitBytes = 64 << 20;
+
+/** Rows of logits that are held at once, of `total`, where there are `copies` of them. */
+export function rowsAtOnce({ config }: DecoderModel, total: number, copies = 1): number {
+  return Math.max(1, Math.min(total, Math.floor(logitBytes / 4 / config.vocabulary / copies)));
+}
+
+interface HeadWeights {
+  norm: Norm | undefined;
+  /** [vocabulary, embeddingSize] */
+  head: Float;
+  /** From the blocks' width to the embeddings'. */
+  projection: Float | undefined;
+}
+
+/** What follows the last block: its norm, and the product that gives the logits. */
+export class Head {
+  readonly #model: DecoderModel;
+  readonly #scope: Scope;
+  readonly #weights: HeadWeights;
+  readonly #x: Float;
+  readonly #projected: Float | undefined;
+
+  private constructor(model: DecoderModel, scope: Scope, rows: number, weights: HeadWeights) {
+    const { device, precision, config } = model;
+    this.#model = model;
+    this.#scope = scope;
+    this.#weights = weights;
+    this.#x = scope.hold(device.tensor(precision, [rows, config.hidden], 'the head’s inputs'));
+    this.#projected = weights.projection && scope.hold(device.tensor(precision, [rows, config.embeddingSize]));
+  }
+
+  /** Reads the weights. @param rows that {@link apply} is given at most */
+  static async load(model: DecoderModel, rows: number): Promise<Head> {
+    const { architecture, precision } = model;
+    const scope = new Scope();
+    try {
+      const norm = await model.loadNorm(architecture.finalNorm, scope);
+      const head = scope.hold(await model.loadHead());
+      const projection = architecture.projectOut
+        ? scope.hold(await model.load(`${architecture.projectOut}.weight`, precision))
+        : undefined;
+      return new Head(model, scope, rows, { norm, head, projection });
+    } catch (error) {
+      scope.dispose();
+      throw error;
+    }
+  }
+
+  /** logits [rows, vocabulary] of a residual stream h [rows, hidden], both float32. */
+  apply(h: F32, logits: F32): void {
+    const { stream, config } = this.#model;
+    const { norm, head, projection } = this.#weights;
+    using scope = new Scope();
+    const part = (tensor: Float) => scope.hold(tensor.rows(0, h.shape[0]!) as Float);
+    let input = part(this.#x);
+    if (norm) this.#model.applyNorm(h, norm, input);
+    else stream.copy(h, input);
+    if (projection && this.#projected) {
+      const narrow = part(this.#projected);
+      stream.gemm(input, projection, narrow, { transposeB: true });
+      input = narrow;
+    }
+    stream.gemm(input, head, logits, { transposeB: true });
+    if (config.logitSoftCap > 0) stream.softCap(logits, config.logitSoftCap);
+  }
+
+  dispose(): void {
+    this.#scope.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
 
 /**
  * Runs `use` on pieces of the logits behind the last block: float32 [rows, vocabulary], with the first row's place.
@@ -15,41 +88,22 @@ export async function eachLogits(
   use: (logits: Tensor<'float32'>, first: number) => Promise<void> | void,
   rows?: Uint32Array<ArrayBuffer>,
 ): Promise<void> {
-  const { config, stream, device, precision, architecture } = model;
+  const { config, stream, device } = model;
   const total = rows?.length ?? activations.residual.shape[0]!;
-  const most = Math.max(1, Math.min(total, Math.floor(logitBytes / 4 / config.vocabulary)));
+  const most = rowsAtOnce(model, total);
   using scope = new Scope();
-  const norm = await model.loadNorm(architecture.finalNorm, scope);
-  const head = scope.hold(await model.loadHead());
-  const projection = architecture.projectOut
-    ? scope.hold(await model.load(`${architecture.projectOut}.weight`, precision))
-    : undefined;
+  const head = scope.hold(await Head.load(model, most));
   const ids = rows && scope.hold(stream.upload('uint32', [rows.length], rows));
   const gathered = ids && scope.hold(device.tensor('float32', [most, config.hidden], 'the chosen rows'));
-  const x = scope.hold(device.tensor(precision, [most, config.hidden], 'the head’s inputs'));
-  const projected = projection && scope.hold(device.tensor(precision, [most, config.embeddingSize]));
   const logits = scope.hold(device.tensor('float32', [most, config.vocabulary], 'the logits'));
   for (let first = 0; first < total; first += most) {
     using piece = new Scope();
     const count = Math.min(most, total - first);
-    const part = <T extends 'float32' | Float['dtype']>(tensor: Tensor<T>) => piece.hold(tensor.rows(0, count));
-    let h = gathered ? part(gathered) : piece.hold(activations.residual.rows(first, first + count));
-    if (ids) {
-      const chosen = piece.hold(ids.rows(first, first + count));
-      stream.gatherRows(activations.residual, chosen, h);
-    }
-    let input: Float = part(x);
-    if (norm) model.applyNorm(h, norm, input);
-    else stream.copy(h, input);
-    if (projection && projected) {
-      const narrow = part(projected);
-      stream.gemm(input, projection, narrow, { transposeB: true });
-      input = narrow;
-    }
-    h = part(logits);
-    stream.gemm(input, head, h, { transposeB: true });
-    if (config.logitSoftCap > 0) stream.softCap(h, config.logitSoftCap);
-    await use(h, first);
+    const h = piece.hold(gathered ? gathered.rows(0, count) : activations.residual.rows(first, first + count));
+    if (ids) stream.gatherRows(activations.residual, piece.hold(ids.rows(first, first + count)), h);
+    const out = piece.hold(logits.rows(0, count));
+    head.apply(h, out);
+    await use(out, first);
   }
   await stream.sync();
 }

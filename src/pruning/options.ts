@@ -112,7 +112,7 @@ export function numberIn(name: string, value: unknown, low: number, high: number
   return value;
 }
 
-function integerFrom(name: string, value: unknown, low: number): number {
+export function integerFrom(name: string, value: unknown, low: number): number {
   if (!Number.isSafeInteger(value) || (value as number) < low) {
     throw invalidArgument(name, `an integer of at least ${low}`, value);
   }

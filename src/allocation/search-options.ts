@@ -1,0 +1,118 @@
+import type { CalibrationOptions } from '../calibration/calibration.js';
+import { AlpsError, invalidArgument } from '../errors.js';
+import { type PruneEvent, type PruneOptions, parsePruneOptions } from '../prune.js';
+import { integerFrom, numberIn, oneOf, type ParsedPruningOptions } from '../pruning/options.js';
+import type { Pattern } from '../pruning/pattern.js';
+import type { LayerSparsities } from './allocation.js';
+import type { UnitSensitivity } from './units.js';
+
+/** `crossEntropy`: of the text's own next tokens. `kl`: KL(dense ‖ pruned) of the next token's distribution. Nats, mean over the tokens. */
+export type SearchObjective = 'crossEntropy' | 'kl';
+
+/** What a search measures the loss on. */
+export interface SearchEvaluation
+  extends Pick<CalibrationOptions, 'text' | 'tokenIds' | 'shares' | 'field' | 'length' | 'seed'> {
+  /**
+   * Windows for the sensitivities; as many others choose among the candidates. Default 2. `text`, `tokenIds`, `shares` and `field` are the
+   * calibration's where neither text nor ids are given, `length` is the calibration's, `seed` is one above the calibration's. Of token ids
+   * the first windows are taken.
+   */
+  windows?: number;
+}
+
+export interface AllocationSearchOptions
+  extends Omit<PruneOptions, 'out' | 'allocation' | 'overwrite' | 'resume' | 'restart' | 'onEvent'> {
+  /**
+   * Folder for what the search does: models in the making, and `search.json`, with which another call goes on. It is made where it is
+   * missing. In the end only `search.json` is left in it.
+   */
+  work: string;
+  evaluation?: SearchEvaluation;
+  /** Default `crossEntropy`. */
+  objective?: SearchObjective;
+  /**
+   * Milliseconds after which nothing new is begun: no block's sensitivities, no candidate. The base is always made. Another call with the
+   * same `work` goes on. Default: none.
+   */
+  timeLimit?: number;
+  /** Drop what an earlier search left in `work`. Default false. */
+  restart?: boolean;
+  /** Called for each step; must not throw. */
+  onEvent?: (event: AllocationSearchEvent) => void;
+}
+
+/** A candidate: the model pruned by the sparsities that a gain gives. */
+export interface AllocationCandidate {
+  /** 0: the base, all layers alike. */
+  gain: number;
+  /** On the windows that choose, nats a token. */
+  loss: number;
+}
+
+/** What happens during {@link searchAllocation}, as it happens. */
+export type AllocationSearchEvent =
+  | { type: 'start'; model: string; work: string; pattern: string; objective: SearchObjective; blocks: number }
+  | { type: 'evaluation'; windows: number; length: number; hash: string; note?: string }
+  /** What an earlier call with this work folder finished. */
+  | { type: 'resume'; blocks: number; candidates: number }
+  /** A model is pruned: uniformly at the target (`base`) or at the next level (`next`), or by a candidate's sparsities. */
+  | { type: 'prune'; what: 'base' | 'next' | 'candidate'; gain?: number; event: PruneEvent }
+  /** The base's loss, on the windows for the sensitivities. */
+  | { type: 'base'; loss: number }
+  /** A block's units were measured. */
+  | { type: 'block'; block: number; blocks: number; lossIncrease: number[] }
+  | ({ type: 'candidate' } & AllocationCandidate)
+  | { type: 'done'; ended: 'done' | 'time'; gain: number; loss: number; milliseconds: number };
+
+/** What {@link searchAllocation} found. As JSON it is a file for `alps prune --allocation`. */
+export interface AllocationSearch {
+  /** A sparsity for each layer, for `prune({ allocation })`; all alike where nothing better than that was found. */
+  layers: LayerSparsities;
+  /** Of the best candidate; 0: all layers alike. */
+  gain: number;
+  /** `time`: the time limit ended it, and another call goes on. */
+  ended: 'done' | 'time';
+  pattern: Pattern;
+  objective: SearchObjective;
+  /** Of the base, on the windows that the sensitivities were measured on. */
+  baseLoss: number;
+  /** The base and what was tried, with losses on the other windows. */
+  candidates: AllocationCandidate[];
+  /** Those measured by now, in the order of the dataflow. */
+  sensitivities: UnitSensitivity[];
+  /** `windows`: for the sensitivities, and for the choice. `hash`: of all their tokens. */
+  evaluation: { windows: [number, number]; length: number; hash: string; note?: string };
+}
+
+export interface ParsedSearch {
+  parsed: ParsedPruningOptions;
+  objective: SearchObjective;
+  windows: number;
+  /** Milliseconds. */
+  timeLimit: number;
+}
+
+/** Checks all options that can be checked without reading the model. */
+export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch {
+  if (typeof given !== 'object' || given === null) throw invalidArgument('options', 'an object', given);
+  const { work, model, calibration, evaluation = {}, objective = 'crossEntropy', timeLimit = Infinity } = given;
+  for (const [name, path] of Object.entries({ model, work }))
+    if (typeof path !== 'string' || path === '') throw invalidArgument(name, 'the path of a folder', path);
+  if (typeof evaluation !== 'object' || evaluation === null)
+    throw invalidArgument('evaluation', 'an object', evaluation);
+  const { windows = 2, length, seed, text, tokenIds, shares, field } = evaluation;
+  integerFrom('evaluation.windows', windows, 1);
+  if (length !== undefined) integerFrom('evaluation.length', length, 2);
+  if (seed !== undefined) integerFrom('evaluation.seed', seed, 0);
+  if (text !== undefined && tokenIds !== undefined)
+    throw new AlpsError('INVALID_ARGUMENT', 'Expected at most one of evaluation.text and evaluation.tokenIds');
+  for (const [name, value] of Object.entries({ shares, field }))
+    if (value !== undefined && text === undefined)
+      throw invalidArgument(`evaluation.${name}`, 'none without evaluation.text', value);
+  oneOf('objective', ['crossEntropy', 'kl'], objective);
+  numberIn('timeLimit', timeLimit, 0, Infinity);
+  const parsed = parsePruneOptions({ ...given, onEvent: undefined, out: work });
+  if (calibration === undefined && text === undefined && tokenIds === undefined)
+    throw invalidArgument('evaluation', 'text or token ids, as there is no calibration', given.evaluation);
+  return { parsed, objective, windows, timeLimit };
+}

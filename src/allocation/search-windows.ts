@@ -1,0 +1,116 @@
+import { loadCalibration } from '../calibration/calibration.js';
+import type { TokenWindows } from '../calibration/windows.js';
+import { AlpsError } from '../errors.js';
+import { meanDivergence } from '../evaluation/divergence.js';
+import { meanTokenLoss } from '../evaluation/perplexity.js';
+import { Activations, type Windows } from '../model/block-run.js';
+import type { DecoderConfig } from '../model/config.js';
+import type { DecoderModel, F32 } from '../model/decoder.js';
+import type { AllocationSearch, AllocationSearchOptions } from './search-options.js';
+
+/** The tokens of a search: windows that give the sensitivities, and others that choose among the candidates. */
+export interface SearchWindows {
+  sensitivity: Windows;
+  choice: Windows;
+  described: AllocationSearch['evaluation'];
+}
+
+/**
+ * Draws the windows; those for either purpose alternate in the order of the text, or of a mix's texts.
+ * @param calibration the calibration's tokens
+ * @param windows for either purpose
+ * @throws AlpsError `INVALID_TEXT` when there are fewer than two windows
+ */
+export async function loadSearchWindows(
+  config: DecoderConfig,
+  options: AllocationSearchOptions,
+  calibration: TokenWindows | undefined,
+  windows: number,
+): Promise<SearchWindows> {
+  const { model, signal, evaluation = {} } = options;
+  const own = evaluation.text !== undefined || evaluation.tokenIds !== undefined;
+  const from = options.calibration;
+  const length = evaluation.length ?? calibration?.length;
+  // Of the calibration's text as much is read as for the calibration.
+  const maxTokens =
+    from && calibration ? (from.maxTokens ?? 16 * (from.windows ?? 128) * calibration.length) : undefined;
+  const loaded = await loadCalibration(
+    model,
+    config,
+    {
+      ...(own ? evaluation : { ...from, ...(maxTokens === undefined ? {} : { maxTokens }) }),
+      windows: 2 * windows,
+      ...(length === undefined ? {} : { length }),
+      seed: evaluation.seed ?? (from?.seed ?? 0) + 1,
+    },
+    { signal },
+  );
+  const { hash, note } = loaded;
+  const taken = Math.min(loaded.windows, 2 * windows);
+  if (taken < 2)
+    throw new AlpsError('INVALID_TEXT', 'The text gives one window for the evaluation; at least two are needed');
+  const [sensitivity, choice] = [0, 1].map((first) => everySecond(loaded, first, taken)) as [Windows, Windows];
+  return {
+    sensitivity,
+    choice,
+    described: {
+      windows: [sensitivity.windows, choice.windows],
+      length: loaded.length,
+      hash,
+      ...(note ? { note } : {}),
+    },
+  };
+}
+
+function everySecond({ tokens, length }: Windows, first: number, end: number): Windows {
+  const windows = Math.ceil((end - first) / 2);
+  const chosen = new Uint32Array(windows * length);
+  for (let i = 0; i < windows; i++)
+    chosen.set(tokens.subarray((first + 2 * i) * length, (first + 2 * i + 1) * length), i * length);
+  return { tokens: chosen, windows, length };
+}
+
+/** A loss on given windows. */
+export class WindowLoss {
+  readonly windows: Windows;
+  /** The dense model's residual stream behind its last block; undefined for cross-entropy. */
+  readonly #dense: F32 | undefined;
+
+  private constructor(windows: Windows, dense: F32 | undefined) {
+    this.windows = windows;
+    this.#dense = dense;
+  }
+
+  /** @param dense for KL: the model that is compared with */
+  static async create(windows: Windows, dense: DecoderModel | undefined): Promise<WindowLoss> {
+    if (!dense) return new WindowLoss(windows, undefined);
+    using activations = await Activations.create(dense, windows);
+    await activations.runAll();
+    const behind = dense.device.tensor('float32', activations.residual.shape, 'the dense model’s residual stream');
+    try {
+      dense.stream.copy(activations.residual, behind);
+      await dense.stream.sync();
+    } catch (error) {
+      behind.dispose();
+      throw error;
+    }
+    return new WindowLoss(windows, behind);
+  }
+
+  /** In nats a token. @param activations behind the last block */
+  behind(activations: Activations): Promise<number> {
+    if (!this.#dense) return meanTokenLoss(activations, this.windows);
+    return meanDivergence(activations.model, this.#dense, activations.residual);
+  }
+
+  /** Of a whole model. */
+  async of(model: DecoderModel): Promise<number> {
+    using activations = await Activations.create(model, this.windows);
+    await activations.runAll();
+    return await this.behind(activations);
+  }
+
+  [Symbol.dispose](): void {
+    this.#dense?.dispose();
+  }
+}

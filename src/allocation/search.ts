@@ -1,0 +1,113 @@
+import { dirname, resolve } from 'node:path';
+import { loadCalibration } from '../calibration/calibration.js';
+import { Checkpoint } from '../checkpoint/folder.js';
+import { checkOutput, makeFolder } from '../checkpoint/output-folder.js';
+import { openDevices } from '../device/team.js';
+import { AlpsError, aborted, throwIfAborted } from '../errors.js';
+import { DecoderModel } from '../model/decoder.js';
+import { checkWidths, choosePrecision, deviceOptions, fingerprintOf, reportedOptions } from '../prune.js';
+import { describePattern } from '../pruning/pattern.js';
+import { withPreset } from '../pruning/preset.js';
+import {
+  type AllocationSearch,
+  type AllocationSearchEvent,
+  type AllocationSearchOptions,
+  parseSearchOptions,
+} from './search-options.js';
+import { Search } from './search-run.js';
+import { SearchState } from './search-state.js';
+import { loadSearchWindows } from './search-windows.js';
+
+/**
+ * Looks for a sparsity for each layer under which a model loses less than with all layers alike (docs/algorithm.md, "Search for an allocation").
+ *
+ * ```ts
+ * const { layers } = await searchAllocation({ model, work: './search', sparsity: 0.7, calibration });
+ * await prune({ model, out: './pruned', sparsity: 0.7, calibration, allocation: layers });
+ * ```
+ *
+ * The model is pruned uniformly at the target and at the next level; each unit (the layers of one stage of a block) is taken from the second into
+ * the first, and the loss measured in float32. Candidates with more zeros in units that lose less are pruned and measured on other windows, and
+ * the best is the result. That takes up to four runs of {@link prune}, and for each block four forward passes through the blocks from it on.
+ *
+ * A call with the same `work` goes on behind the last finished block or candidate of one that was stopped, with the same result.
+ *
+ * The rule is this package's own; related work: OWL (*Outlier Weighed Layerwise Sparsity*, ICML 2024), EvoPress (ICML 2025).
+ *
+ * @throws AlpsError with a `code`; `INVALID_ARGUMENT` also where `work` holds a search of another model, text or options
+ */
+export async function searchAllocation(given: AllocationSearchOptions): Promise<AllocationSearch> {
+  const began = performance.now();
+  const parsed = parseSearchOptions(given);
+  const options = withPreset({ ...given, onEvent: undefined, out: given.work });
+  const { signal } = given;
+  throwIfAborted(signal);
+  const announce = announcerOf(given);
+  try {
+    await using checkpoint = await Checkpoint.open(given.model, { signal });
+    const devices = openDevices(given.device ?? 'auto', deviceOptions(given));
+    const precision = choosePrecision(given.precision ?? 'auto', checkpoint, ...devices);
+    using stream = devices[0]!.stream({ signal });
+    const dense = DecoderModel.open(checkpoint, stream);
+    checkWidths(checkpoint, dense, parsed.parsed.pattern);
+    await makeFolder(dirname(resolve(given.work)));
+    await checkOutput(checkpoint.folder, given.work, true);
+    announce({
+      type: 'start',
+      model: given.model,
+      work: given.work,
+      pattern: describePattern(parsed.parsed.pattern),
+      objective: parsed.objective,
+      blocks: dense.config.layers,
+    });
+    const calibration =
+      given.calibration && (await loadCalibration(given.model, dense.config, given.calibration, { signal }));
+    const windows = await loadSearchWindows(dense.config, given, calibration, parsed.windows);
+    const { windows: counts, ...evaluated } = windows.described;
+    announce({ type: 'evaluation', windows: counts[0] + counts[1], ...evaluated });
+    const fingerprint = await fingerprintOf({
+      checkpoint,
+      devices,
+      parsed: parsed.parsed,
+      reported: reportedOptions(options, parsed.parsed, precision),
+      calibration: calibration?.hash,
+      signal,
+    });
+    const { objective } = parsed;
+    await using state = await SearchState.open(
+      given.work,
+      { ...fingerprint, objective, evaluation: [...counts, evaluated.length, evaluated.hash] },
+      given.restart ?? false,
+    );
+    const search = new Search({
+      given,
+      parsed,
+      devices,
+      precision,
+      stream,
+      dense,
+      calibration,
+      windows,
+      state,
+      announce,
+      began,
+    });
+    return await search.run();
+  } catch (error) {
+    const stopped = signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED');
+    const failure = stopped ? aborted(signal) : error;
+    const facts = { model: given.model, code: failure instanceof AlpsError ? failure.code : 'UNKNOWN' };
+    if (facts.code === 'ABORTED') given.logger?.info(facts, `searching an allocation for ${given.model} was aborted`);
+    else given.logger?.error({ ...facts, err: failure }, `searching an allocation for ${given.model} failed`);
+    throw failure;
+  }
+}
+
+/** What tells events to the listener and the logger; those of {@link prune} reach the logger from there. */
+function announcerOf({ model, onEvent, logger }: AllocationSearchOptions) {
+  return (event: AllocationSearchEvent) => {
+    onEvent?.(event);
+    if (event.type !== 'prune')
+      logger?.info({ model, ...event }, `searching an allocation for ${model}: ${event.type}`);
+  };
+}

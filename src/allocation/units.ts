@@ -1,0 +1,110 @@
+import type { DecoderModel } from '../model/decoder.js';
+import type { LinearSpec } from '../model/families/family.js';
+import { linearShape, titleOf } from '../model/shapes.js';
+import type { LayerSparsities } from './allocation.js';
+
+/** The layers of one stage of one block, those of all experts together: they get one sparsity. */
+export interface Unit {
+  block: number;
+  /** 0: what makes queries, keys and values; 1: the layer behind attention; 2: gate and up; 3: the last of the MLP. */
+  stage: number;
+  /** As reports name them. */
+  layers: string[];
+  /** Number of weights of all its layers. */
+  weights: number;
+}
+
+/** What is known of a unit once it was measured. */
+export interface UnitSensitivity {
+  block: number;
+  /** 0: q, k, v; 1: the layer behind attention; 2: gate, up; 3: the last of the MLP. */
+  stage: number;
+  weights: number;
+  /** By how much the loss grows, in nats a token, when this unit alone is taken from the model at the next level. */
+  lossIncrease: number;
+  /** `lossIncrease` for each weight. */
+  sensitivity: number;
+}
+
+/** All units of a model, in the order of the dataflow. */
+export function unitsOf({ architecture, config }: DecoderModel): Unit[] {
+  return Array.from({ length: config.layers }, (_, block) => {
+    const { attention, mlp } = architecture.block(block);
+    const stages: LinearSpec[][] = [
+      attention[0],
+      [attention[1]],
+      mlp.flatMap(([inputs]) => inputs),
+      mlp.map(([, output]) => output),
+    ];
+    return stages.map((specs, stage) => ({
+      block,
+      stage,
+      layers: specs.map(titleOf),
+      weights: specs.reduce((sum, spec) => sum + linearShape(config, spec).reduce((a, b) => a * b), 0),
+    }));
+  }).flat();
+}
+
+/** Blocks over which sensitivities are averaged: the half-width of a Gaussian at 1/e. */
+const smoothing = 4;
+/** Of its stage's mean: no unit counts as less sensitive. */
+const floorShare = 0.25;
+/** By how much a unit's sparsity may differ from the mean. */
+const mostChange = 0.2;
+const mostSparsity = 0.99;
+
+/**
+ * log of each unit's sensitivity, averaged over neighbouring blocks within its stage and held at a quarter of the stage's mean (of the model's
+ * mean where the stage has none above 0), less the mean over all weights. All 0 where the model's mean is not above 0: nothing is known then.
+ */
+export function logSensitivities(units: readonly UnitSensitivity[]): number[] {
+  const weights = units.reduce((sum, unit) => sum + unit.weights, 0);
+  const overall = units.reduce((sum, { lossIncrease }) => sum + lossIncrease, 0) / weights;
+  if (!(overall > 0)) return units.map(() => 0);
+  const logs = units.map(({ block, stage }) => {
+    const peers = units.filter((unit) => unit.stage === stage);
+    const mean = peers.reduce((sum, { sensitivity }) => sum + sensitivity, 0) / peers.length;
+    const shares = peers.map((peer) => Math.exp(-(((peer.block - block) / smoothing) ** 2)));
+    const smooth =
+      peers.reduce((sum, { sensitivity }, i) => sum + shares[i]! * sensitivity, 0) / shares.reduce((a, b) => a + b);
+    return Math.log(Math.max(smooth, floorShare * (mean > 0 ? mean : overall)));
+  });
+  const center = units.reduce((sum, unit, i) => sum + unit.weights * logs[i]!, 0) / weights;
+  return logs.map((log) => log - center);
+}
+
+/** Each layer's sparsity: that of all, less `gain` for each e-fold of sensitivity. */
+export function sparsitiesAt(
+  gain: number,
+  sparsity: number,
+  units: readonly Unit[],
+  logs: readonly number[],
+): LayerSparsities {
+  const clamp = (x: number, low: number, high: number) => Math.min(high, Math.max(low, x));
+  return Object.fromEntries(
+    units.flatMap(({ layers }, i) => {
+      const moved = clamp(sparsity - gain * logs[i]!, sparsity - mostChange, sparsity + mostChange);
+      return layers.map((name) => [name, clamp(moved, 0, Math.max(sparsity, mostSparsity))]);
+    }),
+  );
+}
+
+/** Gains in the order of size. The search begins with the middle one. */
+const gains = [0.04, 0.08, 0.16];
+
+/**
+ * The gain to try next: the middle one, then upwards or downwards from it for as long as the loss falls.
+ * @param losses of the gains that were tried, with that of gain 0, the base
+ * @returns undefined when the search is over
+ */
+export function nextGain(losses: ReadonlyMap<number, number>): number | undefined {
+  const start = gains.length >> 1;
+  const at = (i: number) => losses.get(i < 0 ? 0 : gains[i]!);
+  if (at(start) === undefined) return gains[start];
+  const step = at(start)! < losses.get(0)! ? 1 : -1;
+  for (let i = start + step; i >= 0 && i < gains.length; i += step) {
+    if (at(i) === undefined) return gains[i];
+    if (at(i)! >= at(i - step)!) return undefined;
+  }
+  return undefined;
+}

@@ -1,0 +1,113 @@
+import { randomBytes } from 'node:crypto';
+import { link, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { AlpsError, fileSystemError, isCode } from '../errors.js';
+
+/** A file that keeps other processes out for as long as this one lives; one whose process is gone is taken over. */
+export class RunLock {
+  readonly #path: string;
+
+  private constructor(path: string) {
+    this.#path = path;
+  }
+
+  /**
+   * @param what is worked on, in words
+   * @throws AlpsError `FILE_SYSTEM` when another process has it
+   */
+  static async take(path: string, what: string): Promise<RunLock> {
+    const own = `${path}.${randomBytes(6).toString('hex')}`;
+    const holder: Holder = { pid: process.pid, host: hostname(), started: await startOf(process.pid) };
+    try {
+      await writeFile(own, JSON.stringify(holder), { flag: 'wx' });
+    } catch (cause) {
+      await rm(own, { force: true }).catch(() => undefined);
+      throw fileSystemError('create a lock for', what, cause);
+    }
+    try {
+      for (let attempt = 0; ; attempt++) {
+        try {
+          await link(own, path); // fails where there is one: no two processes succeed
+          return new RunLock(path);
+        } catch (cause) {
+          if (!isCode(cause, 'EEXIST')) throw fileSystemError('lock', what, cause);
+          const held = await holderOf(path);
+          if (attempt > 3 || (held && (await isAlive(held)))) throw locked(path, what, held);
+          if (held) await dropStale(path, held);
+        }
+      }
+    } finally {
+      await rm(own, { force: true }).catch(() => undefined);
+    }
+  }
+
+  async release(): Promise<void> {
+    await rm(this.#path, { force: true }).catch(() => undefined);
+  }
+}
+
+/** Moves a dead process's lock aside, and back should it be another's by now. */
+async function dropStale(path: string, stale: Holder): Promise<void> {
+  const aside = `${path}.${randomBytes(6).toString('hex')}`;
+  try {
+    await rename(path, aside);
+  } catch {
+    return; // gone
+  }
+  const moved = await holderOf(aside);
+  if (moved && JSON.stringify(moved) !== JSON.stringify(stale)) await link(aside, path).catch(() => undefined);
+  await rm(aside, { force: true });
+}
+
+function locked(path: string, what: string, held: Holder | undefined): AlpsError {
+  const who = held ? `process ${held.pid}${held.host === hostname() ? '' : ` on ${held.host}`}` : 'another process';
+  return new AlpsError(
+    'FILE_SYSTEM',
+    `Another run works on ${what}: ${who}. Wait for it, or name another output; if it is gone, remove ${path}`,
+  );
+}
+
+interface Holder {
+  pid: number;
+  host: string;
+  /** When the process began, in the system's own terms: process numbers come again, after a restart of a container at once. */
+  started: string | undefined;
+}
+
+/** The boot and the clock tick at which a process began; undefined where the system does not tell. */
+async function startOf(pid: number): Promise<string | undefined> {
+  try {
+    const boot = await readFile('/proc/sys/kernel/random/boot_id', 'utf8');
+    const status = await readFile(`/proc/${pid}/stat`, 'utf8');
+    const fields = status.slice(status.lastIndexOf(')') + 2).split(' '); // the name may hold spaces
+    return `${boot.trim()} ${fields[19]}`;
+  } catch {
+    return undefined;
+  }
+}
+
+async function holderOf(path: string): Promise<Holder | undefined> {
+  try {
+    return JSON.parse(await readFile(path, 'utf8')) as Holder;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Whether this machine has a process of this number. */
+export function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return isCode(error, 'EPERM');
+  }
+}
+
+/** Whether a lock's process may still run. One on another machine may. */
+async function isAlive({ pid, host, started }: Holder): Promise<boolean> {
+  if (host !== hostname()) return true;
+  if (!isRunning(pid)) return false;
+  const now = await startOf(pid);
+  return started === undefined || now === undefined || started === now;
+}

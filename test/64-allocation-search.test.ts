@@ -1,0 +1,417 @@
+import { spawnSync } from 'node:child_process';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { readAllocation } from '../src/allocation/allocation-file.js';
+import { searchAllocation } from '../src/allocation/search.js';
+import type {
+  AllocationSearch,
+  AllocationSearchEvent,
+  AllocationSearchOptions,
+} from '../src/allocation/search-options.js';
+import { logSensitivities, nextGain, sparsitiesAt, type Unit, type UnitSensitivity } from '../src/allocation/units.js';
+import { loadCalibration } from '../src/calibration/calibration.js';
+import { Checkpoint } from '../src/checkpoint/folder.js';
+import { SafetensorsFile, writeSafetensors } from '../src/checkpoint/safetensors.js';
+import { Device } from '../src/device/device.js';
+import { evaluatePerplexity } from '../src/evaluate.js';
+import { meanDivergence } from '../src/evaluation/divergence.js';
+import { Activations } from '../src/model/block-run.js';
+import { DecoderModel, readArchitecture } from '../src/model/decoder.js';
+import { eachLogits } from '../src/model/head.js';
+import { prune } from '../src/prune.js';
+
+const folder = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
+const model = folder('models/union-4m');
+const calibration = { text: join(model, 'calibration.txt.gz'), windows: 4, length: 64 };
+const wanda = { model, calibration, method: 'wanda', sparsity: 0.6, comparisonGroup: 'layer' } as const;
+const device = Device.open('cpu');
+
+let scratch: string;
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'alps-search-'));
+});
+afterAll(() => rm(scratch, { recursive: true, force: true }));
+afterEach(() => expect(device.info().memoryUsed).toBe(0));
+
+const at = (name: string) => join(scratch, name);
+const search = (name: string, options: Partial<AllocationSearchOptions> = {}) =>
+  searchAllocation({ ...wanda, device, work: at(name), ...options });
+/** A tiny model of two blocks, for what has to be done again and again. */
+const small: Partial<AllocationSearchOptions> = {
+  model: folder('test/fixtures/models/llama-plain'),
+  calibration: { tokenIds: windowsOfIds(6) },
+  objective: 'kl', // its weights are random: text means nothing to it
+};
+
+function windowsOfIds(windows: number): number[][] {
+  return Array.from({ length: windows }, (_, w) => Array.from({ length: 32 }, (_, i) => (w * 37 + i * i * 11) % 90));
+}
+
+describe('the rule', () => {
+  const measured = (rows: [block: number, stage: number, weights: number, sensitivity: number][]): UnitSensitivity[] =>
+    rows.map(([block, stage, weights, sensitivity]) => ({
+      block,
+      stage,
+      weights,
+      sensitivity,
+      lossIncrease: weights * sensitivity,
+    }));
+
+  test('sensitivities are averaged over neighbouring blocks of a stage, and centred by weights', () => {
+    const logs = logSensitivities(
+      measured([
+        [0, 0, 10, 1],
+        [0, 3, 30, 5],
+        [4, 0, 10, 3],
+        [4, 3, 30, 5],
+      ]),
+    );
+    const near = Math.exp(-1);
+    const [a, b] = [Math.log((1 + 3 * near) / (1 + near)), Math.log((3 + near) / (1 + near))];
+    const mean = (10 * (a + b) + 60 * Math.log(5)) / 80;
+    for (const [i, log] of [a, Math.log(5), b, Math.log(5)].entries()) expect(logs[i]).toBeCloseTo(log - mean, 12);
+  });
+
+  test('none counts less than a quarter of its stage’s mean; a stage that gains, than a quarter of the model’s', () => {
+    const logs = logSensitivities(
+      measured([
+        [0, 0, 1, -7],
+        [100, 0, 1, 15],
+        [0, 1, 1, -2],
+        [100, 1, 1, -2],
+      ]),
+    );
+    const differences = logs.map((log) => Math.exp(log - logs[0]!));
+    expect(differences[0]).toBe(1); // a quarter of 4
+    expect(differences[1]).toBeCloseTo(15, 12);
+    expect(differences[2]).toBeCloseTo(0.25, 12); // a quarter of 1
+  });
+
+  test('where the model gains as a whole, nothing is known', () => {
+    expect(
+      logSensitivities(
+        measured([
+          [0, 0, 1, 1],
+          [0, 1, 5, -1],
+        ]),
+      ),
+    ).toEqual([0, 0]);
+  });
+
+  test('a unit’s layers get the sparsity less gain times log, at most 0.2 from the mean and at most 0.99', () => {
+    const units: Unit[] = ['a', 'b', 'c'].map((name, stage) => ({ block: 0, stage, layers: [name], weights: 1 }));
+    const all = sparsitiesAt(0.1, 0.7, [{ ...units[0]!, layers: ['a', 'a2'] }, ...units.slice(1)], [1, -0.5, -3]);
+    expect(all.a).toBeCloseTo(0.6, 12);
+    expect(all.a2).toBe(all.a);
+    expect(all.b).toBeCloseTo(0.75, 12);
+    expect(all.c).toBeCloseTo(0.9, 12);
+    expect(sparsitiesAt(0.1, 0.95, units, [0, 0, -3]).c).toBe(0.99);
+    expect(sparsitiesAt(0.1, 0.1, units, [3, 0, 0]).a).toBe(0);
+    expect(sparsitiesAt(0, 0.7, units, [1, 2, 3])).toEqual({ a: 0.7, b: 0.7, c: 0.7 });
+  });
+
+  test.each<[string, (gain: number) => number, number[]]>([
+    ['upwards while it falls', (gain) => 3 - gain, [0.08, 0.16]],
+    ['upwards, and worse there', (gain) => Math.abs(gain - 0.08), [0.08, 0.16]],
+    ['downwards where the first is worse', (gain) => 1 + gain, [0.08, 0.04]],
+    ['downwards where it is equal', () => 1, [0.08, 0.04]],
+  ])('gains are tried %s', (_what, loss, expected) => {
+    const losses = new Map([[0, loss(0)]]);
+    const tried: number[] = [];
+    for (let gain = nextGain(losses); gain !== undefined; gain = nextGain(losses)) {
+      tried.push(gain);
+      losses.set(gain, loss(gain));
+    }
+    expect(tried).toEqual(expected);
+  });
+});
+
+describe('a search', () => {
+  let found: AllocationSearch;
+  const events: AllocationSearchEvent[] = [];
+  beforeAll(async () => {
+    found = await search('found', { onEvent: (event) => events.push(event) });
+  });
+
+  test('prunes and measures what it needs, and takes the best', async () => {
+    expect(events.filter(({ type }) => type !== 'prune').map(({ type }) => type)).toEqual([
+      ...['start', 'evaluation', 'base', 'candidate'],
+      ...Array(5).fill('block'),
+      ...['candidate', 'candidate', 'done'],
+    ]);
+    const pruned = events.filter((event) => event.type === 'prune' && event.event.type === 'done');
+    expect(pruned).toHaveLength(4);
+    expect(found).toMatchObject({ ended: 'done', pattern: { sparsity: 0.6 }, objective: 'crossEntropy' });
+    expect(found.candidates.map(({ gain }) => gain).slice(0, 2)).toEqual([0, 0.08]);
+    expect(found.gain).toBe(found.candidates.reduce((a, b) => (b.loss < a.loss ? b : a)).gain);
+    expect(found.sensitivities.map(({ block, stage }) => 4 * block + stage)).toEqual([...Array(20).keys()]);
+    expect(await readdir(at('found'))).toEqual(['search.json']);
+  });
+
+  test('prune takes the result: the total is exact, and units that lose more keep more', async () => {
+    expect(found.gain).toBeGreaterThan(0);
+    const even = await prune({ ...wanda, out: at('even') });
+    const { layers } = await prune({ ...wanda, out: at('pruned'), allocation: found.layers });
+    const total = (all: { kept: number }[]) => all.reduce((sum, { kept }) => sum + kept, 0);
+    expect(total(layers)).toBe(total(even.layers));
+    const sparsityOf = (block: number, name: string) =>
+      layers.find((layer) => layer.block === block && layer.name.endsWith(name))!.sparsity;
+    const logs = logSensitivities(found.sensitivities);
+    const units = found.sensitivities.map(({ block, stage }, i) => ({
+      log: logs[i]!,
+      sparsity: sparsityOf(block, ['q_proj', 'o_proj', 'up_proj', 'down_proj'][stage]!),
+    }));
+    units.sort((a, b) => a.log - b.log);
+    for (const [i, { sparsity }] of units.slice(1).entries()) expect(sparsity).toBeLessThan(units[i]!.sparsity + 1e-4); // a layer has whole weights
+    expect(units[0]!.sparsity - units.at(-1)!.sparsity).toBeGreaterThan(0.05);
+  });
+
+  test('a sensitivity is what the perplexity says of a checkpoint with the unit swapped', async () => {
+    const { sensitivities, baseLoss, evaluation } = found;
+    const base = at('even');
+    await prune({ ...wanda, out: at('next'), sparsity: 0.65 });
+    // The windows for the sensitivities are every second one of those with the seed behind the calibration's.
+    const checkpoint = await Checkpoint.open(model);
+    const { config } = readArchitecture(checkpoint);
+    await checkpoint.close();
+    const drawn = await loadCalibration(model, config, { ...calibration, windows: 4, seed: 1, maxTokens: 16 * 4 * 64 });
+    expect(evaluation).toEqual({ windows: [2, 2], length: 64, hash: drawn.hash });
+    const file = at('tokens.json');
+    const windows = [0, 1, 2, 3].map((i) => Array.from(drawn.tokens.subarray(64 * i, 64 * (i + 1))));
+    await writeFile(file, JSON.stringify({ evaluation: [windows[0], windows[2]] }));
+    const { meanNll } = await evaluatePerplexity({ model: base, text: file, device: 'cpu' });
+    expect(baseLoss).toBe(meanNll);
+
+    const swapped = at('swapped');
+    await cp(base, swapped, { recursive: true });
+    const [own, next] = [base, at('next')].map((path) => SafetensorsFile.open(join(path, 'model.safetensors')));
+    const unit = /^model\.layers\.1\.mlp\.(gate|up)_proj\.weight$/;
+    const tensors = await Promise.all(
+      [...(await own!).tensors.values()].map(async (tensor) => ({
+        ...tensor,
+        bytes: await (await (unit.test(tensor.name) ? next! : own!)).read(tensor.name),
+      })),
+    );
+    await writeSafetensors(join(swapped, 'model.safetensors'), tensors);
+    await Promise.all([own!, next!].map(async (opened) => (await opened).close()));
+    const changed = await evaluatePerplexity({ model: swapped, text: file, device: 'cpu' });
+    expect(changed.meanNll).not.toBe(meanNll);
+    const measured = sensitivities.find(({ block, stage }) => block === 1 && stage === 2)!;
+    expect(measured.lossIncrease).toBe(changed.meanNll - meanNll);
+    expect(measured.weights).toBe(2 * 688 * 256);
+    expect(measured.sensitivity).toBe(measured.lossIncrease / measured.weights);
+
+    // The others choose.
+    await writeFile(file, JSON.stringify({ evaluation: [windows[1], windows[3]] }));
+    const losses = new Map(found.candidates.map(({ gain, loss }) => [gain, loss]));
+    for (const [gain, name] of [
+      [0, 'even'],
+      [found.gain, 'pruned'],
+    ] as const)
+      expect(losses.get(gain)).toBe((await evaluatePerplexity({ model: at(name), text: file, device: 'cpu' })).meanNll);
+  });
+
+  test.each<[string, (event: AllocationSearchEvent) => boolean]>([
+    ['in the base', (event) => event.type === 'prune' && event.what === 'base' && event.event.type === 'block'],
+    ['between the base and the next level', ({ type }) => type === 'base'],
+    ['among the sensitivities', (event) => event.type === 'block' && event.block === 0],
+    ['in a candidate', (event) => event.type === 'prune' && event.gain !== undefined && event.event.type === 'block'],
+    ['between two candidates', (event) => event.type === 'candidate' && event.gain > 0],
+  ])('stopped %s goes on with the same result', async (where, when) => {
+    const work = `stopped ${where}`;
+    const stop = new AbortController();
+    const onEvent = (event: AllocationSearchEvent) => when(event) && stop.abort();
+    await expect(search(work, { ...small, signal: stop.signal, onEvent })).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(device.info().memoryUsed).toBe(0);
+    const events: AllocationSearchEvent[] = [];
+    const resumed = await search(work, { ...small, onEvent: (event) => events.push(event) });
+    expect(resumed).toEqual(await search('small', small));
+    // What was done is not done again.
+    const done = events.filter(when);
+    expect(done.length).toBeLessThan(where === 'in a candidate' ? 4 : 2);
+    expect(events.some((event) => event.type === 'resume' || isInnerResume(event))).toBe(true);
+    expect(await readdir(at(work))).toEqual(['search.json']);
+  });
+
+  test('at the time limit it ends with what it has; the next call goes on', async () => {
+    const expected = await search('small', small);
+    const first = await search('timed', { ...small, timeLimit: 0 });
+    expect(first).toMatchObject({ ended: 'time', gain: 0, baseLoss: expected.baseLoss, sensitivities: [] });
+    expect(new Set(Object.values(first.layers))).toEqual(new Set([0.6]));
+    expect(Object.keys(first.layers)).toEqual(Object.keys(expected.layers));
+    expect(await search('timed', small)).toEqual(expected);
+    // A finished one is read, not done again.
+    const events: AllocationSearchEvent[] = [];
+    const again = await search('timed', { ...small, timeLimit: 0, onEvent: (event) => events.push(event) });
+    expect(again).toEqual(expected);
+    expect(events.some(({ type }) => type === 'prune')).toBe(false);
+  });
+
+  test('what a killed process left behind a finished step is removed', async () => {
+    await search('left', small);
+    for (const name of ['base', 'candidate-0.08', '.next.unfinished']) {
+      await mkdir(join(at('left'), name));
+      await writeFile(join(at('left'), name, 'config.json'), '{}');
+    }
+    expect(await search('left', small)).toEqual(await search('small', small));
+    expect(await readdir(at('left'))).toEqual(['search.json']);
+  });
+
+  test('is not gone on with by another one: what differs is told, a restart drops it', async () => {
+    await search('other', { ...small, timeLimit: 0 });
+    const changed = {
+      ...small,
+      objective: 'crossEntropy',
+      evaluation: { windows: 1 },
+      sparsity: 0.5,
+      timeLimit: 0,
+    } as const;
+    await expect(search('other', changed)).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringMatching(
+        /^A search is in .*other, and it differs in pattern .*, objective \(kl then, crossEntropy now\), evaluation .*--restart/,
+      ),
+    });
+    const restarted = await search('other', { ...changed, restart: true });
+    expect(restarted).toMatchObject({ objective: 'crossEntropy', pattern: { sparsity: 0.5 } });
+    await writeFile(join(at('other'), 'search.json'), '{}');
+    await expect(search('other', small)).rejects.toMatchObject({
+      message: expect.stringContaining('is not what a search leaves'),
+    });
+  });
+
+  test('two at once in one folder: the second is refused', async () => {
+    let second: unknown;
+    const onEvent = ({ type }: AllocationSearchEvent) => {
+      if (type === 'base') second ??= search('shared', small).catch((error: unknown) => error);
+    };
+    await search('shared', { ...small, onEvent });
+    expect(await second).toMatchObject({
+      code: 'FILE_SYSTEM',
+      message: expect.stringContaining(`Another run works on the search in ${at('shared')}`),
+    });
+  });
+
+  test('models that it did not make are left alone', async () => {
+    await mkdir(join(at('foreign'), 'base'), { recursive: true });
+    await expect(search('foreign', { restart: true })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('holds base, but no search.json'),
+    });
+    expect(await readdir(at('foreign'))).toEqual(['base']);
+  });
+
+  test('experts: all of a stage are one unit; N:M', async () => {
+    const experts = folder('test/fixtures/models/qwen3-moe-fused');
+    const options = { model: experts, method: 'magnitude', pattern: { keep: 2, of: 4 } } as const;
+    const found = await searchAllocation({
+      ...options,
+      device,
+      work: at('experts'),
+      evaluation: { tokenIds: windowsOfIds(4) },
+    });
+    expect(found).toMatchObject({ ended: 'done', evaluation: { windows: [2, 2], length: 32 } });
+    expect(found.sensitivities.map(({ weights }) => weights)).toEqual(
+      [0, 1].flatMap(() => [(96 + 32 + 32) * 48, 48 * 96, 6 * 64 * 48, 6 * 48 * 32]),
+    );
+    const report = await prune({ ...options, out: at('experts-pruned'), allocation: found.layers });
+    expect(report.layers.map(({ name }) => name).sort()).toEqual(Object.keys(found.layers).sort());
+  });
+});
+
+const isInnerResume = (event: AllocationSearchEvent) => event.type === 'prune' && event.event.type === 'resume';
+
+describe('KL', () => {
+  test('of a base that lost nothing is 0, and grows with each unit', async () => {
+    const options = { ...small, method: 'magnitude', sparsity: 0 } as const;
+    const { baseLoss, candidates, sensitivities, gain } = await search('kl', options);
+    expect([baseLoss, ...candidates.map(({ loss }) => loss)]).toEqual([0, 0, 0, 0]);
+    expect(gain).toBe(0);
+    expect(Math.min(...sensitivities.map(({ lossIncrease }) => lossIncrease))).toBeGreaterThan(0);
+  });
+
+  test('is what the logits give in double', async () => {
+    const checkpoint = await Checkpoint.open(folder('test/fixtures/models/gemma2')); // caps its logits
+    using stream = device.stream();
+    const decoder = DecoderModel.open(checkpoint, stream);
+    const { vocabulary } = decoder.config;
+    const run = async (offset: number) => {
+      const tokens = Uint32Array.from({ length: 40 }, (_, i) => (i * 7 + offset) % 90);
+      const activations = await Activations.create(decoder, { tokens, windows: 2, length: 20 });
+      await activations.runAll();
+      const logits = new Float32Array(40 * vocabulary);
+      await eachLogits(decoder, activations, async (piece, first) => {
+        logits.set(await stream.read(piece), first * vocabulary);
+      });
+      const logProbabilities = Array.from({ length: 40 }, (_, t) => {
+        const row = Array.from(logits.subarray(t * vocabulary, (t + 1) * vocabulary));
+        const logSum = Math.log(row.reduce((sum, z) => sum + Math.exp(z), 0));
+        return row.map((z) => z - logSum);
+      });
+      return { activations, logProbabilities };
+    };
+    const [dense, pruned] = [await run(0), await run(3)];
+    let expected = 0;
+    for (const [t, row] of dense.logProbabilities.entries())
+      for (const [i, p] of row.entries()) expected += (Math.exp(p) * (p - pruned.logProbabilities[t]![i]!)) / 40;
+    const residuals = [dense, pruned].map(({ activations }) => activations.residual);
+    expect(expected).toBeGreaterThan(0.1);
+    expect(await meanDivergence(decoder, residuals[0]!, residuals[1]!)).toBeCloseTo(expected, 6);
+    for (const { activations } of [dense, pruned]) activations.dispose();
+    await checkpoint.close();
+  });
+});
+
+test.each<[string, object, string]>([
+  ['no work folder', { work: undefined }, 'the path of a folder for work'],
+  ['no model', { model: '' }, 'the path of a folder for model'],
+  ['an objective of another name', { objective: 'accuracy' }, '"crossEntropy" or "kl" for objective'],
+  ['a time limit below 0', { timeLimit: -1 }, 'for timeLimit'],
+  ['no windows', { evaluation: { windows: 0 } }, 'an integer of at least 1 for evaluation.windows'],
+  ['windows of one token', { evaluation: { length: 1 } }, 'evaluation.length'],
+  ['a seed that is none', { evaluation: { seed: 0.5 } }, 'evaluation.seed'],
+  ['text and ids', { evaluation: { text: 'a.txt', tokenIds: [[1, 2]] } }, 'at most one of'],
+  ['shares of no texts', { evaluation: { shares: [1, 2] } }, 'none without evaluation.text for evaluation.shares'],
+  ['nothing to measure on', { method: 'magnitude', calibration: undefined }, 'for evaluation'],
+  ['a percentage', { sparsity: 60 }, 'a number from 0 to 1 for sparsity'],
+  ['a pattern that does not divide', { sparsity: undefined, pattern: { keep: 2, of: 7 } }, 'a width that 7 divides'],
+  ['a work folder in the model', { work: join(model, 'work') }, 'must not be the model folder'],
+])('%s is refused before the text is read', async (_what, options, message) => {
+  const missing = { text: '/nowhere.txt' };
+  await expect(search('refused', { calibration: missing, ...options })).rejects.toMatchObject({
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringContaining(message),
+  });
+  expect(await readdir(scratch)).not.toContain('refused');
+});
+
+test('one window is not enough to measure and to choose', async () => {
+  await expect(search('one', { evaluation: { tokenIds: [[1, 2, 3]] } })).rejects.toMatchObject({
+    code: 'INVALID_TEXT',
+    message: expect.stringContaining('at least two'),
+  });
+});
+
+test('alps allocate writes what alps prune --allocation reads', async () => {
+  const out = at('out/allocation.json');
+  const flags = '--sparsity 0.6 --method wanda --comparison-group layer --windows 4 --length 64'.split(' ');
+  const pruning = [...flags, '--calibration', calibration.text];
+  const alps = (...args: string[]) => {
+    const { status, stdout, stderr } = spawnSync(process.execPath, [folder('lib/cli/main.js'), ...args], {
+      encoding: 'utf8',
+    });
+    return { code: status, stderr, events: stdout.trim().split('\n') };
+  };
+  const allocated = alps('allocate', model, '--out', out, '--work', at('cli'), ...pruning, '--evaluation-windows', '1');
+  expect(allocated).toMatchObject({ code: 0, stderr: '' });
+  expect(JSON.parse(allocated.events.at(-1)!)).toEqual({ type: 'written', out });
+  const written = JSON.parse(await readFile(out, 'utf8'));
+  expect(written).toMatchObject({ ended: 'done', pattern: { sparsity: 0.6 }, evaluation: { windows: [1, 1] } });
+  expect(await readAllocation(out)).toEqual(written.layers);
+  expect(alps('prune', model, '--out', at('cli-pruned'), ...pruning, '--allocation', out)).toMatchObject({ code: 0 });
+  const config = join(model, 'config.json');
+  const refused = alps('allocate', model, '--out', config, '--work', at('cli'), ...pruning);
+  expect(refused).toMatchObject({ code: 2, stderr: expect.stringContaining('is no allocation') });
+});
