@@ -23,13 +23,11 @@ import {
   parsePruningOptions,
 } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
-import { type Preset, withPreset } from './pruning/preset.js';
+import { withPreset } from './pruning/preset.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
 import { cannotRun, checkByNames, matricesByName, pruneByNames } from './unknown-model.js';
 
 export interface PruneOptions extends PruningOptions {
-  /** `paper`: ALPS as published. Options that are given beside it go before its own. */
-  preset?: Preset;
   /** Folder of the model: config.json, tokenizer.json, safetensors. */
   model: string;
   /** Folder to make. It appears under this name only when it is complete. */

@@ -1,4 +1,4 @@
-import { type AlpsState, alpsDefaults, checkAlps, ladder, parseAlpsSchedule } from '../src/pruning/rho-schedule.js';
+import { type AlpsState, alpsDefaults, checkAlps, ladders, parseAlpsSchedule } from '../src/pruning/rho-schedule.js';
 
 const fresh: AlpsState = { rho: 0.1, grew: false };
 const grown: AlpsState = { rho: 0.1, grew: true };
@@ -35,9 +35,12 @@ describe('the published schedule of rho', () => {
     expect(state.rho).toBe(1e-7);
   });
 
-  test('the ladder has 28 iterations and 4 values', () => {
-    expect(ladder.reduce((sum, [, count]) => sum + count, 0)).toBe(28);
-    expect(ladder).toHaveLength(4);
+  test.each([
+    ['ladder', 28, 4],
+    ['short', 16, 3],
+  ] as const)('%s has %d iterations and %d values', (name, iterations, values) => {
+    expect(ladders[name].reduce((sum, [, count]) => sum + count, 0)).toBe(iterations);
+    expect(ladders[name]).toHaveLength(values);
   });
 
   test('constants are checked', () => {

@@ -51,6 +51,19 @@ describe('pruneLayer', () => {
     },
   );
 
+  test.each(patterns)(
+    '%j: the preset "balanced" is its options, and not worse than 1.06 times the published schedule',
+    async (pattern) => {
+      const given = { weight, shape, gram, ...optionsOf(pattern) };
+      const balanced = await pruneLayer({ ...given, preset: 'balanced' });
+      const spelled = await pruneLayer({ ...given, schedule: 'short', refineIterations: 6 });
+      const theirs = await pruneLayer({ ...given, ...published });
+      expect(balanced.weight).toEqual(spelled.weight);
+      expect(balanced.iterations).toBe(16);
+      expect(balanced.error).toBeLessThan(1.06 * theirs.error);
+    },
+  );
+
   test('the refit comes close to the exact minimum on its support and never raises the objective', async () => {
     const base = { weight, shape, gram, sparsity: 0.7, ridge: 0, ...published } as const;
     const before = await pruneLayer({ ...base, refineIterations: 0 });

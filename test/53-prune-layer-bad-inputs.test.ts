@@ -66,7 +66,7 @@ describe('bad options are refused in words', () => {
     [
       'the ladder with the published metric',
       { schedule: 'ladder', metric: 'diagonal' },
-      'The ladder needs the metric "obs"',
+      'The ladders need the metric "obs"',
     ],
     ['a negative ridge', { ridge: -1 }, 'Expected a number from 0 to 1000000 for ridge but received -1 of type number'],
     [

@@ -18,22 +18,24 @@ const cases = Object.entries(golden.layers).flatMap(([name, { file, patterns }])
   Object.entries(patterns).map(([title, expected]) => ({ name, title, file, expected })),
 );
 
-const schedules: [string, Partial<PruneLayerOptions>][] = [
-  ['published schedule and metric', { schedule: 'alps', metric: 'diagonal' }],
-  ['ladder, OBS metric', {}],
-  ['ladder, OBS metric, bfloat16 products', { precision: 'bfloat16' }],
+const schedules: [string, number, Partial<PruneLayerOptions>][] = [
+  ['published schedule and metric', 1.002, { schedule: 'alps', metric: 'diagonal' }],
+  ['ladder, OBS metric', 1.002, {}],
+  ['ladder, OBS metric, bfloat16 products', 1.002, { precision: 'bfloat16' }],
+  // 1.01 up to 70 %, 1.0102 at 90 %.
+  ['balanced', 1.011, { preset: 'balanced' }],
 ];
 
-describe.each(schedules)('against the published code: %s', (_title, options) => {
-  test.each(cases)('$name at $title: error at most 1.002 times its own', async ({ file, expected }) => {
+describe.each(schedules)('against the published code: %s, error at most %d times its own', (_title, most, options) => {
+  test.each(cases)('$name at $title', async ({ file, expected }) => {
     const layer = await readLayer(file);
     const pattern =
       typeof expected.pattern === 'number' ? { sparsity: expected.pattern } : { pattern: expected.pattern };
     const result = await pruneLayer({ ...layer, ...pattern, ...options });
     const { alps } = expected.methods;
     expect(result.kept).toBe(alps.nonZeros);
-    expect(result.errorWithRidge / alps.errorWithRidge).toBeLessThan(1.002);
-    expect(result.error / alps.error).toBeLessThan(1.002);
+    expect(result.errorWithRidge / alps.errorWithRidge).toBeLessThan(most);
+    expect(result.error / alps.error).toBeLessThan(most);
   });
 });
 

@@ -78,7 +78,7 @@ const anyMethod = fc.record({
   method: fc.constantFrom<Method>('alps', 'alps', 'magnitude', 'wanda', 'sparsegpt', 'dsnot'),
   refit: fc.constantFrom<Refit | undefined>(undefined, 'none', 'pcg', 'backsolve'),
   comparisonGroup: fc.constantFrom<'layer' | 'row' | undefined>(undefined, 'layer', 'row'),
-  schedule: fc.constantFrom<'ladder' | 'alps'>('ladder', 'alps'),
+  schedule: fc.constantFrom<'ladder' | 'short' | 'alps'>('ladder', 'short', 'alps'),
 });
 
 test('any method: exact counts, +0 where pruned, finite numbers, kept weights as they were, equal bits for any number of threads', async () => {

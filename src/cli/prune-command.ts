@@ -26,6 +26,7 @@ What the model reads meanwhile:
 How:
   --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none
                          --row-weights off; options beside it go before its own
+  --preset balanced      a faster solve: --schedule short --refine-iterations 6
   --method M             alps (default), sparsegpt, wanda, dsnot or magnitude (mp)
   --refit R              what is done to the kept weights: pcg (default of alps), backsolve (exact) or none (default of the others)
   --comparison-group G   magnitude, wanda: layer (default of magnitude) or row (default of wanda)
@@ -33,10 +34,10 @@ How:
   --dsnot-skip WHAT      layers that dsnot leaves with that mask: none (default), mlp or attention
   --dsnot-cycles N       swaps of a row at most (default 50)
   --dsnot-threshold T    a row stops below this expected change of its output (default 0.1)
-  --schedule S           alps: ladder (default), alps (the published schedule of rho) or fixed
+  --schedule S           alps: ladder (default), short (faster), alps (the published schedule of rho) or fixed
   --rho R                alps: the fixed rho, or the one that the published schedule begins with (default 0.1)
   --max-iterations N     alps: iterations of the fixed and the published schedule at most (default 300)
-  --metric M             alps: obs (default with the ladder) or diagonal, the published one
+  --metric M             alps: obs (default with the ladders) or diagonal, the published one
   --propagation P        sequential (default) or block, the published one
   --dense-target A,B     alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5; of the others none); none: as published

@@ -1,7 +1,7 @@
 import type { PruneOptions } from '../prune.js';
 import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
 import type { Preset } from '../pruning/preset.js';
-import type { AlpsScheduleOptions, ScheduleName } from '../pruning/rho-schedule.js';
+import { type AlpsScheduleOptions, isLadder, type ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
 import {
   calibrationOptions,
@@ -84,8 +84,8 @@ function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
   const given = { initialRho: number(values, 'rho'), maxIterations: number(values, 'max-iterations') };
   const set = Object.entries(given).filter(([, value]) => value !== undefined);
   if (set.length === 0) return undefined;
-  if ((string(values, 'schedule') ?? 'ladder') === 'ladder')
-    throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladder has its own');
+  if (isLadder((string(values, 'schedule') ?? 'ladder') as ScheduleName))
+    throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladders have their own');
   return Object.fromEntries(set);
 }
 

@@ -3,7 +3,7 @@ import type { LayerProblem } from './layer-problem.js';
 import { nativePattern } from './layer-problem.js';
 import type { ParsedPruningOptions, Precision } from './options.js';
 import { refit } from './refine.js';
-import { checkAlps, ladder, type ScheduleName } from './rho-schedule.js';
+import { checkAlps, ladders, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
@@ -257,10 +257,10 @@ function runOf(admm: Admm, capped: boolean): Run {
   return { iterations: admm.iterations, trace: admm.trace, capped };
 }
 
-async function runLadder(admm: Admm): Promise<Run> {
+async function runLadder(admm: Admm, rungs: (typeof ladders)['ladder']): Promise<Run> {
   admm.start();
   admm.markSupport();
-  for (const [rho, count] of ladder) {
+  for (const [rho, count] of rungs) {
     await admm.setRho(rho);
     await admm.iterate(count);
     await admm.look();
@@ -301,7 +301,8 @@ async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<
 }
 
 const runs: Record<ScheduleName, (admm: Admm, options: ParsedPruningOptions) => Promise<Run>> = {
-  ladder: runLadder,
+  ladder: (admm) => runLadder(admm, ladders.ladder),
+  short: (admm) => runLadder(admm, ladders.short),
   alps: runPublished,
   fixed: runFixed,
 };

@@ -1,6 +1,7 @@
 import { AlpsError, invalidArgument } from '../errors.js';
 import { isNm, type Pattern, parsePattern } from './pattern.js';
-import { type AlpsScheduleOptions, parseAlpsSchedule, type ScheduleName } from './rho-schedule.js';
+import type { Preset } from './preset.js';
+import { type AlpsScheduleOptions, isLadder, parseAlpsSchedule, type ScheduleName } from './rho-schedule.js';
 
 /** What weights are ranked by. `diagonal`: by the input's norm, as published. `obs`: by what the weight costs with the others refitted. */
 export type Metric = 'diagonal' | 'obs';
@@ -38,6 +39,8 @@ export interface DsnotOptions {
 
 /** How one layer is pruned; shared by {@link pruneLayer} and {@link prune}. Give `sparsity` or `pattern`. */
 export interface PruningOptions {
+  /** Options under one name; what is given beside it goes before its own. */
+  preset?: Preset;
   /** Share of each matrix that becomes zero, from 0 to 1. */
   sparsity?: number;
   /** N:M: `{keep: 2, of: 4}` keeps 2 of every 4 consecutive inputs. */
@@ -51,11 +54,11 @@ export interface PruningOptions {
    * Default `layer` for `magnitude`, `row` for `wanda`.
    */
   comparisonGroup?: 'layer' | 'row';
-  /** How ρ grows. Default `ladder`; `alps` is the published one. */
+  /** How ρ grows. Default `ladder`; `short` is faster and a little worse, `alps` the published one. */
   schedule?: ScheduleName;
-  /** Default `obs` with the ladder, `diagonal` with the others. */
+  /** Default `obs` with the ladders, `diagonal` with the others. */
   metric?: Metric;
-  /** Exponent γ of the `obs` metric. Default 0.75. */
+  /** Exponent γ of the `obs` metric. Default min(0.9, 1.45 √d) where a share d of the weights stays. */
   obsExponent?: number;
   /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
   ridge?: number;
@@ -132,7 +135,6 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     refit = method === 'alps' ? 'pcg' : 'none',
     comparisonGroup = method === 'wanda' || method === 'dsnot' ? 'row' : 'layer',
     schedule = options.metric === 'diagonal' ? 'alps' : 'ladder',
-    obsExponent = 0.75,
     ridge = 0.01,
     refineIterations = 10,
     refineTolerance = 1e-5,
@@ -140,15 +142,16 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     blockSize = 128,
     errors = true,
   } = options;
-  const { metric = schedule === 'ladder' ? 'obs' : 'diagonal' } = options;
+  const { metric = isLadder(schedule) ? 'obs' : 'diagonal' } = options;
   // Checks.
   const pattern = parsePattern(options);
+  const { obsExponent = usualObsExponent(pattern) } = options;
   const parsed: ParsedPruningOptions = {
     pattern,
     method: oneOf('method', methods, method),
     refit: oneOf('refit', ['none', 'pcg', 'backsolve'], refit),
     comparisonGroup: oneOf('comparisonGroup', ['layer', 'row'], comparisonGroup),
-    schedule: oneOf('schedule', ['alps', 'ladder', 'fixed'], schedule),
+    schedule: oneOf('schedule', ['alps', 'ladder', 'short', 'fixed'], schedule),
     metric: oneOf('metric', ['diagonal', 'obs'], metric),
     obsExponent: numberIn('obsExponent', obsExponent, 0, 1),
     ridge: numberIn('ridge', ridge, 0, 1e6),
@@ -162,10 +165,10 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     errors: flag('errors', errors),
   };
   // Interpretation.
-  if (parsed.schedule === 'ladder' && parsed.metric === 'diagonal') {
+  if (isLadder(parsed.schedule) && parsed.metric === 'diagonal') {
     throw new AlpsError(
       'INVALID_ARGUMENT',
-      'The ladder needs the metric "obs": with "diagonal" its error is up to 16 % above the published schedule. ' +
+      'The ladders need the metric "obs": with "diagonal" their error is up to 16 % above the published schedule. ' +
         'Choose schedule "alps" or metric "obs"',
     );
   }
@@ -179,6 +182,12 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     );
   }
   return parsed;
+}
+
+/** Measured: the fewer weights stay, the less they make up for one another (docs/algorithm.md, "Metric"). */
+function usualObsExponent(pattern: Pattern): number {
+  const kept = isNm(pattern) ? pattern.keep / pattern.of : 1 - pattern.sparsity;
+  return Math.min(0.9, 1.45 * Math.sqrt(kept));
 }
 
 function parseDsnot(options: DsnotOptions | undefined, pattern: Pattern): Required<DsnotOptions> {

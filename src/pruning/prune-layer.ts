@@ -4,6 +4,7 @@ import { invalidArgument, throwIfAborted } from '../errors.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
 import { diagonalOf, type LayerGroup } from './layer-problem.js';
 import { needsGram, type PruningOptions, parsePruningOptions } from './options.js';
+import { withPreset } from './preset.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
 
@@ -70,10 +71,11 @@ export interface PruneLayerResult {
  * @throws AlpsError `INVALID_ARGUMENT` for options or lengths that do not fit, `NOT_FINITE` for NaN or infinity in the data,
  * `NOT_POSITIVE_DEFINITE` for a `gram` that is no Gram matrix, `OUT_OF_MEMORY`, `ABORTED`.
  */
-export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayerResult> {
+export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
+  const options = withPreset(given);
   const parsed = parsePruningOptions(options);
   const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);
-  const given = parseMoments(options, inputs);
+  const givenMoments = parseMoments(options, inputs);
   throwIfAborted(options.signal);
   const device = options.device instanceof Device ? options.device : Device.open(options.device ?? 'auto');
   using stream = device.stream({ signal: options.signal });
@@ -81,7 +83,7 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PruneLayer
   const gramTensor = needsGram(parsed)
     ? scope.hold(device.tensor('float32', [inputs, inputs], `the Gram matrix of ${name}`))
     : undefined;
-  let moments = given;
+  let moments = givenMoments;
   let diagonal: Numbers | undefined;
   if (gram) {
     if (gramTensor) stream.write(gramTensor, gram);
