@@ -47,6 +47,11 @@ export interface PruneOptions extends PruningOptions {
    */
   rowWeights?: boolean;
   /**
+   * Whether the norm in front of the head is refitted to what it gives in the dense model. Only with a `denseTarget`, then true by default. It is
+   * the only tensor beside the pruned layers that changes.
+   */
+  finalNorm?: boolean;
+  /**
    * How sparse each layer becomes relative to the others: a sparsity for every layer by its name, all moved by one amount until the layers
    * together have exactly `sparsity`; for an N:M `pattern` each layer gets an N of its own. Default: all the same.
    */
@@ -113,6 +118,7 @@ export interface PruneReport {
     /** Null where layers reproduced their own weights. */
     denseTarget: DenseTarget | null;
     rowWeights: boolean;
+    finalNorm: boolean;
     /** Where it was given. */
     allocation?: LayerSparsities;
     precision: Precision;
@@ -136,7 +142,7 @@ export interface PruneReport {
  * await prune({ model: './SmolLM2-135M', out: './SmolLM2-135M-70', sparsity: 0.7, calibration: { text: 'speeches.jsonl' } });
  * ```
  *
- * Every linear layer of every block is pruned to the pattern; embeddings, norms, biases and the output head stay. Nothing appears under
+ * Every linear layer of every block is pruned to the pattern; embeddings, norms (but see `finalNorm`), biases and the output head stay. Nothing appears under
  * `out` before it is complete; an abort or error leaves no partial output (with `resume`: what the next call goes on with, beside `out`).
  *
  * @throws AlpsError with a `code`; see {@link AlpsErrorCode}
@@ -207,6 +213,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
         propagation: reported.propagation,
         target: reported.denseTarget ?? undefined,
         rowWeights: reported.rowWeights,
+        finalNorm: reported.finalNorm,
         budgets,
         writer,
         signal,
@@ -297,6 +304,7 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   const parsed = parsePruningOptions(options);
   parseDenseTarget(options.denseTarget, parsed);
   parseRowWeights(options.rowWeights, parsed);
+  parseFinalNorm(options, parsed);
   parseLayerSparsities(options.allocation);
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
@@ -379,6 +387,7 @@ export function reportedOptions(
     ...rest,
     propagation,
     rowWeights: calibration !== undefined && parseRowWeights(options.rowWeights, parsed),
+    finalNorm: calibration !== undefined && parseFinalNorm(options, parsed),
     precision,
     denseTarget: (calibration && parseDenseTarget(options.denseTarget, parsed)) ?? null,
     ...(allocation ? { allocation } : {}),
@@ -391,6 +400,14 @@ function parseRowWeights(given: boolean | undefined, { method }: ParsedPruningOp
   if (weighted && method !== 'alps' && method !== 'sparsegpt')
     throw new AlpsError('INVALID_ARGUMENT', `rowWeights is for methods "alps" and "sparsegpt", not for "${method}"`);
   return weighted;
+}
+
+/** Whether the last norm is refitted; that needs the dense model's run. */
+function parseFinalNorm({ finalNorm, denseTarget }: PruneOptions, parsed: ParsedPruningOptions): boolean {
+  const hasTarget = parseDenseTarget(denseTarget, parsed) !== undefined;
+  const wanted = flag('finalNorm', finalNorm ?? hasTarget);
+  if (wanted && !hasTarget) throw new AlpsError('INVALID_ARGUMENT', 'finalNorm needs a denseTarget');
+  return wanted;
 }
 
 /** What each layer keeps, where they do not all keep the same share. */

@@ -4,6 +4,7 @@ import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { divide, type Group, type Task } from './division.js';
 import { throwIfAborted } from './errors.js';
+import { refitFinalNorm } from './final-norm.js';
 import { type GroupInputs, pruneGroup } from './group-pruning.js';
 import { groupInputs, type Member, membersOf } from './members.js';
 import { type Block, type Linear, stageCount } from './model/block.js';
@@ -56,6 +57,8 @@ export interface TraversalOptions {
   target: DenseTarget | undefined;
   /** Whether outputs count by what the block makes of them (row-weights.ts). */
   rowWeights: boolean;
+  /** Whether the norm in front of the head is refitted to the dense model's outputs; needs `target`. */
+  finalNorm: boolean;
   /** What each layer keeps, by name; undefined: what the pattern says. */
   budgets: ReadonlyMap<string, LayerBudget> | undefined;
   writer: CheckpointWriter;
@@ -93,6 +96,7 @@ export async function pruneBlocks(
     await options.writer.step(pruned);
     options.onBlock(report);
   }
+  if (options.finalNorm) await refitFinalNorm(team, members, options.writer);
 }
 
 /** Runs a block with the weights that were written for it. */

@@ -25,7 +25,7 @@ const perplexityOf = async (folder: string) =>
   (await evaluatePerplexity({ model: folder, text: heldOut, length: 128, windows: 24 })).perplexity;
 
 describe('prune', () => {
-  test('ALPS at 60 %: exact sparsity, better than magnitude pruning, dense parts untouched', async () => {
+  test('ALPS at 60 %: exact sparsity, better than magnitude pruning, dense parts but the last norm untouched', async () => {
     const events: PruneEvent[] = [];
     const report = await run('alps', { sparsity: 0.6, onEvent: (event) => events.push(event) });
     await run('magnitude', { sparsity: 0.6, method: 'magnitude' });
@@ -52,7 +52,8 @@ describe('prune', () => {
     const [before, after] = [await Checkpoint.open(model), await Checkpoint.open(join(scratch, 'alps'))];
     for (const [name, info] of before.tensors) {
       expect(after.tensors.get(name)).toMatchObject({ dtype: info.dtype, shape: info.shape });
-      if (!pruned.has(name)) expect(Buffer.compare(await before.read(name), await after.read(name))).toBe(0);
+      if (!pruned.has(name) && name !== 'model.norm.weight')
+        expect(Buffer.compare(await before.read(name), await after.read(name))).toBe(0);
     }
     await before.close();
     await after.close();

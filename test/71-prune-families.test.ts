@@ -35,7 +35,7 @@ const run = (name: string, out: string, options: Partial<PruneOptions>) =>
 
 describe.each(names)('%s', (name) => {
   test('2:4 in every matrix of the blocks, all else as it was; ALPS loses less than magnitude', async () => {
-    const alps = await run(name, name, { pattern: { keep: 2, of: 4 } });
+    const alps = await run(name, name, { pattern: { keep: 2, of: 4 }, finalNorm: false });
     const inspection = await inspectModel(join(scratch, name), { pattern: { keep: 2, of: 4 } });
     const checked = inspection.tensors.filter(({ pattern }) => pattern !== undefined);
     expect(checked.every(({ pattern }) => pattern)).toBe(true);

@@ -25,7 +25,7 @@ What the model reads meanwhile:
 
 How:
   --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none
-                         --row-weights off; options beside it go before its own
+                         --row-weights off --final-norm off; options beside it go before its own
   --preset balanced      a faster solve: --schedule short --refine-iterations 6
   --method M             alps (default), sparsegpt, wanda, dsnot or magnitude (mp)
   --refit R              what is done to the kept weights: pcg (default of alps), backsolve (exact) or none (default of the others)
@@ -42,6 +42,7 @@ How:
   --dense-target A,B     alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5; of the others none); none: as published
   --row-weights on|off   alps, sparsegpt: whether an error in an output counts by what the block makes of it (default of alps on)
+  --final-norm on|off    with a dense target: whether the norm in front of the head is refitted to the dense model's outputs (default on)
   --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: how sparse each layer becomes relative to the others; all are moved
                          by one amount until together they have exactly --sparsity, or the mean N of --pattern
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)

@@ -16,6 +16,7 @@ export const presets: Readonly<Record<Preset, Readonly<Partial<PruneOptions>>>> 
     propagation: 'block',
     denseTarget: false,
     rowWeights: false,
+    finalNorm: false,
   },
   balanced: { method: 'alps', schedule: 'short', refineIterations: 6 },
 };
