@@ -5,10 +5,14 @@
 //   node scripts/cross-musl.mjs
 //
 // Needs build/ (npm run setup), whose compile commands it repeats. Exit codes: 0 done, 1 failed, 77 there is no such compiler.
+import { execFile } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { basename, join } from 'node:path';
+import { promisify } from 'node:util';
 import { has, root, run, say, step } from './steps.mjs';
 
+const execute = promisify(execFile);
 const build = join(root, 'build-musl');
 const python = join(build, 'venv', 'bin', 'python');
 const headers = join(build, 'headers');
@@ -44,7 +48,9 @@ function findHeaders() {
 function argumentsOf({ command, file }) {
   const words = command.split(' ').slice(1);
   const object = words[words.indexOf('-o') + 1];
-  return words.filter((word) => ![file, object, '-o', '-c', '-fopenmp'].includes(word));
+  // -O1 takes half the time, and says as much about what compiles.
+  const kept = words.filter((word) => ![file, object, '-o', '-c', '-fopenmp'].includes(word));
+  return kept.map((word) => (word === '-O3' ? '-O1' : word));
 }
 
 try {
@@ -53,18 +59,22 @@ try {
   if (!existsSync(commands)) skip('there is no build/compile_commands.json: npm run setup');
   const inputs = ['native/core', 'native/cpu', 'native/binding', 'native/cmake', 'CMakeLists.txt', 'package-lock.json'];
   const addon = join('build-musl', 'alps.node');
-  step('musl', inputs, [addon], () => {
+  await step('musl', inputs, [addon], async () => {
     say('compiling the addon for musl');
     findHeaders();
     const sources = JSON.parse(readFileSync(commands, 'utf8')).filter(({ file }) =>
       /\/native\/(core|cpu|binding)\/[^/]+(\/[^/]+)?\.cc$/.test(file),
     );
     if (sources.length < 20) throw new Error(`build/compile_commands.json has only ${sources.length} of the sources`);
-    const objects = sources.map((source, i) => {
-      const object = join(build, `${i}-${basename(source.file)}.o`);
-      run(python, [...zig, ...argumentsOf(source), '-isystem', headers, '-c', source.file, '-o', object], { env });
-      return object;
-    });
+    const objects = sources.map(({ file }, i) => join(build, `${i}-${basename(file)}.o`));
+    const waiting = [...sources.keys()];
+    const compile = async () => {
+      for (let i = waiting.shift(); i !== undefined; i = waiting.shift()) {
+        const args = ['-isystem', headers, '-c', sources[i].file, '-o', objects[i]];
+        await execute(python, [...zig, ...argumentsOf(sources[i]), ...args], { env });
+      }
+    };
+    await Promise.all(Array.from({ length: availableParallelism() }, compile));
     run(python, [...zig, '-shared', '-s', '-Wl,-z,undefs', '-Wl,-z,lazy', ...objects, '-o', join(root, addon)], {
       env,
     });

@@ -60,7 +60,10 @@ export function step(name, inputs, outputs, action, variant = '') {
   const key = digest(inputs, variant);
   if (outputs.every((path) => existsSync(join(root, path))) && existsSync(stamp) && readFileSync(stamp, 'utf8') === key)
     return;
-  action();
-  mkdirSync(stamps, { recursive: true });
-  writeFileSync(stamp, key);
+  const done = () => {
+    mkdirSync(stamps, { recursive: true });
+    writeFileSync(stamp, key);
+  };
+  const running = action();
+  return running instanceof Promise ? running.then(done) : done();
 }

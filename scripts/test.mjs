@@ -33,7 +33,11 @@ const checks = [
     ? [
         check('the addon compiles for arm64', process.execPath, ['scripts/cross-arm64.mjs']),
         check('the addon compiles for musl', process.execPath, ['scripts/cross-musl.mjs']),
-        check('native tests and fuzzer under sanitizers', process.execPath, ['scripts/sanitize.mjs']),
+        check('native tests and fuzzer under sanitizers', process.execPath, [
+          'scripts/sanitize.mjs',
+          '--seconds',
+          '20',
+        ]),
         check('the addon in Node under ASan', process.execPath, ['scripts/sanitize.mjs', '--node']),
       ]
     : []),

@@ -104,8 +104,9 @@ export async function publish(partial: string, out: string, overwrite: boolean):
     if (replaced) await rename(aside, out);
     throw cause;
   }
-  // Also what a run set aside that was killed before its folder got the name.
+  // Also what a run set aside that was killed before its folder got the name: that is no reason to call this one failed.
   await rm(aside, { recursive: true, force: true }).catch((cause) => {
+    if (!replaced) return;
     throw fileSystemError(`finish: ${out} is complete, but what it replaced could not be removed from`, aside, cause);
   });
 }
