@@ -1,11 +1,11 @@
 import { loadCalibration } from '../calibration/calibration.js';
 import type { TokenWindows } from '../calibration/windows.js';
 import { AlpsError } from '../errors.js';
-import { meanDivergence } from '../evaluation/divergence.js';
+import { type Behind, meanDivergence } from '../evaluation/divergence.js';
 import { meanTokenLoss } from '../evaluation/perplexity.js';
 import { Activations, type Windows } from '../model/block-run.js';
 import type { DecoderConfig } from '../model/config.js';
-import type { DecoderModel, F32 } from '../model/decoder.js';
+import type { DecoderModel } from '../model/decoder.js';
 import type { AllocationSearch, AllocationSearchOptions } from './search-options.js';
 
 /** The tokens of a search: windows that give the sensitivities, and others that choose among the candidates. */
@@ -73,10 +73,10 @@ function everySecond({ tokens, length }: Windows, first: number, end: number): W
 /** A loss on given windows. */
 export class WindowLoss {
   readonly windows: Windows;
-  /** The dense model's residual stream behind its last block; undefined for cross-entropy. */
-  readonly #dense: F32 | undefined;
+  /** The dense model; undefined for cross-entropy. */
+  readonly #dense: Behind | undefined;
 
-  private constructor(windows: Windows, dense: F32 | undefined) {
+  private constructor(windows: Windows, dense: Behind | undefined) {
     this.windows = windows;
     this.#dense = dense;
   }
@@ -94,13 +94,13 @@ export class WindowLoss {
       behind.dispose();
       throw error;
     }
-    return new WindowLoss(windows, behind);
+    return new WindowLoss(windows, { model: dense, residual: behind });
   }
 
   /** In nats a token. @param activations behind the last block */
   behind(activations: Activations): Promise<number> {
     if (!this.#dense) return meanTokenLoss(activations, this.windows);
-    return meanDivergence(activations.model, this.#dense, activations.residual);
+    return meanDivergence(this.#dense, activations);
   }
 
   /** Of a whole model. */
@@ -111,6 +111,6 @@ export class WindowLoss {
   }
 
   [Symbol.dispose](): void {
-    this.#dense?.dispose();
+    this.#dense?.residual.dispose();
   }
 }

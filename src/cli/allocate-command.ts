@@ -31,7 +31,7 @@ What is measured:
 
 How the model is pruned, as for alps prune: --calibration, --shares, --field, --windows, --length, --seed, --preset, --method, --refit,
 --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric,
---propagation, --dense-target, --row-weights, --ridge, --refine-iterations, --precision, --device, --threads, --memory-limit
+--propagation, --dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --precision, --device, --threads, --memory-limit
 
 The model is pruned uniformly and, for what each part of it tolerates, a little sparser; then up to two candidates are pruned and compared
 with the first. A search that was stopped goes on when the same command is given again.

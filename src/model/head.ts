@@ -52,10 +52,13 @@ export class Head {
     }
   }
 
-  /** logits [rows, vocabulary] of a residual stream h [rows, hidden], both float32. */
-  apply(h: F32, logits: F32): void {
+  /**
+   * logits [rows, vocabulary] of a residual stream h [rows, hidden], both float32.
+   * @param norm another one in place of its own
+   */
+  apply(h: F32, logits: F32, norm = this.#weights.norm): void {
     const { stream, config } = this.#model;
-    const { norm, head, projection } = this.#weights;
+    const { head, projection } = this.#weights;
     using scope = new Scope();
     const part = (tensor: Float) => scope.hold(tensor.rows(0, h.shape[0]!) as Float);
     let input = part(this.#x);
