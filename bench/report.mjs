@@ -165,7 +165,12 @@ function growthText(results) {
   );
 }
 
-const oursTitles = { 'alps-ladder': 'ALPS', 'alps-published': 'ALPS, published schedule', alps: 'ALPS' };
+const oursTitles = {
+  'alps-ladder': 'ALPS',
+  'alps-balanced': 'ALPS, balanced',
+  'alps-published': 'ALPS, published schedule',
+  alps: 'ALPS',
+};
 const peerTitles = { sparsegpt: 'SparseGPT', wanda: 'Wanda', dsnot: 'DSnoT', magnitude: 'magnitude' };
 const named = (name) => oursTitles[name] ?? peerTitles[name] ?? name;
 
