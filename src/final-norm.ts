@@ -14,7 +14,12 @@ interface Sums {
 }
 
 /** Tokens that are looked at at once. */
-const rowsAtOnce = 1024;
+const rowsAtOnce = 256;
+
+/** Bytes of tensors that {@link refitFinalNorm} takes at most. */
+export function finalNormBytes(hidden: number): number {
+  return (16 * rowsAtOnce + 64) * hidden;
+}
 
 /**
  * Refits the norm in front of the head, channel by channel, by least squares of what it gives in the dense model on what it gives in the pruned one
@@ -36,8 +41,8 @@ export async function refitFinalNorm(team: Team, members: readonly Member[], wri
     gain[j] = slope * (gain[j]! + normOffset) - normOffset;
     if (bias) bias[j] = slope * bias[j]! + offset;
   }
-  await store(model, `${finalNorm}.weight`, gain, writer);
-  if (bias) await store(model, `${finalNorm}.bias`, bias, writer);
+  await store(model, `${finalNorm}.weight`, gain, await model.stream.read(norm.weight), writer);
+  if (bias) await store(model, `${finalNorm}.bias`, bias, await model.stream.read(norm.bias!), writer);
 }
 
 async function sumsOf({ model, activations, dense }: Member, name: string): Promise<Sums> {
@@ -107,16 +112,24 @@ function added(a: Sums, b: Sums): Sums {
   return { ...a, tokens: a.tokens + b.tokens };
 }
 
-/** Writes a vector in its checkpoint's dtype. */
+/** Writes a vector in its checkpoint's dtype; entries that are out of its range stay as they were. */
 async function store(
   model: DecoderModel,
   name: string,
   values: Float32Array<ArrayBuffer>,
+  before: Float32Array<ArrayBuffer>,
   writer: CheckpointWriter,
 ): Promise<void> {
   const { stream, device } = model;
   using exact = stream.upload('float32', [values.length], values);
   using stored = device.tensor(model.storedDtype(name), [values.length], name);
+  stream.copy(exact, stored);
+  stream.copy(stored, exact);
+  const rounded = await stream.read(exact);
+  stream.write(
+    exact,
+    values.map((value, j) => (Number.isFinite(rounded[j]) ? value : before[j]!)),
+  );
   stream.copy(exact, stored);
   const { buffer, byteOffset, byteLength } = await stream.read(stored);
   await writer.write(name, new Uint8Array(buffer, byteOffset, byteLength));

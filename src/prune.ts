@@ -47,8 +47,8 @@ export interface PruneOptions extends PruningOptions {
    */
   rowWeights?: boolean;
   /**
-   * Whether the norm in front of the head is refitted to what it gives in the dense model. Only with a `denseTarget`, then true by default. It is
-   * the only tensor beside the pruned layers that changes.
+   * Whether the norm in front of the head is refitted to what it gives in the dense model. Only with a `denseTarget`, then true by default; models
+   * without such a norm stay as they are. Its gain, and bias where it has one, are all that changes beside the pruned layers.
    */
   finalNorm?: boolean;
   /**

@@ -80,7 +80,11 @@ describe('allocate', () => {
           const size = sizes.map(({ outputs, inputs }) => outputs * inputs);
           const all = size.reduce((sum, s) => sum + s, 0);
           const share = 'of' in pattern ? pattern.keep / pattern.of : 1 - pattern.sparsity;
-          const budget = 'of' in pattern ? all * share : size.reduce((sum, s) => sum + Math.round(share * s), 0);
+          const rowBudget = ({ outputs, inputs }: LayerShape) => outputs * (inputs - Math.floor(inputs * (1 - share)));
+          const budget =
+            'of' in pattern
+              ? all * share
+              : sizes.reduce((sum, one, i) => sum + (byRow ? rowBudget(one) : Math.round(share * size[i]!)), 0);
           const steps = sizes.map(({ outputs }, i) => ('of' in pattern ? size[i]! / 4 : byRow ? outputs : 1));
           const left = budget - total(budgets.values());
           expect(left).toBeGreaterThanOrEqual(0);
@@ -142,6 +146,10 @@ describe('prune', () => {
       expect(report.sparsity).toBeGreaterThanOrEqual(0.5);
       expect(report.sparsity).toBeLessThan(0.52);
     }
+    const alike = Object.fromEntries(names.map((name) => [name, 0.3]));
+    const total = async (options: Partial<PruneOptions>) =>
+      (await run('rows', { method: 'wanda', sparsity: 0.63, ...options })).sparsity;
+    expect(await total({ allocation: alike })).toBe(await total({}));
     const rows = await run('rows', { method: 'wanda', sparsity: 0.5, allocation });
     for (const { kept, outputs } of rows.layers) expect(kept % outputs).toBe(0);
     expect(rows.sparsity).toBeGreaterThanOrEqual(0.5);

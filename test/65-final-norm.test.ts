@@ -1,8 +1,9 @@
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Checkpoint } from '../src/checkpoint/folder.js';
+import { writeSafetensors } from '../src/checkpoint/safetensors.js';
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
 import { Activations } from '../src/model/block-run.js';
@@ -123,6 +124,32 @@ test('a model without a norm in front of its head stays as it is', async () => {
   await run('opt-post', 'post-off', { finalNorm: false });
   const weights = (out: string) => readFile(join(scratch, out, 'model.safetensors'));
   expect((await weights('post-on')).equals(await weights('post-off'))).toBe(true);
+});
+
+test('a gain beyond the range of float16 stays as it was', async () => {
+  const folder = join(scratch, 'half');
+  await cp(join(models, 'llama-plain'), folder, { recursive: true });
+  const checkpoint = await Checkpoint.open(folder);
+  const tensors = [];
+  for (const [name, { dtype, shape }] of checkpoint.tensors) {
+    const bytes = await checkpoint.read(name);
+    // 65504, the largest number there is.
+    const isNorm = name === 'model.norm.weight';
+    tensors.push({
+      name,
+      shape,
+      dtype: isNorm ? ('F16' as const) : dtype,
+      bytes: isNorm ? new Uint8Array(new Uint16Array(shape[0]!).fill(0x7bff).buffer) : bytes,
+    });
+  }
+  await checkpoint.close();
+  await writeSafetensors(join(folder, 'model.safetensors'), tensors);
+  await run('', 'half-out', { model: folder, sparsity: 0.3 });
+  const after = await lastNorm(join(scratch, 'half-out'));
+  const unchanged = after.gain.filter((gain) => gain === 65504).length;
+  expect(after.gain.every(Number.isFinite)).toBe(true);
+  expect(unchanged).toBeGreaterThan(0);
+  expect(unchanged).toBeLessThan(after.gain.length);
 });
 
 test('several devices: the same norm but for rounding', async () => {

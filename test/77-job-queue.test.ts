@@ -266,7 +266,13 @@ describe('memory estimates', () => {
     { refit: 'backsolve' },
     { schedule: 'alps', metric: 'diagonal', traceErrors: true, traceEvery: 1 },
     { method: 'magnitude' },
+    { method: 'magnitude', errors: false },
+    { method: 'wanda' },
+    { method: 'wanda', errors: false },
     { method: 'wanda', refit: 'pcg' },
+    { method: 'dsnot' },
+    { method: 'dsnot', errors: false },
+    { preset: 'balanced' },
     { method: 'sparsegpt' },
     { method: 'dsnot', dsnot: { initial: 'sparsegpt' } },
   ];

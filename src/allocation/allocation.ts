@@ -1,6 +1,6 @@
 import { AlpsError, invalidArgument } from '../errors.js';
 import { numberIn } from '../pruning/options.js';
-import { isNm, keptWeights, type Pattern } from '../pruning/pattern.js';
+import { isNm, keptPerRow, keptWeights, type Pattern } from '../pruning/pattern.js';
 
 /** One matrix that is pruned. */
 export interface LayerShape {
@@ -45,10 +45,9 @@ export function allocate(
 ): Map<string, LayerBudget> {
   checkNames(layers, wanted);
   const sizes = layers.map(({ outputs, inputs }) => outputs * inputs);
-  const budget = layers.reduce(
-    (sum, { name, outputs, inputs }) => sum + keptWeights(pattern, outputs, inputs, name),
-    0,
-  );
+  const keptOf = ({ name, outputs, inputs }: LayerShape) =>
+    byRow && !isNm(pattern) ? outputs * keptPerRow(pattern, inputs) : keptWeights(pattern, outputs, inputs, name);
+  const budget = layers.reduce((sum, layer) => sum + keptOf(layer), 0);
   const density = layers.map(({ name }) => 1 - wanted[name]!);
   const shift = shiftTo(budget, sizes, density);
   const share = density.map((d) => clamp(d + shift));

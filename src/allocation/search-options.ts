@@ -13,7 +13,7 @@ export type SearchObjective = 'crossEntropy' | 'kl';
 export interface SearchEvaluation
   extends Pick<CalibrationOptions, 'text' | 'tokenIds' | 'shares' | 'field' | 'length' | 'seed'> {
   /**
-   * Windows for the sensitivities; as many others choose among the candidates. Default 2. `text`, `tokenIds`, `shares` and `field` are the
+   * Windows for the sensitivities; as many others choose among the candidates. Default 2, or what a mix needs for one of each text. `text`, `tokenIds`, `shares` and `field` are the
    * calibration's where neither text nor ids are given, `length` is the calibration's, `seed` is one above the calibration's. Of token ids
    * the first windows are taken.
    */
@@ -100,7 +100,10 @@ export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch
     if (typeof path !== 'string' || path === '') throw invalidArgument(name, 'the path of a folder', path);
   if (typeof evaluation !== 'object' || evaluation === null)
     throw invalidArgument('evaluation', 'an object', evaluation);
-  const { windows = 2, length, seed, text, tokenIds, shares, field } = evaluation;
+  const { length, seed, text, tokenIds, shares, field } = evaluation;
+  // Each text of a mix gives one at least.
+  const texts = (text === undefined && tokenIds === undefined ? calibration?.shares : shares)?.length ?? 1;
+  const { windows = Math.max(2, Math.ceil(texts / 2)) } = evaluation;
   integerFrom('evaluation.windows', windows, 1);
   if (length !== undefined) integerFrom('evaluation.length', length, 2);
   if (seed !== undefined) integerFrom('evaluation.seed', seed, 0);

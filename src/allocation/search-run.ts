@@ -5,8 +5,9 @@ import type { Stream } from '../device/stream.js';
 import { throwIfAborted } from '../errors.js';
 import { DecoderModel, type Precision } from '../model/decoder.js';
 import { type PruneOptions, prune } from '../prune.js';
+import { isRowwise } from '../pruning/options.js';
 import { isNm, type Pattern } from '../pruning/pattern.js';
-import type { LayerSparsities } from './allocation.js';
+import { allocate, type LayerSparsities } from './allocation.js';
 import type {
   AllocationSearch,
   AllocationSearchEvent,
@@ -65,7 +66,7 @@ export class Search {
     const logs = logSensitivities(this.#sensitivities());
     // Without a unit that loses more than others each candidate is the base.
     while (logs.some((log) => log !== 0)) {
-      const gain = nextGain(new Map(record.candidates.map(({ gain, loss }) => [gain, loss])));
+      const gain = nextGain(new Map(record.candidates.map(({ gain, loss }) => [gain, loss])), isNm(this.#pattern));
       if (gain === undefined) break;
       if (this.#isTimeUp()) return this.#end('time');
       await this.#tryGain(gain);
@@ -117,12 +118,22 @@ export class Search {
   async #tryGain(gain: number): Promise<void> {
     const { windows, state, announce } = this.#parts;
     const allocation = this.#sparsities(gain);
-    const folder = await this.#pruned('candidate', this.#pattern, { gain, allocation });
-    const loss = await this.#lossOf(folder, windows.choice);
+    const loss = this.#isBase(allocation)
+      ? state.record.candidates[0]!.loss
+      : await this.#lossOf(await this.#pruned('candidate', this.#pattern, { gain, allocation }), windows.choice);
     state.record.candidates.push({ gain, loss });
     await state.save();
     announce({ type: 'candidate', gain, loss });
     await state.removeModels(() => false);
+  }
+
+  /** Whether an allocation leaves each layer what it has when all are alike. */
+  #isBase(allocation: LayerSparsities): boolean {
+    const { dense, parsed } = this.#parts;
+    const budgetsOf = (wanted: LayerSparsities) =>
+      allocate(dense.layerSizes(), this.#pattern, wanted, isRowwise(parsed.parsed));
+    const alike = budgetsOf(this.#sparsities(0));
+    return [...budgetsOf(allocation)].every(([name, { keep }]) => keep === alike.get(name)!.keep);
   }
 
   #sensitivities(): UnitSensitivity[] {
@@ -139,7 +150,7 @@ export class Search {
     const sparsity = isNm(pattern) ? 1 - pattern.keep / pattern.of : pattern.sparsity;
     // Gain 0 is asked for before all is measured as well.
     const logs = gain === 0 ? this.#units.map(() => 0) : logSensitivities(this.#sensitivities());
-    return sparsitiesAt(gain, sparsity, this.#units, logs);
+    return sparsitiesAt(gain, sparsity, this.#units, logs, isNm(pattern));
   }
 
   /** The folder of a model of this search, pruned where it is not there yet. */

@@ -49,8 +49,9 @@ export function unitsOf({ architecture, config }: DecoderModel): Unit[] {
 const smoothing = 4;
 /** Of its stage's mean: no unit counts as less sensitive. */
 const floorShare = 0.25;
-/** By how much a unit's sparsity may differ from the mean. */
+/** By how much a unit's sparsity may differ from the mean; for N:M, which has steps of 1 of M, more. */
 const mostChange = 0.2;
+const mostChangeOfSteps = 0.3;
 const mostSparsity = 0.99;
 
 /**
@@ -73,31 +74,36 @@ export function logSensitivities(units: readonly UnitSensitivity[]): number[] {
   return logs.map((log) => log - center);
 }
 
-/** Each layer's sparsity: that of all, less `gain` for each e-fold of sensitivity. */
+/** Each layer's sparsity: that of all, less `gain` for each e-fold of sensitivity. @param steps whether it is for N:M */
 export function sparsitiesAt(
   gain: number,
   sparsity: number,
   units: readonly Unit[],
   logs: readonly number[],
+  steps = false,
 ): LayerSparsities {
+  const most = steps ? mostChangeOfSteps : mostChange;
   const clamp = (x: number, low: number, high: number) => Math.min(high, Math.max(low, x));
   return Object.fromEntries(
     units.flatMap(({ layers }, i) => {
-      const moved = clamp(sparsity - gain * logs[i]!, sparsity - mostChange, sparsity + mostChange);
+      const moved = clamp(sparsity - gain * logs[i]!, sparsity - most, sparsity + most);
       return layers.map((name) => [name, clamp(moved, 0, Math.max(sparsity, mostSparsity))]);
     }),
   );
 }
 
-/** Gains in the order of size. The search begins with the middle one. */
-const gains = [0.04, 0.08, 0.16];
+/** Gains in the order of size; the search begins with the middle one. Small ones move no layer by a step of N:M. */
+const usualGains = [0.04, 0.08, 0.16];
+const gainsOfSteps = [0.12, 0.24, 0.48];
 
 /**
  * The gain to try next: the middle one, then upwards or downwards from it for as long as the loss falls.
  * @param losses of the gains that were tried, with that of gain 0, the base
+ * @param steps whether it is for N:M
  * @returns undefined when the search is over
  */
-export function nextGain(losses: ReadonlyMap<number, number>): number | undefined {
+export function nextGain(losses: ReadonlyMap<number, number>, steps = false): number | undefined {
+  const gains = steps ? gainsOfSteps : usualGains;
   const start = gains.length >> 1;
   const at = (i: number) => losses.get(i < 0 ? 0 : gains[i]!);
   if (at(start) === undefined) return gains[start];

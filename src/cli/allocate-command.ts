@@ -1,4 +1,4 @@
-import { dirname, resolve } from 'node:path';
+import { dirname, resolve, sep } from 'node:path';
 import { readAllocation } from '../allocation/allocation-file.js';
 import { searchAllocation } from '../allocation/search.js';
 import type { AllocationSearch, AllocationSearchEvent, SearchObjective } from '../allocation/search-options.js';
@@ -64,6 +64,8 @@ export const allocateCommand: Command = {
     if (out === undefined) throw new UsageError('Expected --out FILE, the allocation to write');
     const work = string(values, 'work');
     if (work === undefined) throw new UsageError('Expected --work DIR, a folder for the search');
+    if (resolve(out).startsWith(resolve(work) + sep))
+      throw new UsageError('Expected --out outside of --work, which the search rewrites');
     const minutes = number(values, 'time-limit');
     const files = list(values, 'evaluation');
     const json = values.json === true || !stdout.isTTY;

@@ -1,6 +1,6 @@
 import type { PruneOptions } from '../prune.js';
 import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
-import type { Preset } from '../pruning/preset.js';
+import { type Preset, presets } from '../pruning/preset.js';
 import { type AlpsScheduleOptions, isLadder, type ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
 import {
@@ -86,7 +86,10 @@ function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
   const given = { initialRho: number(values, 'rho'), maxIterations: number(values, 'max-iterations') };
   const set = Object.entries(given).filter(([, value]) => value !== undefined);
   if (set.length === 0) return undefined;
-  if (isLadder((string(values, 'schedule') ?? 'ladder') as ScheduleName))
+  const preset = string(values, 'preset');
+  const ofPreset =
+    preset !== undefined && Object.hasOwn(presets, preset) ? presets[preset as Preset].schedule : undefined;
+  if (isLadder((string(values, 'schedule') ?? ofPreset ?? 'ladder') as ScheduleName))
     throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladders have their own');
   return Object.fromEntries(set);
 }

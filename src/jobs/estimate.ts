@@ -1,13 +1,14 @@
 import { Checkpoint } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
 import { AlpsError } from '../errors.js';
+import { finalNormBytes } from '../final-norm.js';
 import type { DecoderConfig } from '../model/config.js';
 import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
-import { type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
+import { needsGram, type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
 import { matricesByName } from '../unknown-model.js';
@@ -17,18 +18,19 @@ const small = ({ m, n, segments = 1 }: { m: number; n: number; segments?: number
   64 * (m + n) + 64 * segments + 4096;
 
 /**
- * Bytes of tensors that one solve takes at most, for a matrix of m outputs and n inputs. Gram matrix and weights, plain and scaled, and the
- * result are 8 n² + 13 mn; on top comes the largest of
+ * Bytes of tensors that one solve takes at most, for a matrix of m outputs and n inputs. Weights and result are 9 mn; 4 n² the Gram matrix, and 4 n² +
+ * 4 mn it and the weights scaled, where they are needed ({@link needsGram}). On top comes the largest of
  *
- * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn), with a trace of errors 9 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 4 n² + 8 mn
+ * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn), with a trace of errors 9 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 8 mn, from SparseGPT's mask 4 n² more
  * - the refit: by conjugate gradients 12 mn (16 behind a method other than ALPS), exact 4 mn (8)
  * - the error: 8 mn
  */
 export function solveBytes(
   { m, n, segments }: { m: number; n: number; segments?: number },
-  { method, refit, traceEvery, traceErrors }: ParsedPruningOptions,
+  parsed: ParsedPruningOptions,
   precision: Precision,
 ): number {
+  const { method, refit, traceEvery, traceErrors, errors, dsnot } = parsed;
   const [square, matrix] = [n * n, m * n];
   const narrow = precision === 'bfloat16';
   const search = {
@@ -40,11 +42,14 @@ export function solveBytes(
     magnitude: 0,
     wanda: 4 * matrix,
     sparsegpt: 4 * square,
-    dsnot: 4 * square + 8 * matrix,
+    dsnot: (dsnot.initial === 'sparsegpt' ? 4 * square : 0) + 8 * matrix,
   }[method];
   const scaled = method === 'alps' ? 0 : 4 * matrix;
   const refitted = refit === 'none' ? 0 : scaled + (refit === 'pcg' ? 12 : 4) * matrix;
-  return 8 * square + 13 * matrix + Math.max(search, refitted, 8 * matrix) + small({ m, n, segments });
+  const gram = needsGram(parsed) ? 4 * square : 0;
+  const solved = needsGram({ ...parsed, errors: false }) ? 4 * square + 4 * matrix : 0;
+  const most = Math.max(search, refitted, errors ? 8 * matrix : 0);
+  return gram + solved + 9 * matrix + most + small({ m, n, segments });
 }
 
 /** What the memory of one layer depends on; {@link PruneLayerOptions} are such a thing. */
@@ -63,10 +68,11 @@ export interface LayerSize extends PruningOptions {
  * @throws AlpsError `INVALID_ARGUMENT` for pruning options that pruneLayer refuses
  */
 export function estimateLayerBytes(options: LayerSize): number {
-  const parsed = parsePruningOptions(options);
+  const parsed = parsePruningOptions(withPreset(options));
   const [m, n] = parseShape(options.shape);
   const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
-  const upload = 4 * (n * n + m * n + tokens * n) + small({ m, n });
+  // The weights come while the Gram matrix is summed; sums of squares are waited for.
+  const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + small({ m, n });
   return Math.max(upload, solveBytes({ m, n }, parsed, precision));
 }
 
@@ -119,7 +125,8 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       (sum, [, shape]) => sum + (shape.length === 1 ? 8 * shape[0]! : 0),
       0,
     );
-    return activations + Math.max(embedding, block) + vectors;
+    const lastNorm = dense ? finalNormBytes(config.hidden) : 0;
+    return activations + Math.max(embedding, block, lastNorm) + vectors;
   } finally {
     await checkpoint.close();
   }

@@ -77,7 +77,8 @@ export interface PruningOptions {
   dsnot?: DsnotOptions;
   /**
    * Whether the errors of the layers' outputs are computed. Default true. Without them they are NaN (null in reports of models), and magnitude,
-   * Wanda and DSnoT without a refit do not need the Gram matrix, which takes most of their time.
+   * Wanda and DSnoT without a refit do not need the Gram matrix, which takes most of their time; of a `gram` that is
+   * given only the diagonal is looked at then.
    */
   errors?: boolean;
 }
