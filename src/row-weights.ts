@@ -93,7 +93,7 @@ async function columnSquares(model: DecoderModel, spec: LinearSpec): Promise<Flo
 async function rowDots(stream: Stream, a: F32, b: F32): Promise<Float64Array> {
   using sums = stream.device.tensor('float64', [a.shape[0]!]);
   stream.rowDots(a, b, sums);
-  return stream.read(sums);
+  return await stream.read(sums);
 }
 
 type Weights = Map<Part, Float64Array>;

@@ -74,5 +74,5 @@ async function tokenLosses(activations: Activations, targets: Uint32Array<ArrayB
     using out = losses.rows(first, end);
     stream.crossEntropy(logits, target, out);
   });
-  return stream.read(losses);
+  return await stream.read(losses);
 }
