@@ -36,13 +36,12 @@ export async function refitFinalNorm(team: Team, members: readonly Member[], wri
   const norm = (await model.loadNorm(finalNorm, scope))!;
   const [gain, bias] = [await model.stream.read(norm.weight), norm.bias && (await model.stream.read(norm.bias))];
   const { normOffset } = model.config;
-  for (let j = 0; j < gain.length; j++) {
-    const { slope, offset } = leastSquares(sums, j, bias !== undefined);
-    gain[j] = slope * (gain[j]! + normOffset) - normOffset;
-    if (bias) bias[j] = slope * bias[j]! + offset;
-  }
-  await store(model, `${finalNorm}.weight`, gain, await model.stream.read(norm.weight), writer);
-  if (bias) await store(model, `${finalNorm}.bias`, bias, await model.stream.read(norm.bias!), writer);
+  const fits = Array.from(gain, (_, j) => leastSquares(sums, j, bias !== undefined));
+  const fitted = gain.map((g, j) => fits[j]!.slope * (g + normOffset) - normOffset);
+  await store(model, `${finalNorm}.weight`, { fitted, before: gain }, writer);
+  if (!bias) return;
+  const moved = bias.map((b, j) => fits[j]!.slope * b + fits[j]!.offset);
+  await store(model, `${finalNorm}.bias`, { fitted: moved, before: bias }, writer);
 }
 
 async function sumsOf({ model, activations, dense }: Member, name: string): Promise<Sums> {
@@ -116,19 +115,18 @@ function added(a: Sums, b: Sums): Sums {
 async function store(
   model: DecoderModel,
   name: string,
-  values: Float32Array<ArrayBuffer>,
-  before: Float32Array<ArrayBuffer>,
+  { fitted, before }: Record<'fitted' | 'before', Float32Array<ArrayBuffer>>,
   writer: CheckpointWriter,
 ): Promise<void> {
   const { stream, device } = model;
-  using exact = stream.upload('float32', [values.length], values);
-  using stored = device.tensor(model.storedDtype(name), [values.length], name);
+  using exact = stream.upload('float32', [fitted.length], fitted);
+  using stored = device.tensor(model.storedDtype(name), [fitted.length], name);
   stream.copy(exact, stored);
   stream.copy(stored, exact);
   const rounded = await stream.read(exact);
   stream.write(
     exact,
-    values.map((value, j) => (Number.isFinite(rounded[j]) ? value : before[j]!)),
+    fitted.map((value, j) => (Number.isFinite(rounded[j]) ? value : before[j]!)),
   );
   stream.copy(exact, stored);
   const { buffer, byteOffset, byteLength } = await stream.read(stored);

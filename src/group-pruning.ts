@@ -2,14 +2,13 @@ import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
 import type { Stream } from './device/stream.js';
 import { Scope, type Tensor } from './device/tensor.js';
-import { AlpsError } from './errors.js';
 import type { Linear } from './model/block.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
 import { tensorOf } from './model/shapes.js';
 import { damped } from './pruning/damping.js';
 import { type DenseInputs, type DenseTarget, denseTarget } from './pruning/dense-target.js';
 import type { InputMoments } from './pruning/input-moments.js';
-import { type LayerPlace, nonFinite, segmentsOf, wholeGram } from './pruning/layer-problem.js';
+import { checkWeights, type LayerPlace, segmentsOf, wholeGram } from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
 import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
 import { isNm } from './pruning/pattern.js';
@@ -203,7 +202,7 @@ async function readStored(stream: Stream, stored: Tensor, transposed: boolean) {
   const [outputs = 0, inputs = 0] = stored.shape;
   using turned = stream.device.tensor(stored.dtype, [inputs, outputs]);
   stream.transpose(stored, turned);
-  return stream.read(turned);
+  return await stream.read(turned);
 }
 
 /** Magnitude pruning without calibration. */
@@ -214,13 +213,7 @@ export async function byMagnitude(
 ): Promise<GroupResult> {
   const { device } = stream;
   const { shape } = group.weight;
-  const count = await nonFinite(stream, group.weight);
-  if (count > 0) {
-    throw new AlpsError(
-      'NOT_FINITE',
-      `${count} weights of ${group.layers.map(({ name }) => name).join(', ')} are NaN or infinite`,
-    );
-  }
+  await checkWeights(stream, group);
   const segments = segmentsOf(group, parsed.pattern, isRowwise(parsed));
   const { weight, mask } = solutionTensors(device, shape);
   solveMagnitude({ stream, group, segments }, parsed, { weight, mask });

@@ -267,7 +267,7 @@ class BlockPruning {
           group,
           solvers: tasks.map(({ member }) => member),
           moments: this.#parsed.method === 'dsnot',
-          gram: needsGram(this.#parsed) || this.#options.target !== undefined || this.#options.rowWeights,
+          gram: needsGram(this.#parsed), // which holds wherever dense targets or row weights are possible
         }),
       );
       for (const [i, { task }] of tasks.entries()) inputs.set(task, scope.hold(seen[i]!));

@@ -6,10 +6,11 @@ import { makeFolder, replaceFile } from '../checkpoint/output-folder.js';
 import { isCode } from '../errors.js';
 import { describePattern } from '../pruning/pattern.js';
 import { quoted } from '../quoted.js';
-import { list, number, parse, string, UsageError } from './arguments.js';
+import { list, number, parse, required, string, UsageError } from './arguments.js';
 import type { Command } from './command.js';
+import { eventOutput } from './event-output.js';
 import { table } from './format.js';
-import { Progress } from './progress.js';
+import type { Progress } from './progress.js';
 import { pruningOptions, pruningOptionsOf } from './pruning-options.js';
 
 const help = `alps allocate - find how sparse each layer is to be, under one total
@@ -54,30 +55,25 @@ const options = {
 
 export const allocateCommand: Command = {
   summary: 'Find how sparse each layer is to be',
-  async run(args, { signal, stdout, stderr }) {
+  async run(args, context) {
+    const { signal, stdout, stderr } = context;
     const { values, positional } = parse(args, options, ['MODEL']);
     if (values.help) {
       stdout.write(help);
       return 0;
     }
-    const out = string(values, 'out');
-    if (out === undefined) throw new UsageError('Expected --out FILE, the allocation to write');
-    const work = string(values, 'work');
-    if (work === undefined) throw new UsageError('Expected --work DIR, a folder for the search');
+    const out = required(values, 'out', 'FILE, the allocation to write');
+    const work = required(values, 'work', 'DIR, a folder for the search');
     if (resolve(out).startsWith(resolve(work) + sep))
       throw new UsageError('Expected --out outside of --work, which the search rewrites');
     const minutes = number(values, 'time-limit');
     const files = list(values, 'evaluation');
-    const json = values.json === true || !stdout.isTTY;
-    const progress = new Progress(stderr, { enabled: !json || stderr.isTTY });
+    const { json, progress, writeEvent } = eventOutput(values, context);
     const show = progressOf(progress);
     let begun = false;
     const onEvent = (event: AllocationSearchEvent) => {
       begun ||= event.type === 'prune';
-      if (json) {
-        progress.clear();
-        stdout.write(`${JSON.stringify(event)}\n`);
-      }
+      writeEvent(event);
       show(event);
     };
     // Before the search: its result must have a place.
@@ -100,7 +96,8 @@ export const allocateCommand: Command = {
       });
       await replaceFile(resolve(out), `${JSON.stringify(search, null, 2)}\n`);
       progress.clear();
-      stdout.write(json ? `${JSON.stringify({ type: 'written', out })}\n` : summary(search, out));
+      if (json) writeEvent({ type: 'written', out });
+      else stdout.write(summary(search, out));
       return 0;
     } catch (error) {
       progress.clear();

@@ -99,6 +99,13 @@ export function string(values: Values, name: string): string | undefined {
   return values[name] as string | undefined;
 }
 
+/** The value of an option that a command cannot do without. @param what its value, and what it is, for the message */
+export function required(values: Values, name: string, what: string): string {
+  const text = string(values, name);
+  if (text === undefined) throw new UsageError(`Expected --${name} ${what}`);
+  return text;
+}
+
 /** A repeatable option's values. */
 export function list(values: Values, name: string): string[] {
   return (values[name] as string[] | undefined) ?? [];

@@ -14,14 +14,15 @@ import {
   number,
   numbers,
   parse,
+  required,
   string,
   UsageError,
   type Values,
 } from './arguments.js';
 import type { Command, CommandContext } from './command.js';
 import { taskList } from './eval-command.js';
+import { eventOutput } from './event-output.js';
 import { commandLine } from './format.js';
-import { Progress } from './progress.js';
 
 const help = `alps compare - several methods at several sparsities: one report
 
@@ -98,8 +99,7 @@ export const compareCommand: Command = {
 
 /** The options of a comparison, as the library takes them. */
 export function comparisonOf(model: string, values: Values) {
-  const out = string(values, 'out');
-  if (out === undefined) throw new UsageError('Expected --out DIR, the folder for the report');
+  const out = required(values, 'out', 'DIR, the folder for the report');
   const files = list(values, 'calibration');
   if (files.length === 0) throw new UsageError('Expected --calibration FILE');
   const patterns = string(values, 'pattern')
@@ -156,9 +156,9 @@ export function comparisonOf(model: string, values: Values) {
 }
 
 /** Shows events: JSON lines, or a progress line with a row for each finished cell. */
-export function reporter(values: Values, { stdout, stderr }: CommandContext) {
-  const json = values.json === true || !stdout.isTTY;
-  const progress = new Progress(stderr, { enabled: !json || stderr.isTTY });
+export function reporter(values: Values, context: CommandContext) {
+  const { stdout } = context;
+  const { json, progress, writeEvent } = eventOutput(values, context);
   let [done, cells] = [0, 1];
   const onEvent = (event: CompareEvent) => {
     if (event.type === 'start') cells = Math.max(event.cells, 1);
@@ -168,7 +168,7 @@ export function reporter(values: Values, { stdout, stderr }: CommandContext) {
     }
     progress.clear();
     if (event.type === 'cell') done = event.done;
-    if (json) stdout.write(`${JSON.stringify(event)}\n`);
+    if (json) writeEvent(event);
     else if (event.type === 'dense') stdout.write(`${row('dense', '', event.perplexity)}\n`);
     else if (event.type === 'cell') {
       const error = `error ${event.meanError.toPrecision(3)}`;

@@ -1,10 +1,10 @@
 import type { LayerSparsities } from '../allocation/allocation.js';
 import { readAllocation } from '../allocation/allocation-file.js';
 import { type PruneEvent, type PruneReport, prune } from '../prune.js';
-import { parse, string, UsageError, type Values } from './arguments.js';
+import { parse, required, string, type Values } from './arguments.js';
 import type { Command } from './command.js';
+import { eventOutput } from './event-output.js';
 import { duration, table } from './format.js';
-import { Progress } from './progress.js';
 import { pruningOptions, pruningOptionsOf } from './pruning-options.js';
 
 const help = `alps prune - prune a Hugging Face model folder into another
@@ -83,24 +83,20 @@ const options = {
 
 export const pruneCommand: Command = {
   summary: 'Prune a model folder into another',
-  async run(args, { signal, stdout, stderr }) {
+  async run(args, context) {
+    const { signal, stdout, stderr } = context;
     const { values, positional } = parse(args, options, ['MODEL']);
     if (values.help) {
       stdout.write(help);
       return 0;
     }
-    const out = string(values, 'out');
-    if (out === undefined) throw new UsageError('Expected --out DIR, the folder to make');
-    const json = values.json === true || !stdout.isTTY;
-    const progress = new Progress(stderr, { enabled: !json || stderr.isTTY });
+    const out = required(values, 'out', 'DIR, the folder to make');
+    const { json, progress, writeEvent } = eventOutput(values, context);
     let layers = 0;
     let done = 0;
     let blocks = 0;
     const onEvent = (event: PruneEvent) => {
-      if (json) {
-        progress.clear();
-        stdout.write(`${JSON.stringify(event)}\n`);
-      }
+      writeEvent(event);
       if (event.type === 'start') layers = event.layers;
       if (event.type === 'block') blocks++;
       if (event.type === 'resume') {

@@ -198,8 +198,7 @@ export function nativePattern(pattern: Pattern): { keep: number; of: number } | 
  */
 export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promise<Float32Array<ArrayBuffer>> {
   const names = group.layers.map((layer) => layer.name).join(', ');
-  const badWeights = await nonFinite(stream, group.weight);
-  if (badWeights > 0) throw new AlpsError('NOT_FINITE', `${badWeights} weights of ${names} are NaN or infinite`);
+  await checkWeights(stream, group);
   const badGram = group.gram ? await nonFinite(stream, group.gram) : 0;
   if (badGram > 0) {
     throw new AlpsError(
@@ -220,8 +219,19 @@ export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promis
   return values;
 }
 
+/** @throws AlpsError `NOT_FINITE` when a weight is NaN or infinite */
+export async function checkWeights(
+  stream: Stream,
+  { layers, weight }: Pick<LayerGroup, 'layers' | 'weight'>,
+): Promise<void> {
+  const bad = await nonFinite(stream, weight);
+  if (bad === 0) return;
+  const names = layers.map(({ name }) => name).join(', ');
+  throw new AlpsError('NOT_FINITE', `${bad} weights of ${names} are NaN or infinite`);
+}
+
 /** Entries that are NaN or infinite. */
-export async function nonFinite(stream: Stream, matrix: F32): Promise<number> {
+async function nonFinite(stream: Stream, matrix: F32): Promise<number> {
   using count = stream.device.tensor('uint32', [1]);
   stream.countNonFinite(matrix, count);
   const [found = 0] = await stream.read(count);
@@ -231,7 +241,7 @@ export async function nonFinite(stream: Stream, matrix: F32): Promise<number> {
 export async function diagonalOf(stream: Stream, gram: F32): Promise<Float32Array<ArrayBuffer>> {
   using diagonal = stream.device.tensor('float32', [gram.shape[0]!]);
   stream.diagonal(gram, diagonal);
-  return stream.read(diagonal);
+  return await stream.read(diagonal);
 }
 
 /** The Gram matrix of a group that must have it. */
