@@ -201,7 +201,7 @@ function peersText(results) {
   const modelRow = (r) => [
     r.model,
     titleOf(r.pattern),
-    named(r.ours),
+    named(r.ours) + (r.peer === r.ours ? '' : ` against ${named(r.peer)}`),
     seconds(r.seconds),
     seconds(r.peerSeconds),
     times(r.peerSeconds / r.seconds),

@@ -35,6 +35,12 @@ void CpuBackend::admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) {
 
 void CpuBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
                             Counts keep) {
+  admmPass(b, base, state, mask, y, pattern, rowEnds, keep, nullptr);
+}
+
+// expected: what one pass tells the next (select.h).
+void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
+                          Counts keep, std::vector<Expected>* expected) {
   const PruningKernels& kernels = kernels_.pruning;
   auto makeState = [&](int64_t at, int64_t n) {
     kernels.admmState(b.as() + at, base.as() + at, state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(n));
@@ -59,15 +65,16 @@ void CpuBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Te
     kernels.maskAbove(state.as() + at, mask.as<uint8_t>() + at, above, static_cast<size_t>(n));
     writeY(kernels, base, state, mask, y, at, n);
   };
-  selectTop(pool_, kernels, state.as(), base.columns(), rowEnds, keep, loops);
+  selectTop(pool_, kernels, state.as(), base.columns(), rowEnds, keep, loops, expected);
 }
 
 void CpuBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
                              Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+  std::vector<Expected> expected;
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
     gemm(y, op, b, false, false, rho, 0);
-    admmUpdate(b, base, state, mask, y, pattern, rowEnds, keep);
+    admmPass(b, base, state, mask, y, pattern, rowEnds, keep, &expected);
   }
 }
 

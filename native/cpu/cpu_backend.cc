@@ -1,7 +1,6 @@
 // Opening the CPU device, its memory, and the ops that only move data.
 #include "cpu/cpu_backend.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,10 +9,14 @@
 #include <fstream>
 #include <thread>
 
+#include "cpu/pages.h"
+
 namespace alps {
 
+// What storages need of the device when they are freed, which may be after it is.
 struct CpuBackend::Account {
   std::atomic<uint64_t> used{0}, peak{0};
+  PagePool pages;
 };
 
 namespace {
@@ -64,10 +67,10 @@ void CpuBackend::resetPeak() { account_->peak = account_->used.load(); }
 std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
   class CpuStorage final : public Storage {
    public:
-    CpuStorage(void* data, size_t bytes, size_t reserved, std::shared_ptr<Account> account)
-        : data_(data), bytes_(bytes), reserved_(reserved), account_(std::move(account)) {}
+    CpuStorage(void* data, size_t bytes, std::shared_ptr<Account> account)
+        : data_(data), bytes_(bytes), account_(std::move(account)) {}
     ~CpuStorage() override {
-      munmap(data_, reserved_);
+      account_->pages.give(data_, bytes_);
       account_->used -= bytes_;
     }
     void* data() override { return data_; }
@@ -75,7 +78,7 @@ std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
 
    private:
     void* data_;
-    size_t bytes_, reserved_;
+    size_t bytes_;
     std::shared_ptr<Account> account_;
   };
   static_assert(alignment <= 4096, "mmap aligns to pages");
@@ -85,18 +88,15 @@ std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
     fail("OUT_OF_MEMORY", bytes, " bytes would exceed the device's limit of ", options_.memoryLimit,
          " bytes, of which ", used - bytes, " are in use");
   }
-  // Straight from the system: zeroed lazily, and given back when freed, however large the heap around it has grown.
-  size_t reserved = std::max<size_t>(bytes, 1);
-  void* data = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) {
+  void* data = account_->pages.take(bytes);
+  if (!data) {
     account_->used -= bytes;
     fail("OUT_OF_MEMORY", "the system refused ", bytes, " bytes: ", std::strerror(errno));
   }
-  if (reserved >= (2u << 20)) madvise(data, reserved, MADV_HUGEPAGE);
   uint64_t peak = account_->peak;
   while (used > peak && !account_->peak.compare_exchange_weak(peak, used)) {
   }
-  return std::make_shared<CpuStorage>(data, bytes, reserved, account_);
+  return std::make_shared<CpuStorage>(data, bytes, account_);
 }
 
 void CpuBackend::upload(const void* from, Tensor out) {

@@ -7,6 +7,8 @@
 
 namespace alps {
 
+struct Expected;
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const BackendOptions& options);
@@ -69,6 +71,8 @@ class CpuBackend final : public Backend {
 
  private:
   bool bf16InHardware() const;
+  void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
+                Counts keep, std::vector<Expected>* expected);
 
   struct Account;  // bytes in use against the limit, shared with the storages
   BackendOptions options_;

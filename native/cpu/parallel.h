@@ -39,12 +39,12 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable start_, done_;
-  const std::function<void(int64_t)>* task_ = nullptr;  // guarded by mutex_ while it changes
+  const std::function<void(int64_t)>* task_ = nullptr;  // this and flag_, count_, failure_: set while no worker is busy
   const std::atomic<bool>* flag_ = nullptr;             // the running stream's cancellation
   int64_t count_ = 0;
-  uint64_t generation_ = 0;
-  int busy_ = 0;
-  bool stopping_ = false;
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> busy_{0};
+  bool stopping_ = false;  // guarded by mutex_
   std::atomic<int64_t> next_{0};
   std::exception_ptr failure_;
 };

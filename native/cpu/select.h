@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "core/backend.h"
 #include "cpu/kernels.h"
@@ -23,9 +24,17 @@ struct SelectionLoops {
   static constexpr int64_t chunk = 16;
 };
 
-// Keeps exactly keep[s] scores in segment s, ties to the lowest index.
+// Where the threshold of a segment was in the last of similar selections, and how far from there it may be now, in bits
+// of the magnitude.
+struct Expected {
+  uint32_t threshold = 0, reach = 0;  // reach 0: not known
+};
+
+// Keeps exactly keep[s] scores in segment s, ties to the lowest index. `expected`, empty at first, is what a row of
+// selections passes from one to the next: it makes them faster and changes nothing else.
 void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* scores, int64_t columns,
-               const Counts& rowEnds, const Counts& keep, const SelectionLoops& loops);
+               const Counts& rowEnds, const Counts& keep, const SelectionLoops& loops,
+               std::vector<Expected>* expected = nullptr);
 
 // Elements a piece: what the loops of one pass touch of it stays in the first-level cache.
 constexpr int64_t pieceSize = 1024;

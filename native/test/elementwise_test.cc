@@ -102,6 +102,12 @@ TEST_CASE("masks, and counting what is not finite") {
     device->applyMask(x, tensorOf(DType::u8, {1, 6}, {1, 0, 0, 0, 255, 0}));
     CHECK(numbersOf(x)[2] == 0);
     CHECK(numbersOf(x)[4] > 0);
+    for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      Tensor many = zeros(dtype, {1, 200001}), found = zeros(DType::u32, {1});
+      device->fill(many, INFINITY);
+      device->countNonFinite(many, found);
+      CHECK(*found.as<uint32_t>() == 200001);
+    }
   }
 }
 

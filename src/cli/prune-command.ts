@@ -26,7 +26,7 @@ What the model reads meanwhile:
 How:
   --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none
                          --row-weights off --final-norm off; options beside it go before its own
-  --preset balanced      a faster solve: --schedule short --refine-iterations 6
+  --preset balanced      a faster solve: --schedule short --refine-iterations 4
   --method M             alps (default), sparsegpt, wanda, dsnot or magnitude (mp)
   --refit R              what is done to the kept weights: pcg (default of alps), backsolve (exact) or none (default of the others)
   --comparison-group G   magnitude, wanda: layer (default of magnitude) or row (default of wanda)

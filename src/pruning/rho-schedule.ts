@@ -4,7 +4,7 @@ import { invalidArgument } from '../errors.js';
  * How the penalty ρ of ADMM grows.
  * - `alps`: as published; every 3 iterations the size of the support's change decides (docs/algorithm.md, "ρ")
  * - `ladder`: 28 iterations on four fixed values, no checks; only together with the `obs` metric
- * - `short`: the same with 16 iterations on three values
+ * - `short`: the same with 22 iterations on three values
  * - `fixed`: `initialRho` for all of `maxIterations`, which the paper compares its schedule with
  */
 export type ScheduleName = 'alps' | 'ladder' | 'short' | 'fixed';
@@ -37,9 +37,9 @@ export const ladders: Readonly<Record<'ladder' | 'short', readonly Rung[]>> = {
     [2, 4],
   ],
   short: [
-    [0.8, 6],
-    [1.2, 6],
-    [2, 4],
+    [0.8, 8],
+    [1.2, 8],
+    [2, 6],
   ],
 };
 
