@@ -65,6 +65,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(layerNorm);
   OP(rope);
   OP(attention);
+  OP(attentionStep);
   OP(gatedActivation);
   OP(activate);
   OP(softCap);
@@ -73,6 +74,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(scatterAddRows);
   OP(addTo);
   OP(crossEntropy);
+  OP(sample);
 #undef OP
   return exports;
 }

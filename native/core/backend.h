@@ -155,6 +155,11 @@ class Backend {
   // become softCap * tanh(score / softCap); 0 for none.
   virtual void attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
                          int64_t window, double softCap) = 0;
+  // attention() for one more token of each of B sequences whose earlier keys and values are kept: k and v
+  // [B, kvHeads * headDim] become row `position` of each sequence in keys and values [B * T, kvHeads * headDim], and
+  // q [B, heads * headDim] attends to its sequence's rows up to there. out like q; all f32 or all bf16.
+  virtual void attentionStep(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor out, int64_t headDim,
+                             int64_t position, double scale, int64_t window, double softCap) = 0;
   // out = activation(gate) * up. f32 or bf16 all; out may be gate. activation: "silu", "gelu", "gelu_tanh", "relu".
   virtual void gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) = 0;
   // out = activation(x). f32 or bf16 both; out may be x.
@@ -172,6 +177,10 @@ class Backend {
   virtual void addTo(Tensor y, Tensor x) = 0;
   // out[i] = log sum exp(logits[i]) − logits[i, targets[i]]. logits f32 [t, vocabulary], targets u32 [t], out f64 [t].
   virtual void crossEntropy(Tensor logits, Tensor targets, Tensor out) = 0;
+  // ids[i] drawn from softmax(logits[i] / temperature): the first id up to which the probabilities sum to more than
+  // draws[i], a number in [0, 1). temperature 0: the id of the largest logit, the lowest among equals. logits f32
+  // [t, vocabulary], draws f64 [t], ids u32 [t]. Infinite or NaN logits give some id below the vocabulary.
+  virtual void sample(Tensor logits, Tensor draws, Tensor ids, double temperature) = 0;
 };
 
 constexpr int largestThreads = 1024;

@@ -361,6 +361,22 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   require(softCap >= 0, "Expected a softCap of at least 0 but received ", softCap);
 }
 
+void attentionStep(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values,
+                   const Tensor& out, int64_t headDim, int64_t position, double scale, int64_t window, double softCap) {
+  attention(q, k, v, out, headDim, 1, scale, window, softCap);
+  require(keys.defined() && keys.dtype == k.dtype && values.dtype == k.dtype,
+          "Expected one dtype for k, keys and values");
+  matrix("keys", keys);
+  sameShape("values", values, "keys", keys);
+  int64_t sequences = q.dim(0);
+  require(keys.dim(1) == k.dim(1) && (sequences == 0 ? keys.dim(0) == 0 : keys.dim(0) % sequences == 0),
+          "Expected keys of ", sequences, " sequences, as wide as k, but received ", describe(keys), " and ",
+          describe(k));
+  require(position >= 0 && (sequences == 0 || position < keys.dim(0) / sequences),
+          "Expected a position in sequences of ", sequences == 0 ? 0 : keys.dim(0) / sequences, " but received ",
+          position);
+}
+
 void gatedActivation(const Tensor& gate, const Tensor& up, const Tensor& out, const std::string& activation) {
   dtypeFloat("gate", gate);
   require(up.dtype == gate.dtype && out.dtype == gate.dtype, "Expected one dtype for gate, up and out");
@@ -414,6 +430,14 @@ void crossEntropy(const Tensor& logits, const Tensor& targets, const Tensor& out
   dtype("logits", logits, DType::f32), matrix("logits", logits);
   dtype("targets", targets, DType::u32), length("targets", targets, logits.dim(0));
   dtype("out", out, DType::f64), length("out", out, logits.dim(0));
+}
+
+void sample(const Tensor& logits, const Tensor& draws, const Tensor& ids, double temperature) {
+  dtype("logits", logits, DType::f32), matrix("logits", logits);
+  require(logits.dim(1) > 0, "Expected logits of at least one id but received ", describe(logits));
+  dtype("draws", draws, DType::f64), length("draws", draws, logits.dim(0));
+  dtype("ids", ids, DType::u32), length("ids", ids, logits.dim(0));
+  range("temperature", temperature, 0, 1e6);
 }
 
 }  // namespace alps::check

@@ -49,6 +49,8 @@ void layerNorm(const Tensor& x, const Tensor& weight, const Tensor& bias, double
 void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t headDim, int64_t sequence);
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, int64_t headDim, int64_t sequence,
                double scale, int64_t window, double softCap);
+void attentionStep(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values,
+                   const Tensor& out, int64_t headDim, int64_t position, double scale, int64_t window, double softCap);
 void gatedActivation(const Tensor& gate, const Tensor& up, const Tensor& out, const std::string& activation);
 void activate(const Tensor& x, const Tensor& out, const std::string& activation);
 void softCap(const Tensor& x, double cap);
@@ -57,5 +59,6 @@ void gatherRows(const Tensor& x, const Tensor& ids, const Tensor& out);
 void scatterAddRows(const Tensor& y, const Tensor& ids, const Tensor& weights, const Tensor& x);
 void addTo(const Tensor& y, const Tensor& x);
 void crossEntropy(const Tensor& logits, const Tensor& targets, const Tensor& out);
+void sample(const Tensor& logits, const Tensor& draws, const Tensor& ids, double temperature);
 
 }  // namespace alps::check

@@ -2,6 +2,7 @@
 // its keys, a block at a time, and keeps one block of scores. Memory does not grow with the sequence.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -47,36 +48,66 @@ class Attention {
   // Queries [begin, end) of the sequence that starts at token `base`.
   void run(int64_t base, int64_t head, int64_t begin, int64_t end, const Tensor& out) const {
     thread_local Scratch scratch;
-    int64_t rows = end - begin, kvHead = head / group_;
+    int64_t rows = end - begin;
+    Operand queries = operand(q_, base + begin, head, rows, scratch.wideQ);
+    attend(scratch, {queries, rows, begin, 1}, base, head / group_);
+    for (int64_t i = 0; i < rows; i++) finish(scratch, i, (base + begin + i) * q_.columns() + head * headDim_, out);
+  }
+
+  // The query heads of one key head, of token `row` of q, which stands at `position` of the sequence that starts at row
+  // `base` of the keys.
+  void step(int64_t row, int64_t kvHead, int64_t base, int64_t position, const Tensor& out) const {
+    thread_local Scratch scratch;
+    for (int64_t first = 0; first < group_; first += queryBlock) {
+      int64_t rows = std::min(queryBlock, group_ - first), head = kvHead * group_ + first;
+      Operand queries = operand(q_, row, head, rows, scratch.wideQ, headDim_);
+      attend(scratch, {queries, rows, position, 0}, base, kvHead);
+      for (int64_t i = 0; i < rows; i++) finish(scratch, i, row * q_.columns() + (head + i) * headDim_, out);
+    }
+  }
+
+ private:
+  // Rows of queries, the first at position `begin`, each `step` behind the one before.
+  struct Queries {
+    Operand operand;
+    int64_t rows, begin, step;
+  };
+
+  // Leaves in the scratch what every query attends to, not yet divided by its total.
+  void attend(Scratch& scratch, const Queries& queries, int64_t base, int64_t kvHead) const {
+    auto [operandOfQ, rows, begin, step] = queries;
+    int64_t end = begin + (rows - 1) * step + 1;
     scratch.sums.resize(static_cast<size_t>(queryBlock * headDim_));
     if (bf16Products_) scratch.scores16.resize(scratch.scores.size());
     std::fill_n(scratch.peak, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(scratch.total, rows, 0.0f);
-    Operand queries = operand(q_, base + begin, head, rows, scratch.wideQ);
     int64_t start = window_ > 0 ? std::max<int64_t>(0, begin - window_ + 1) : 0;
     for (int64_t first = start; first < end; first += keyBlock) {
       int64_t count = std::min(keyBlock, end - first);
       Operand keys = operand(k_, base + first, kvHead, count, scratch.wideK);
       Operand values = operand(v_, base + first, kvHead, count, scratch.wideV);
-      product(true, rows, count, headDim_, queries, keys, 0, scratch.scores.data(), scoreStride);
-      for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i, first, count, first == start);
+      product(true, rows, count, headDim_, operandOfQ, keys, 0, scratch.scores.data(), scoreStride);
+      for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i * step, first, count, first == start);
       Operand weights{scratch.scores.data(), scoreStride};
       if (bf16Products_) weights.data = scratch.scores16.data();
       product(false, rows, headDim_, count, weights, values, first == start ? 0 : 1, scratch.sums.data(), headDim_);
     }
-    for (int64_t i = 0; i < rows; i++) {
-      float* sums = scratch.sums.data() + i * headDim_;
-      int64_t at = (base + begin + i) * q_.columns() + head * headDim_;
-      size_t n = static_cast<size_t>(headDim_);
-      bool narrow = out.dtype == DType::bf16;
-      kernels_.scale(sums, 1 / scratch.total[i], nullptr, narrow ? sums : out.as() + at, n);
-      if (narrow) kernels_.bf16FromF32(sums, out.as<bf16_t>() + at, n);
-    }
   }
 
- private:
-  Operand operand(const Tensor& x, int64_t token, int64_t head, int64_t rows, std::vector<float>& wide) const {
-    int64_t stride = x.columns(), at = token * stride + head * headDim_;
+  // Query i's result to out, from element `at` on.
+  void finish(Scratch& scratch, int64_t i, int64_t at, const Tensor& out) const {
+    float* sums = scratch.sums.data() + i * headDim_;
+    size_t n = static_cast<size_t>(headDim_);
+    bool narrow = out.dtype == DType::bf16;
+    kernels_.scale(sums, 1 / scratch.total[i], nullptr, narrow ? sums : out.as() + at, n);
+    if (narrow) kernels_.bf16FromF32(sums, out.as<bf16_t>() + at, n);
+  }
+
+  // `rows` rows from a head of a token on, a token or `stride` elements apart.
+  Operand operand(const Tensor& x, int64_t token, int64_t head, int64_t rows, std::vector<float>& wide,
+                  int64_t stride = 0) const {
+    int64_t at = token * x.columns() + head * headDim_;
+    if (stride == 0) stride = x.columns();
     if (x.dtype == DType::f32) return {x.as() + at, stride};
     if (bf16Products_) return {x.as<bf16_t>() + at, stride};
     wide.resize(static_cast<size_t>(rows * headDim_));
@@ -148,6 +179,26 @@ void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t hea
     int64_t block = blocks - 1 - task / parts, part = task % parts;  // the longest first
     int64_t begin = block * queryBlock;
     attention.run(part / heads * sequence, part % heads, begin, std::min(sequence, begin + queryBlock), out);
+  });
+}
+
+void CpuBackend::attentionStep(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor out, int64_t headDim,
+                               int64_t position, double scale, int64_t window, double softCap) {
+  if (q.size() == 0) return;
+  int64_t sequences = q.rows(), length = keys.rows() / sequences, kvHeads = k.columns() / headDim;
+  size_t bytes = static_cast<size_t>(k.columns()) * sizeOf(k.dtype);
+  Attention attention(kernels_, q.dtype == DType::bf16 && bf16InHardware(), q, keys, values, headDim, scale, window,
+                      softCap);
+  pool_.run(sequences * kvHeads, [&](int64_t task) {
+    int64_t i = task / kvHeads, kvHead = task % kvHeads, row = i * length + position;
+    size_t headBytes = bytes / static_cast<size_t>(kvHeads);
+    auto keep = [&](const Tensor& from, const Tensor& to) {
+      std::memcpy(to.as<char>() + static_cast<size_t>(row) * bytes + static_cast<size_t>(kvHead) * headBytes,
+                  from.as<char>() + static_cast<size_t>(i) * bytes + static_cast<size_t>(kvHead) * headBytes,
+                  headBytes);
+    };
+    keep(k, keys), keep(v, values);
+    attention.step(i, kvHead, i * length, position, out);
   });
 }
 

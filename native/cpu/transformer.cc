@@ -138,4 +138,30 @@ void CpuBackend::crossEntropy(Tensor logits, Tensor targets, Tensor out) {
   });
 }
 
+void CpuBackend::sample(Tensor logits, Tensor draws, Tensor ids, double temperature) {
+  int64_t n = logits.dim(1);
+  pool_.ranges(logits.dim(0), 1, [&](int64_t begin, int64_t) {
+    const float* row = logits.as() + begin * n;
+    uint32_t& id = ids.as<uint32_t>()[begin];
+    float top = kernels_.transformer.maximum(row, static_cast<size_t>(n));
+    int64_t largest = std::find(row, row + n, top) - row;
+    id = static_cast<uint32_t>(largest < n ? largest : 0);
+    if (temperature == 0 || !std::isfinite(top)) return;
+    thread_local std::vector<float> scaled;
+    scaled.resize(static_cast<size_t>(n));
+    kernels_.scale(row, static_cast<float>(1 / temperature), nullptr, scaled.data(), scaled.size());
+    float shift = kernels_.transformer.maximum(scaled.data(), scaled.size());
+    kernels_.transformer.exponentials(scaled.data(), shift, scaled.data(), scaled.size());
+    double sum = 0;
+    for (float p : scaled) sum += p > 0 ? p : 0;  // NaN is not drawn
+    double left = draws.as<double>()[begin] * sum;
+    for (int64_t j = 0; j < n; j++) {
+      if (!(scaled[static_cast<size_t>(j)] > 0)) continue;
+      id = static_cast<uint32_t>(j);
+      left -= scaled[static_cast<size_t>(j)];
+      if (left < 0) return;
+    }
+  });
+}
+
 }  // namespace alps

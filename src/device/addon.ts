@@ -176,6 +176,20 @@ export interface Addon {
     window: number,
     softCap: number,
   ): void;
+  attentionStep(
+    stream: S,
+    q: T,
+    k: T,
+    v: T,
+    keys: T,
+    values: T,
+    out: T,
+    headDim: number,
+    position: number,
+    scale: number,
+    window: number,
+    softCap: number,
+  ): void;
   gatedActivation(stream: S, gate: T, up: T, out: T, activation: string): void;
   activate(stream: S, x: T, out: T, activation: string): void;
   softCap(stream: S, x: T, cap: number): void;
@@ -184,6 +198,7 @@ export interface Addon {
   scatterAddRows(stream: S, y: T, ids: T, weights: T, x: T): void;
   addTo(stream: S, y: T, x: T): void;
   crossEntropy(stream: S, logits: T, targets: T, out: T): void;
+  sample(stream: S, logits: T, draws: T, ids: T, temperature: number): void;
 }
 
 /** The package's own folder, with build/ or prebuilds/ in it. */

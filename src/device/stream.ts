@@ -356,6 +356,31 @@ export class Stream {
     const { headDim, sequence, scale, window = 0, softCap = 0 } = options;
     this.#op('attention', q.handle, k.handle, v.handle, out.handle, headDim, sequence, scale, window, softCap);
   }
+  /**
+   * {@link attention} for one more token of each of B sequences: k and v [B, ·] become row `position` of each sequence in keys and values [B T, ·],
+   * and q attends to its sequence's rows up to there.
+   */
+  attentionStep(
+    { q, k, v, keys, values }: { q: Float; k: Float; v: Float; keys: Float; values: Float },
+    out: Float,
+    options: { headDim: number; position: number; scale: number; window?: number; softCap?: number },
+  ): void {
+    const { headDim, position, scale, window = 0, softCap = 0 } = options;
+    const cached = [keys.handle, values.handle] as const;
+    this.#op(
+      'attentionStep',
+      q.handle,
+      k.handle,
+      v.handle,
+      ...cached,
+      out.handle,
+      headDim,
+      position,
+      scale,
+      window,
+      softCap,
+    );
+  }
   /** out = activation(gate) ∘ up; out may be gate. */
   gatedActivation(gate: Float, up: Float, out: Float, activation: 'silu' | 'gelu' | 'gelu_tanh' | 'relu'): void {
     this.#op('gatedActivation', gate.handle, up.handle, out.handle, activation);
@@ -387,5 +412,12 @@ export class Stream {
   /** out[i] = log Σ exp(logits[i]) − logits[i, targets[i]] */
   crossEntropy(logits: F32, targets: Tensor<'uint32'>, out: Tensor<'float64'>): void {
     this.#op('crossEntropy', logits.handle, targets.handle, out.handle);
+  }
+  /**
+   * ids[i] drawn from softmax(logits[i] / temperature): the first up to which the probabilities sum to more than draws[i], in [0, 1).
+   * Temperature 0: the largest, the first among equals.
+   */
+  sample(logits: F32, draws: Tensor<'float64'>, ids: Tensor<'uint32'>, temperature: number): void {
+    this.#op('sample', logits.handle, draws.handle, ids.handle, temperature);
   }
 }
