@@ -37,6 +37,7 @@ export {
   type TaskSample,
   type TaskSource,
 } from './evaluate-tasks.js';
+export { type GeneratedText, type GenerateOptions, generateText } from './generate.js';
 export { inspectModel, type ModelInspection, type TensorInspection } from './inspect.js';
 export { estimateLayerBytes, estimateModelBytes, type LayerSize } from './jobs/estimate.js';
 export type { JobEvent, JobInfo, QueueLoad } from './jobs/events.js';

@@ -219,7 +219,7 @@ describe('calibration', () => {
       await expect(calibration({ text, ...options, ...given })).rejects.toMatchObject(refusal);
     });
 
-    test('a text shorter than a window, and token ids, are refused', async () => {
+    test('a text shorter than a window is refused', async () => {
       const [first] = await two();
       const short = join(folder, 'short.txt');
       await writeFile(short, speech.slice(0, 300));
@@ -229,11 +229,24 @@ describe('calibration', () => {
         code: 'INVALID_TEXT',
         message: expect.stringMatching(/windows of different lengths: 512 tokens, and \d+ of text 1/),
       });
+    });
+
+    test('token ids beside a text: their first windows', async () => {
+      const [first] = await two();
       const ids = join(folder, 'ids.json');
-      await writeFile(ids, '[[1, 2, 3]]');
-      await expect(calibration({ text: [first, ids], shares: [1, 1], ...options })).rejects.toMatchObject({
-        code: 'INVALID_ARGUMENT',
-        message: expect.stringContaining('texts, not token ids for shares'),
+      const windows = Array.from({ length: 5 }, (_, w) => Array.from({ length: 64 }, (_, t) => (w * 64 + t) % 300));
+      await writeFile(ids, JSON.stringify({ calibration: windows }));
+      const mix = await calibration({ text: [first, ids], shares: [5, 3], ...options });
+      const text = await calibration({ text: first, ...options, windows: 5 });
+      expect([...mix.tokens]).toEqual([...text.tokens, ...windows.slice(0, 3).flat()]);
+      expect(mix).toMatchObject({ windows: 8, length: 64 });
+      expect(mix.note).toBeUndefined();
+      // As many as there are.
+      const short = await calibration({ text: [first, ids], shares: [1, 7], ...options });
+      expect(short).toMatchObject({ windows: 6, note: `${ids} has 5 windows, not 7` });
+      await expect(calibration({ text: [first, ids], shares: [1, 1], ...options, length: 32 })).rejects.toMatchObject({
+        code: 'INVALID_TEXT',
+        message: expect.stringContaining('windows of different lengths: 32 tokens, and 64 of text 1'),
       });
     });
   });

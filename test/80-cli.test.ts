@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtemp, open, readdir, rm } from 'node:fs/promises';
+import { mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -33,6 +33,7 @@ describe('alps', () => {
     [['--help']],
     [['prune', '--help']],
     [['allocate', '--help']],
+    [['generate', '--help']],
     [['eval', '-h']],
     [['inspect', '--help']],
     [['devices', '--help']],
@@ -112,6 +113,33 @@ describe('alps', () => {
       '--json',
     );
     expect(JSON.parse(evaluated.stdout)).toMatchObject({ windows: 5, length: 64, scoredTokens: 315 });
+  });
+
+  test('generate writes token ids that prune takes beside a text; other files are not replaced', async () => {
+    const own = join(scratch, 'own.json');
+    const sizes = ['--windows', '3', '--length', '64'];
+    const generated = await alps('generate', model, '--out', own, ...sizes);
+    expect(generated).toMatchObject({ code: 0, stderr: '' });
+    expect(generated.stdout).toMatch(
+      /^3 windows of 64 tokens in .*, written to .*own\.json: alps prune takes them with --calibration/,
+    );
+    const { calibration } = JSON.parse(await readFile(own, 'utf8'));
+    expect(calibration.map(({ length }: number[]) => length)).toEqual([64, 64, 64]);
+    expect((await alps('generate', model, '--out', own, ...sizes, '--seed', '1', '--json')).code).toBe(0);
+    expect(JSON.parse(await readFile(own, 'utf8')).calibration).not.toEqual(calibration);
+
+    const mix = ['--calibration', text, '--calibration', own, '--shares', '1,1', '--windows', '6', '--length', '64'];
+    const pruned = await alps('prune', model, '--out', join(scratch, 'mixed'), '--sparsity', '0.5', ...mix);
+    expect(pruned.code).toBe(0);
+    expect(JSON.parse(pruned.stdout.split('\n')[1]!)).toMatchObject({ type: 'calibration', windows: 6, length: 64 });
+
+    const config = join(model, 'config.json');
+    const before = await readFile(config, 'utf8');
+    const refused = await alps('generate', model, '--out', config, ...sizes);
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toContain('has no list of token windows');
+    expect(await readFile(config, 'utf8')).toBe(before);
+    expect((await alps('generate', model, '--out', 'own.txt')).stderr).toContain('ends with .json for --out');
   });
 
   test('devices shows the processor', async () => {

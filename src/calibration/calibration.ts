@@ -4,7 +4,14 @@ import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
 import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
 import { joinedText, type TextOptions, type TextSource } from './text.js';
-import { consecutiveWindows, joinWindows, sampleWindows, type TokenWindows, windowsOfIds } from './windows.js';
+import {
+  consecutiveWindows,
+  firstWindows,
+  joinWindows,
+  sampleWindows,
+  type TokenWindows,
+  windowsOfIds,
+} from './windows.js';
 
 /** What a model reads while it is pruned: text or token ids. */
 export interface CalibrationOptions {
@@ -13,8 +20,8 @@ export interface CalibrationOptions {
   /** Windows of token ids, all of one length, instead of text. */
   tokenIds?: readonly (readonly number[] | Uint32Array)[];
   /**
-   * How many of the windows each entry of `text` gives, relative to the others, such as [3, 1]: each entry is then a text of its own. Default:
-   * all entries are one text.
+   * How many of the windows each entry of `text` gives, relative to the others, such as [3, 1]: each entry is then a text of its own, or the
+   * first windows of a `.json` file with token ids ({@link generateText}). Default: all entries are one text.
    */
   shares?: readonly number[];
   /** The text field of .jsonl and .parquet files. Default `text`. */
@@ -78,13 +85,16 @@ async function loadMix(
   const parts: TokenWindows[] = [];
   for (const [i, count] of divideWindows(windows, shares).entries()) {
     const limit = maxTokens === undefined ? {} : { maxTokens: Math.ceil((maxTokens * count) / windows) };
-    parts.push(
-      await loadCalibration(folder, config, { ...rest, ...limit, text: texts[i]!, windows: count }, { signal }),
+    const part = await loadCalibration(
+      folder,
+      config,
+      { ...rest, ...limit, text: texts[i]!, windows: count },
+      { signal },
     );
+    parts.push(part.given ? firstWindows(part, count, texts[i]!) : part);
   }
   const [{ length }] = parts as [TokenWindows];
   for (const [i, part] of parts.entries()) {
-    if (part.given) throw invalidArgument('shares', 'texts, not token ids', texts[i]);
     if (part.length !== length)
       throw new AlpsError(
         'INVALID_TEXT',
@@ -166,7 +176,7 @@ async function* encodedBy(
 }
 
 /** 2048 unless asked otherwise, and never more positions than the model has. */
-function windowLength(asked: number | undefined, config: DecoderConfig): number {
+export function windowLength(asked: number | undefined, config: DecoderConfig): number {
   if (asked !== undefined && (!Number.isSafeInteger(asked) || asked < 2)) {
     throw invalidArgument('length', 'an integer of at least 2', asked);
   }
@@ -193,7 +203,7 @@ function checkedLength(windows: TokenWindows, config: DecoderConfig): TokenWindo
 }
 
 /** Token ids of a `.json` file: a list of windows, or an object with such lists by name. */
-async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
+export async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
   const path = Array.isArray(text) && text.length === 1 ? text[0] : text;
   if (typeof path !== 'string' || !path.endsWith('.json')) return undefined;
   let content: string;

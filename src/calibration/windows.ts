@@ -136,6 +136,15 @@ export function joinWindows(parts: readonly TokenWindows[]): TokenWindows {
   return join(each, length, notes.length > 0 ? notes.join('; ') : undefined);
 }
 
+/** Windows of one that was given as token ids, at most as many as are asked for. @param name of it, for the note */
+export function firstWindows({ tokens, windows, length }: TokenWindows, count: number, name: string): TokenWindows {
+  const note = windows < count ? `${name} has ${windows} windows, not ${count}` : undefined;
+  const chosen = Array.from({ length: Math.min(windows, count) }, (_, i) =>
+    tokens.subarray(i * length, (i + 1) * length),
+  );
+  return join(chosen, length, note);
+}
+
 /** Windows given as token ids: all of one length, every id below the vocabulary. */
 export function windowsOfIds(ids: unknown, vocabulary: number, name: string): TokenWindows {
   if (!Array.isArray(ids) || ids.length === 0) throw invalidArgument(name, 'a list of windows of token ids', ids);

@@ -1,15 +1,15 @@
-import { dirname, resolve, sep } from 'node:path';
+import { resolve, sep } from 'node:path';
 import { readAllocation } from '../allocation/allocation-file.js';
 import { searchAllocation } from '../allocation/search.js';
 import type { AllocationSearch, AllocationSearchEvent, SearchObjective } from '../allocation/search-options.js';
-import { makeFolder, replaceFile } from '../checkpoint/output-folder.js';
-import { isCode } from '../errors.js';
+import { replaceFile } from '../checkpoint/output-folder.js';
 import { describePattern } from '../pruning/pattern.js';
 import { quoted } from '../quoted.js';
 import { list, number, parse, required, string, UsageError } from './arguments.js';
 import type { Command } from './command.js';
 import { eventOutput } from './event-output.js';
 import { table } from './format.js';
+import { checkReplaceable } from './output-file.js';
 import type { Progress } from './progress.js';
 import { pruningOptions, pruningOptionsOf } from './pruning-options.js';
 
@@ -76,9 +76,7 @@ export const allocateCommand: Command = {
       writeEvent(event);
       show(event);
     };
-    // Before the search: its result must have a place.
-    await checkFree(out);
-    await makeFolder(dirname(resolve(out)));
+    await checkReplaceable(out, readAllocation);
     try {
       const search = await searchAllocation({
         model: positional[0]!,
@@ -138,11 +136,4 @@ function summary(search: AllocationSearch, out: string): string {
 ${[`${describePattern(pattern)} of all layers together.`, found, time].filter(Boolean).join(' ')}
 Written to ${out}: alps prune takes it with --allocation ${quoted(out)}, beside the other options of this command.
 `;
-}
-
-/** @throws AlpsError where there is something else than an allocation */
-async function checkFree(path: string): Promise<void> {
-  await readAllocation(path).catch((error) => {
-    if (!isCode((error as Error).cause, 'ENOENT')) throw error;
-  });
 }

@@ -7,6 +7,7 @@ import type { Command } from './command.js';
 import { compareCommand } from './compare-command.js';
 import { devicesCommand } from './devices-command.js';
 import { evalCommand } from './eval-command.js';
+import { generateCommand } from './generate-command.js';
 import { inspectCommand } from './inspect-command.js';
 import { paperCommand } from './paper-command.js';
 import { pruneCommand } from './prune-command.js';
@@ -14,6 +15,7 @@ import { pruneCommand } from './prune-command.js';
 const commands: Record<string, Command> = {
   prune: pruneCommand,
   allocate: allocateCommand,
+  generate: generateCommand,
   eval: evalCommand,
   compare: compareCommand,
   paper: paperCommand,

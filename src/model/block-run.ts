@@ -1,8 +1,8 @@
 import type { Stream } from '../device/stream.js';
-import { Scope } from '../device/tensor.js';
+import { Scope, type Tensor } from '../device/tensor.js';
 import { type Block, type LinearPart, type MlpParts, stageCount } from './block.js';
 import type { DecoderModel, F32, Float, Norm } from './decoder.js';
-import { embedTokens } from './embedding.js';
+import { Embedding } from './embedding.js';
 import { ExpertRun } from './expert-run.js';
 import { ropeTables } from './rope.js';
 
@@ -17,11 +17,41 @@ export interface Windows {
 
 const chunkTokens = 4096;
 
+/** Keys and values of the tokens before, by block, for windows that grow by a token at a time. */
+class KeyValueCache {
+  /** Tokens of a window at most. */
+  readonly length: number;
+  position = 0;
+  readonly #blocks: { keys: Float; values: Float }[];
+
+  constructor({ device, precision, config }: DecoderModel, windows: number, length: number, scope: Scope) {
+    this.length = length;
+    const shape = [windows * length, config.kvHeads * config.headDim];
+    const make = (label: string) => scope.hold(device.tensor(precision, shape, label));
+    this.#blocks = Array.from({ length: config.layers }, () => ({
+      keys: make('kept keys'),
+      values: make('kept values'),
+    }));
+  }
+
+  /** Of one block. */
+  of(layer: number): { keys: Float; values: Float } {
+    return this.#blocks[layer]!;
+  }
+}
+
+/** Bytes that the keys and values of a window of `length` tokens take. */
+export function keyValueBytes({ config, precision }: DecoderModel, length: number): number {
+  return 2 * config.layers * length * config.kvHeads * config.headDim * (precision === 'float32' ? 4 : 2);
+}
+
 /**
  * The residual stream of a set of windows, and the four stages of a block on it:
  * 0: x = norm(h) feeds q, k, v, whose attention is a; 1: h += o(a); 2: x = norm(h) feeds gate and up, whose product is u;
  * 3: h += down(u). `begin` and `input` give what a stage's layers see, `advance` applies them. Between the two a traversal
  * may replace weights. Norms stand where the model has them; with experts, stages 2 and 3 run each on its own tokens.
+ *
+ * Either of whole windows ({@link create}), or of windows that grow by a token at a time ({@link growing}), whose keys and values are kept.
  */
 export class Activations {
   readonly model: DecoderModel;
@@ -38,17 +68,19 @@ export class Activations {
   readonly #mixed: Float;
   readonly #inner: Float;
   readonly #experts: ExpertRun | undefined;
+  readonly #cache: KeyValueCache | undefined;
 
-  private constructor(model: DecoderModel, { tokens, windows, length }: Windows) {
+  private constructor(model: DecoderModel, windows: number, length: number, positions = 0) {
     const { device, stream, precision, config } = model;
     this.model = model;
     this.windows = windows;
     this.length = length;
+    const tokens = windows * length;
     const perChunk = Math.max(1, Math.floor(chunkTokens / length)) * length;
-    for (let start = 0; start < tokens.length; start += perChunk) {
-      this.#chunks.push([start, Math.min(tokens.length, start + perChunk)]);
+    for (let start = 0; start < tokens; start += perChunk) {
+      this.#chunks.push([start, Math.min(tokens, start + perChunk)]);
     }
-    const widest = Math.min(perChunk, tokens.length);
+    const widest = Math.min(perChunk, tokens);
     const hold = this.#scope.hold.bind(this.#scope);
     const make = (rows: number, columns: number, label: string) =>
       hold(device.tensor(precision, [rows, columns], label));
@@ -56,9 +88,9 @@ export class Activations {
       const { hidden, heads, kvHeads, headDim, experts } = config;
       const dense = !experts?.layers.every(Boolean);
       const intermediate = dense ? config.intermediate : 0;
-      this.residual = hold(device.tensor('float32', [tokens.length, hidden], 'the residual stream'));
-      this.#mixed = make(tokens.length, heads * headDim, 'the attention outputs');
-      this.#inner = make(tokens.length, intermediate, 'the MLP’s inner activations');
+      this.residual = hold(device.tensor('float32', [tokens, hidden], 'the residual stream'));
+      this.#mixed = make(tokens, heads * headDim, 'the attention outputs');
+      this.#inner = make(tokens, intermediate, 'the MLP’s inner activations');
       this.#scratch = {
         x: make(widest, hidden, 'normalised inputs'),
         q: make(widest, heads * headDim, 'queries'),
@@ -70,11 +102,13 @@ export class Activations {
         config.normPlacement === 'sandwich'
           ? hold(device.tensor('float32', [widest, hidden], 'a branch’s outputs'))
           : undefined;
+      this.#cache = positions > 0 ? new KeyValueCache(model, windows, positions, this.#scope) : undefined;
+      const angles = positions || length;
       for (const rope of config.ropes) {
-        const { cosine, sine, half } = ropeTables(rope, length);
+        const { cosine, sine, half } = ropeTables(rope, angles);
         this.#angles.push({
-          cosine: hold(stream.upload('float32', [length, half], cosine)),
-          sine: hold(stream.upload('float32', [length, half], sine)),
+          cosine: hold(stream.upload('float32', [angles, half], cosine)),
+          sine: hold(stream.upload('float32', [angles, half], sine)),
         });
       }
       this.#experts = experts ? hold(new ExpertRun(model, this.residual)) : undefined;
@@ -85,15 +119,30 @@ export class Activations {
   }
 
   /** Embeds the tokens. */
-  static async create(model: DecoderModel, windows: Windows): Promise<Activations> {
-    const activations = new Activations(model, windows);
+  static async create(model: DecoderModel, { tokens, windows, length }: Windows): Promise<Activations> {
+    const activations = new Activations(model, windows, length);
     try {
-      await embedTokens(model, windows.tokens, windows.length, activations.residual);
+      using scope = new Scope();
+      const embedding = scope.hold(await Embedding.load(model));
+      const ids = scope.hold(model.stream.upload('uint32', [tokens.length], tokens));
+      embedding.apply(ids, { length, position: 0 }, activations.residual);
+      await model.stream.sync();
       return activations;
     } catch (error) {
       activations.dispose();
       throw error;
     }
+  }
+
+  /** Windows without a token so far, for {@link grow}; of at most `length` tokens. */
+  static growing(model: DecoderModel, windows: number, length: number): Activations {
+    return new Activations(model, windows, 1, length);
+  }
+
+  /** Makes the residual stream that of the next token of each window. @param position of it; 0 begins anew */
+  grow(embedding: Embedding, ids: Tensor<'uint32'>, position: number): void {
+    this.#cache!.position = position;
+    embedding.apply(ids, { length: 1, position }, this.residual);
   }
 
   get #stream(): Stream {
@@ -192,18 +241,17 @@ export class Activations {
     this.#linear(block.attention.v, x, v);
     if (block.queryNorm) stream.rmsNorm(q, block.queryNorm, normEps, q, normOffset);
     if (block.keyNorm) stream.rmsNorm(k, block.keyNorm, normEps, k, normOffset);
+    const position = this.#cache?.position ?? 0;
     const angles = this.#angles[ropeOf[block.layer] ?? -1];
     if (angles) {
-      stream.rope(q, angles.cosine, angles.sine, headDim, this.length);
-      stream.rope(k, angles.cosine, angles.sine, headDim, this.length);
+      using cosine = angles.cosine.rows(position, position + this.length);
+      using sine = angles.sine.rows(position, position + this.length);
+      stream.rope(q, cosine, sine, headDim, this.length);
+      stream.rope(k, cosine, sine, headDim, this.length);
     }
-    stream.attention(q, k, v, out, {
-      headDim,
-      sequence: this.length,
-      scale: attentionScale,
-      window: block.slidingWindow,
-      softCap: attentionSoftCap,
-    });
+    const how = { headDim, scale: attentionScale, window: block.slidingWindow, softCap: attentionSoftCap };
+    if (this.#cache) stream.attentionStep({ q, k, v, ...this.#cache.of(block.layer) }, out, { ...how, position });
+    else stream.attention(q, k, v, out, { ...how, sequence: this.length });
   }
 
   #gate({ gate, up }: MlpParts, x: Float, gates: Float, out: Float): void {
@@ -219,11 +267,16 @@ export class Activations {
 
   /** All four stages. */
   async run(block: Block): Promise<void> {
+    await this.apply(block);
+    await this.#stream.sync();
+  }
+
+  /** The same without waiting for what was queued. */
+  async apply(block: Block): Promise<void> {
     for (let stage = 0; stage < stageCount; stage++) {
       await this.begin(block, stage);
       this.advance(block, stage);
     }
-    await this.#stream.sync();
   }
 
   /** The whole model, block by block: each is read, run and dropped. */

@@ -1,0 +1,76 @@
+import { resolve } from 'node:path';
+import { readTokenFile } from '../calibration/calibration.js';
+import { replaceFile } from '../checkpoint/output-folder.js';
+import { generateText } from '../generate.js';
+import { quoted } from '../quoted.js';
+import { device, deviceOptions, number, parse, required, UsageError } from './arguments.js';
+import type { Command } from './command.js';
+import { duration } from './format.js';
+import { checkReplaceable } from './output-file.js';
+import { Progress } from './progress.js';
+
+const help = `alps generate - text that a model writes itself, to calibrate its pruning with
+
+Usage: alps generate MODEL --out FILE.json [options]
+
+  --out FILE             .json to write: {"calibration": [[ids of a window], ...]}; a file of token ids is replaced
+  --windows N            number of windows (default 16)
+  --length N             tokens of a window (default 2048, at most what the model takes)
+  --seed N               the same seed gives the same tokens on the same kind of device (default 0)
+  --temperature T        the logits are divided by T before a token is drawn (default 1)
+  --precision P          auto (default), float32 or bfloat16
+  --device D, --threads N, --memory-limit SIZE   as for alps prune
+  --json                 one JSON line on standard output instead of text
+
+The weights stay in memory while the model writes. alps prune takes the file in place of a text, or beside one:
+
+Example:
+  alps generate ./SmolLM2-135M --out own.json --windows 16 --length 1024
+  alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl --calibration own.json \\
+      --shares 1,1 --windows 32 --length 1024
+`;
+
+const options = {
+  out: { type: 'string' },
+  windows: { type: 'string' },
+  length: { type: 'string' },
+  seed: { type: 'string' },
+  temperature: { type: 'string' },
+  ...deviceOptions,
+} as const;
+
+export const generateCommand: Command = {
+  summary: 'Text of its own to calibrate with',
+  async run(args, { signal, stdout, stderr }) {
+    const { values, positional } = parse(args, options, ['MODEL']);
+    if (values.help) {
+      stdout.write(help);
+      return 0;
+    }
+    const out = required(values, 'out', 'FILE.json, the token ids to write');
+    if (!out.endsWith('.json'))
+      throw new UsageError(`Expected a name that ends with .json for --out but received "${out}"`);
+    await checkReplaceable(out, (path) => readTokenFile(path, 'calibration'));
+    const progress = new Progress(stderr);
+    try {
+      const { tokenIds, ...rest } = await generateText({
+        model: positional[0]!,
+        windows: number(values, 'windows'),
+        length: number(values, 'length'),
+        seed: number(values, 'seed'),
+        temperature: number(values, 'temperature'),
+        ...device(values),
+        signal,
+        onProgress: (share) => progress.update(share, 'writing'),
+      });
+      await replaceFile(resolve(out), `${JSON.stringify({ calibration: tokenIds.map((ids) => [...ids]) })}\n`);
+      progress.clear();
+      const { length, milliseconds } = rest;
+      const text = `${tokenIds.length} windows of ${length} tokens in ${duration(milliseconds)}, written to ${out}: alps prune takes them with --calibration ${quoted(out)}.\n`;
+      stdout.write(values.json ? `${JSON.stringify({ out, windows: tokenIds.length, ...rest })}\n` : text);
+      return 0;
+    } finally {
+      progress.clear();
+    }
+  },
+};

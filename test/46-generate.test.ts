@@ -1,0 +1,170 @@
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { loadCalibration } from '../src/calibration/calibration.js';
+import { Checkpoint } from '../src/checkpoint/folder.js';
+import { Device } from '../src/device/device.js';
+import { type GenerateOptions, generateText } from '../src/generate.js';
+import { Activations, keyValueBytes } from '../src/model/block-run.js';
+import { DecoderModel } from '../src/model/decoder.js';
+import { eachLogits } from '../src/model/head.js';
+import { prune } from '../src/prune.js';
+import { instructionSets, threadCounts } from './helpers/numbers.js';
+import { failure, temporaryFolder } from './helpers/safetensors-files.js';
+
+const models = fileURLToPath(new URL('fixtures/models/', import.meta.url));
+const llama = join(models, 'llama-plain');
+
+/** The likeliest token behind each of these windows' tokens, by the forward pass over whole windows. */
+async function likeliest(folder: string, tokenIds: readonly Uint32Array[]): Promise<number[][]> {
+  await using checkpoint = await Checkpoint.open(folder);
+  using stream = Device.open('cpu').stream();
+  const model = DecoderModel.open(checkpoint, stream);
+  const length = tokenIds[0]!.length;
+  const tokens = Uint32Array.from(tokenIds.flatMap((ids) => [...ids]));
+  using activations = await Activations.create(model, { tokens, windows: tokenIds.length, length });
+  await activations.runAll();
+  const best: number[] = [];
+  await eachLogits(model, activations, async (piece) => {
+    const values = await stream.read(piece);
+    const { vocabulary } = model.config;
+    for (let row = 0; row < values.length; row += vocabulary) {
+      const logits = values.subarray(row, row + vocabulary);
+      best.push(logits.indexOf(logits.reduce((a, b) => Math.max(a, b))));
+    }
+  });
+  return tokenIds.map((_, window) => best.slice(window * length, (window + 1) * length));
+}
+
+const ids = ({ tokenIds }: { tokenIds: readonly Uint32Array[] }) => tokenIds.map((window) => [...window]);
+
+describe('token by token as the forward pass over whole windows', () => {
+  test.each(readdirSync(models))(
+    '%s: at temperature 0 each token is the likeliest behind those before it',
+    async (name) => {
+      const model = join(models, name);
+      const written = await generateText({
+        model,
+        windows: 3,
+        length: 24,
+        temperature: 0,
+        device: 'cpu',
+        precision: 'float32',
+      });
+      const expected = await likeliest(model, written.tokenIds);
+      expect(written.tokenIds).toHaveLength(3);
+      for (const [window, tokens] of written.tokenIds.entries()) {
+        expect(tokens).toHaveLength(24);
+        expect([...tokens.subarray(1)]).toEqual(expected[window]!.slice(0, -1));
+      }
+    },
+  );
+
+  test('the first token is any, the next three are the likeliest, the others are drawn', async () => {
+    const { tokenIds } = await generateText({ model: llama, windows: 40, length: 12, device: 'cpu' });
+    const expected = await likeliest(llama, tokenIds);
+    expect(new Set(tokenIds.map(([first]) => first)).size).toBeGreaterThan(15);
+    let [likely, drawn] = [0, 0];
+    for (const [window, tokens] of tokenIds.entries()) {
+      expect([...tokens.subarray(1, 4)]).toEqual(expected[window]!.slice(0, 3));
+      for (let t = 4; t < 12; t++) tokens[t] === expected[window]![t - 1] ? likely++ : drawn++;
+    }
+    expect(drawn).toBeGreaterThan(likely);
+    // Nearly at 0 all are.
+    const cold = await generateText({ model: llama, windows: 4, length: 12, temperature: 1e-5, device: 'cpu' });
+    const greedy = await generateText({ model: llama, windows: 4, length: 12, temperature: 0, device: 'cpu' });
+    expect(ids(cold)).toEqual(ids(greedy));
+  });
+});
+
+describe('what the tokens depend on', () => {
+  const options: GenerateOptions = { model: llama, windows: 3, length: 20, device: 'cpu' };
+
+  test('the seed, and not the number of threads', async () => {
+    const runs = [];
+    for (const threads of threadCounts) runs.push(ids(await generateText({ ...options, threads })));
+    for (const run of runs) expect(run).toEqual(runs[0]);
+    expect(ids(await generateText({ ...options, seed: 1 }))).not.toEqual(runs[0]);
+  });
+
+  test.each(instructionSets())('%s: the same text twice, and its hash is that of the calibration', async (isa) => {
+    void Device.open('cpu', { isa });
+    const [first, second] = [await generateText(options), await generateText(options)];
+    expect(ids(first)).toEqual(ids(second));
+    expect(first.hash).toBe(second.hash);
+    await using checkpoint = await Checkpoint.open(llama);
+    using stream = Device.open('cpu').stream();
+    const { config } = DecoderModel.open(checkpoint, stream);
+    const loaded = await loadCalibration(llama, config, { tokenIds: first.tokenIds });
+    expect(loaded).toMatchObject({ windows: 3, length: 20, hash: first.hash });
+  });
+
+  test('windows are written a few at a time where memory is short', async () => {
+    await using checkpoint = await Checkpoint.open(llama);
+    using stream = Device.open('cpu').stream();
+    const model = DecoderModel.open(checkpoint, stream);
+    const some: GenerateOptions = { ...options, windows: 5, length: 200 };
+    const roomy = Device.open('cpu', { memoryLimit: 1 << 30 });
+    roomy.resetPeak();
+    const all = await generateText({ ...some, memoryLimit: 1 << 30 });
+    const peak = roomy.info().memoryPeak;
+    // Half of what is free beside the weights is then less than five windows' keys and values.
+    const memoryLimit = peak - keyValueBytes(model, 200);
+    const few = await generateText({ ...some, memoryLimit });
+    expect(ids(few)).toEqual(ids(all));
+    expect(Device.open('cpu', { memoryLimit }).info().memoryPeak).toBeLessThan(memoryLimit);
+    expect(await failure(generateText({ ...options, memoryLimit: 20_000 }))).toMatchObject({ code: 'OUT_OF_MEMORY' });
+    expect(Device.open('cpu', { memoryLimit: 20_000 }).info().memoryUsed).toBe(0);
+  });
+});
+
+test('an abort ends it between two tokens, and all memory is given back', async () => {
+  const controller = new AbortController();
+  const device = Device.open('cpu', { memoryLimit: 123_456_789 });
+  const shares: number[] = [];
+  const run = generateText({
+    model: llama,
+    windows: 2,
+    length: 30,
+    device: 'cpu',
+    memoryLimit: 123_456_789,
+    signal: controller.signal,
+    onProgress: (share) => {
+      shares.push(share);
+      if (shares.length === 5) controller.abort();
+    },
+  });
+  expect(await failure(run)).toMatchObject({ code: 'ABORTED' });
+  expect(shares).toHaveLength(5);
+  expect(shares).toEqual([...shares].sort((a, b) => a - b));
+  expect(device.info().memoryUsed).toBe(0);
+});
+
+test.each<[string, Partial<GenerateOptions>, string]>([
+  ['no windows', { windows: 0 }, 'windows'],
+  ['half a window', { windows: 1.5 }, 'windows'],
+  ['a window of one token', { length: 1 }, 'length'],
+  ['a negative seed', { seed: -1 }, 'seed'],
+  ['a temperature below 0', { temperature: -0.1 }, 'temperature'],
+  ['no number', { temperature: Number.NaN }, 'temperature'],
+])('%s is refused', async (_what, given, name) => {
+  const refusal = await failure(generateText({ model: llama, device: 'cpu', ...given }));
+  expect(refusal.code).toBe('INVALID_ARGUMENT');
+  expect(refusal.message).toContain(name);
+});
+
+test('a model is pruned on its own text, without any other', async () => {
+  const folder = await temporaryFolder();
+  const { tokenIds, hash } = await generateText({ model: llama, windows: 4, length: 32, device: 'cpu' });
+  const report = await prune({
+    model: llama,
+    out: join(folder, 'pruned'),
+    sparsity: 0.5,
+    device: 'cpu',
+    calibration: { tokenIds },
+  });
+  expect(report.calibration).toMatchObject({ windows: 4, length: 32, hash });
+  expect(report.sparsity).toBeCloseTo(0.5, 3);
+  expect(report.meanError).toBeGreaterThan(0);
+  expect(report.meanError).toBeLessThan(0.2);
+});
