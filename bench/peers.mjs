@@ -131,8 +131,16 @@ async function layers() {
     await againstPeers(device, settings, { shape, patterns, names, methods, scratch, onEntry });
 }
 
+/** ALPS is also set against the cheapest pipeline there is: with all defaults, and asking layers for their own outputs as the published code does. */
+const againstWanda = {
+  wanda: { method: 'wanda' },
+  alps: {},
+  'alps-own-targets': { denseTarget: false },
+  'alps-balanced-own-targets': { preset: 'balanced', denseTarget: false },
+};
+
 /** Ours on the same token windows: seconds of the whole command, or of the first blocks, and the perplexity. */
-async function ourModel(method, pattern, tokens, blocks) {
+async function ourModel(settings, pattern, tokens, blocks) {
   const controller = new AbortController();
   const out = join(scratch, 'pruned');
   let ofBlocks = 0;
@@ -143,7 +151,7 @@ async function ourModel(method, pattern, tokens, blocks) {
     out,
     overwrite: true,
     calibration,
-    method,
+    ...settings,
     ...patternOf(pattern),
     device,
     signal: controller.signal,
@@ -170,10 +178,9 @@ async function models() {
   run(python, [join(root, 'bench/peers/make_tokens.py'), ...made], { output: 2 });
   for (const pattern of options['model-patterns'].split(',')) {
     for (const method of Object.keys(peers).filter((name) => name !== 'dsnot')) {
-      // ALPS is also set against the cheapest pipeline there is.
       const ours = [];
-      for (const own of method === 'wanda' ? ['wanda', 'alps'] : [method]) {
-        const mine = await ourModel(own, pattern, tokens, blocks);
+      for (const own of method === 'wanda' ? Object.keys(againstWanda) : [method]) {
+        const mine = await ourModel(againstWanda[own] ?? { method }, pattern, tokens, blocks);
         say(`${basename(model)}, ${own}, ${pattern}: ${JSON.stringify(mine)}`);
         ours.push({ own, ...mine });
       }

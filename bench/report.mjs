@@ -170,6 +170,8 @@ const oursTitles = {
   'alps-balanced': 'ALPS, balanced',
   'alps-published': 'ALPS, published schedule',
   alps: 'ALPS',
+  'alps-own-targets': 'ALPS without dense targets',
+  'alps-balanced-own-targets': 'ALPS, balanced, without dense targets',
 };
 const peerTitles = { sparsegpt: 'SparseGPT', wanda: 'Wanda', dsnot: 'DSnoT', magnitude: 'magnitude' };
 const named = (name) => oursTitles[name] ?? peerTitles[name] ?? name;

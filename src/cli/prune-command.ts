@@ -16,7 +16,7 @@ What to remove (one of the two):
   --pattern N:M          keep N of every M consecutive inputs, such as 2:4
 
 What the model reads meanwhile:
-  --calibration FILE     .txt, .jsonl, .json (token ids), .parquet, also .gz; may be given more than once
+  --calibration FILE     .txt, .jsonl, .json (token ids, also of alps generate), .parquet, also .gz; may be given more than once
   --shares A,B,...       how many of the windows each of these files gives, relative to the others (default: all are one text)
   --field NAME           the text field of .jsonl and .parquet (default text)
   --windows N            token windows (default 128)
