@@ -1,11 +1,12 @@
-import { windowLength } from './calibration/calibration.js';
+import { type CalibrationOptions, loadCalibration, windowLength } from './calibration/calibration.js';
 import { randomNumbers, type TokenWindows, windowsOfIds } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type DeviceName } from './device/device.js';
 import { Scope } from './device/tensor.js';
-import { throwIfAborted } from './errors.js';
+import { invalidArgument, throwIfAborted } from './errors.js';
 import type { Block } from './model/block.js';
 import { Activations, keyValueBytes } from './model/block-run.js';
+import type { DecoderConfig } from './model/config.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { Embedding } from './model/embedding.js';
 import { Head } from './model/head.js';
@@ -19,6 +20,12 @@ export interface GenerateOptions {
   windows?: number;
   /** Tokens of a window. Default 2048, at most what the model takes. */
   length?: number;
+  /**
+   * A text whose passages the windows begin with, for more text of its kind: files or strings as for calibration. Default: a window begins with any token.
+   */
+  prompts?: Pick<CalibrationOptions, 'text' | 'tokenIds' | 'field' | 'maxTokens'>;
+  /** Tokens of a passage, at least 2. Default an eighth of a window. */
+  promptLength?: number;
   /** The same model, seed, device and precision give the same tokens. Default 0. */
   seed?: number;
   /** Logits are divided by it before a token is drawn. Default 1: the model's own distribution. */
@@ -61,7 +68,7 @@ const greedyTokens = 3;
  * ```
  *
  * Each window begins with a token of the vocabulary, each equally likely; the three behind it are the likeliest ones, and all further ones are drawn
- * from the model's distribution. The weights stay in the device's memory, and keys and values of as many windows at a time as half of what is then free
+ * from the model's distribution. With `prompts` each begins with a passage of them, and all further ones are drawn. The weights stay in the device's memory, and keys and values of as many windows at a time as half of what is then free
  * holds.
  *
  * Sources: *LLM-QAT* (2023) for how a window begins, *Self-calibration for Language Model Quantization and Pruning* (2024).
@@ -74,6 +81,8 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   integerFrom('windows', windows, 1);
   integerFrom('seed', seed, 0);
   numberIn('temperature', temperature, 0, 1e6);
+  if (options.promptLength !== undefined && !options.prompts)
+    throw invalidArgument('promptLength', 'none without prompts', options.promptLength);
   throwIfAborted(signal);
   await using checkpoint = await Checkpoint.open(options.model, { signal });
   const device = Device.open(options.device ?? 'auto', deviceOptions(options));
@@ -81,7 +90,8 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   using stream = device.stream({ signal });
   const model = DecoderModel.open(checkpoint, stream, precision);
   const length = windowLength(options.length, model.config);
-  const plan = { windows, length, seed, temperature };
+  const prompts = options.prompts && (await loadPrompts(options, model.config, length));
+  const plan = { windows, length, seed, temperature, prompts };
   using writer = await Writer.load(model, plan);
   const tokenIds = await writer.write(plan, { signal, onProgress: options.onProgress });
   const { hash }: TokenWindows = windowsOfIds(tokenIds, model.config.vocabulary, 'tokenIds');
@@ -94,6 +104,19 @@ interface Plan {
   length: number;
   seed: number;
   temperature: number;
+  /** What windows begin with, one after the other and again from the first. */
+  prompts: TokenWindows | undefined;
+}
+
+async function loadPrompts(
+  { model, prompts, promptLength, windows = 16, seed = 0, signal }: GenerateOptions,
+  config: DecoderConfig,
+  length: number,
+): Promise<TokenWindows> {
+  const tokens = integerFrom('promptLength', promptLength ?? Math.max(2, Math.floor(length / 8)), 2);
+  if (tokens >= length) throw invalidArgument('promptLength', `fewer tokens than the ${length} of a window`, tokens);
+  const calibration = { ...prompts, windows, seed, length: tokens };
+  return await loadCalibration(model, config, calibration, signal ? { signal } : {});
 }
 
 /** A whole model on a device, and the windows that it writes side by side. */
@@ -143,7 +166,7 @@ class Writer {
       for (let window = 0; window < count; window++)
         for (let t = 0; t < length; t++) draws[t * together + window] = random();
       const done = result.length;
-      const ids = await this.#writeTogether(plan, draws, (t) => {
+      const ids = await this.#writeTogether(plan, { draws, first: this.#beginnings(plan, done, draws) }, (t) => {
         throwIfAborted(signal);
         onProgress?.((done + (count * t) / length) / windows);
       });
@@ -153,22 +176,34 @@ class Writer {
     return result;
   }
 
+  /** What the windows begin with, [tokens, windows]. @param done windows before these */
+  #beginnings({ prompts }: Plan, done: number, draws: Float64Array): Uint32Array[] {
+    const { windows } = this.#activations;
+    if (!prompts) return [Uint32Array.from({ length: windows }, (_, i) => draws[i]! * this.#model.config.vocabulary)];
+    const passage = (window: number) => ((done + window) % prompts.windows) * prompts.length;
+    return Array.from({ length: prompts.length }, (_, t) =>
+      Uint32Array.from({ length: windows }, (_, window) => prompts.tokens[passage(window) + t]!),
+    );
+  }
+
   /**
    * @param draws [length, windows], in [0, 1)
+   * @param first the first rows of the ids
    * @returns ids, [length, windows]
    */
   async #writeTogether(
-    { length, temperature }: Plan,
-    draws: Float64Array<ArrayBuffer>,
+    { length, temperature, prompts }: Plan,
+    { draws, first }: { draws: Float64Array<ArrayBuffer>; first: readonly Uint32Array[] },
     onToken: (t: number) => void,
   ): Promise<Uint32Array<ArrayBuffer>> {
     const { stream, device, config } = this.#model;
     const { windows, residual } = this.#activations;
+    const greedy = prompts ? 0 : greedyTokens;
     using scope = new Scope();
     const numbers = scope.hold(stream.upload('float64', [length, windows], draws, 'the drawn numbers'));
-    const first = new Uint32Array(length * windows);
-    for (let window = 0; window < windows; window++) first[window] = Math.floor(draws[window]! * config.vocabulary);
-    const ids = scope.hold(stream.upload('uint32', [length, windows], first, 'the written tokens'));
+    const all = new Uint32Array(length * windows);
+    for (const [t, row] of first.entries()) all.set(row, t * windows);
+    const ids = scope.hold(stream.upload('uint32', [length, windows], all, 'the written tokens'));
     const logits = scope.hold(device.tensor('float32', [windows, config.vocabulary], 'the logits'));
     for (let t = 0; t + 1 < length; t++) {
       using row = ids.rows(t, t + 1);
@@ -177,8 +212,10 @@ class Writer {
       using draw = numbers.rows(t + 1, t + 2);
       this.#activations.grow(this.#embedding, written, t);
       for (const block of this.#blocks) await this.#activations.apply(block);
-      this.#head.apply(residual, logits);
-      stream.sample(logits, draw, next, t < greedyTokens ? 0 : temperature);
+      if (t + 1 >= first.length) {
+        this.#head.apply(residual, logits);
+        stream.sample(logits, draw, next, t < greedy ? 0 : temperature);
+      }
       await stream.sync();
       onToken(t + 1);
     }

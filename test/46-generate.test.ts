@@ -60,6 +60,37 @@ describe('token by token as the forward pass over whole windows', () => {
     },
   );
 
+  test('with prompts windows begin with their passages, again from the first where they are fewer', async () => {
+    const passages = [0, 1].map((p) => Array.from({ length: 6 }, (_, t) => 7 * p + 3 * t));
+    const options: GenerateOptions = {
+      model: llama,
+      windows: 5,
+      length: 20,
+      device: 'cpu',
+      prompts: { tokenIds: passages },
+    };
+    const greedy = await generateText({ ...options, temperature: 0 });
+    const expected = await likeliest(llama, greedy.tokenIds);
+    for (const [window, tokens] of greedy.tokenIds.entries()) {
+      expect([...tokens.subarray(0, 6)]).toEqual(passages[window % 2]);
+      expect([...tokens.subarray(6)]).toEqual(expected[window]!.slice(5, -1));
+    }
+    const drawn = ids(await generateText(options));
+    expect(drawn.map((tokens) => tokens.slice(0, 6))).toEqual([0, 1, 0, 1, 0].map((p) => passages[p]));
+    expect(drawn[0]!.slice(6)).not.toEqual(drawn[2]!.slice(6));
+    expect(drawn[0]!.slice(6)).not.toEqual([...greedy.tokenIds[0]!.subarray(6)]);
+    // As long as was asked for, or an eighth of a window.
+    const text = { documents: ['It is the same text in every passage, and long enough. '.repeat(60)] };
+    const folder = join(models, '..', '..', '..', 'models', 'union-4m');
+    const [some] = (
+      await generateText({ model: folder, windows: 1, length: 40, device: 'cpu', prompts: { text }, promptLength: 20 })
+    ).tokenIds;
+    const [again] = (await generateText({ model: folder, windows: 1, length: 160, device: 'cpu', prompts: { text } }))
+      .tokenIds;
+    expect([...again!.subarray(0, 20)]).toEqual([...some!.subarray(0, 20)]);
+    expect([...again!.subarray(20, 40)]).not.toEqual([...some!.subarray(20)]);
+  });
+
   test('the first token is any, the next three are the likeliest, the others are drawn', async () => {
     const { tokenIds } = await generateText({ model: llama, windows: 40, length: 12, device: 'cpu' });
     const expected = await likeliest(llama, tokenIds);
@@ -147,6 +178,8 @@ test.each<[string, Partial<GenerateOptions>, string]>([
   ['a negative seed', { seed: -1 }, 'seed'],
   ['a temperature below 0', { temperature: -0.1 }, 'temperature'],
   ['no number', { temperature: Number.NaN }, 'temperature'],
+  ['a passage of nothing', { promptLength: 8 }, 'promptLength'],
+  ['a passage of a whole window', { length: 16, prompts: { tokenIds: [[1, 2]] }, promptLength: 16 }, 'promptLength'],
 ])('%s is refused', async (_what, given, name) => {
   const refusal = await failure(generateText({ model: llama, device: 'cpu', ...given }));
   expect(refusal.code).toBe('INVALID_ARGUMENT');

@@ -3,7 +3,7 @@ import { readTokenFile } from '../calibration/calibration.js';
 import { replaceFile } from '../checkpoint/output-folder.js';
 import { generateText } from '../generate.js';
 import { quoted } from '../quoted.js';
-import { device, deviceOptions, number, parse, required, UsageError } from './arguments.js';
+import { device, deviceOptions, list, number, parse, required, string, UsageError } from './arguments.js';
 import type { Command } from './command.js';
 import { duration } from './format.js';
 import { checkReplaceable } from './output-file.js';
@@ -16,6 +16,10 @@ Usage: alps generate MODEL --out FILE.json [options]
   --out FILE             .json to write: {"calibration": [[ids of a window], ...]}; a file of token ids is replaced
   --windows N            number of windows (default 16)
   --length N             tokens of a window (default 2048, at most what the model takes)
+  --prompts FILE         windows begin with passages of this text, for more text of its kind; may be given more than once
+                         (default: with any token)
+  --field NAME           the text field of .jsonl and .parquet (default text)
+  --prompt-length N      tokens of a passage (default an eighth of a window)
   --seed N               the same seed gives the same tokens on the same kind of device (default 0)
   --temperature T        the logits are divided by T before a token is drawn (default 1)
   --precision P          auto (default), float32 or bfloat16
@@ -34,6 +38,9 @@ const options = {
   out: { type: 'string' },
   windows: { type: 'string' },
   length: { type: 'string' },
+  prompts: { type: 'string', multiple: true },
+  field: { type: 'string' },
+  'prompt-length': { type: 'string' },
   seed: { type: 'string' },
   temperature: { type: 'string' },
   ...deviceOptions,
@@ -51,12 +58,15 @@ export const generateCommand: Command = {
     if (!out.endsWith('.json'))
       throw new UsageError(`Expected a name that ends with .json for --out but received "${out}"`);
     await checkReplaceable(out, (path) => readTokenFile(path, 'calibration'));
+    const prompts = list(values, 'prompts');
     const progress = new Progress(stderr);
     try {
       const { tokenIds, ...rest } = await generateText({
         model: positional[0]!,
         windows: number(values, 'windows'),
         length: number(values, 'length'),
+        ...(prompts.length > 0 ? { prompts: { text: prompts, field: string(values, 'field') } } : {}),
+        promptLength: number(values, 'prompt-length'),
         seed: number(values, 'seed'),
         temperature: number(values, 'temperature'),
         ...device(values),
