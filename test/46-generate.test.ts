@@ -88,7 +88,6 @@ describe('token by token as the forward pass over whole windows', () => {
     const [again] = (await generateText({ model: folder, windows: 1, length: 160, device: 'cpu', prompts: { text } }))
       .tokenIds;
     expect([...again!.subarray(0, 20)]).toEqual([...some!.subarray(0, 20)]);
-    expect([...again!.subarray(20, 40)]).not.toEqual([...some!.subarray(20)]);
   });
 
   test('the first token is any, the next three are the likeliest, the others are drawn', async () => {
