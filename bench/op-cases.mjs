@@ -343,6 +343,18 @@ export function cases(n, tokens) {
       return { run: () => s.attention(q, k, v, out, options) };
     });
   }
+  for (const dtype of [f, h]) {
+    const windows = Math.max(1, Math.floor(tokens / sequence));
+    const width = heads * headDim;
+    // The last token of each window: q, k and v are read, out and the new rows written, the earlier rows read.
+    const elements = windows * width * (6 + 2 * (sequence - 1));
+    add(`attentionStep ${dtype}`, dtype, 4 * sequence * width * windows, (dtype === f ? 4 : 2) * elements, (t, s) => {
+      const [q, k, v, out] = range(4, () => t.floats(dtype, windows, width));
+      const [keys, values] = range(2, () => t.floats(dtype, windows * sequence, width));
+      const options = { headDim, position: sequence - 1, scale: 1 / Math.sqrt(headDim) };
+      return { run: () => s.attentionStep({ q, k, v, keys, values }, out, options) };
+    });
+  }
   add('gatedActivation silu bfloat16', f, 5 * rows, 6 * rows, (t, s) => {
     const [gate, up, out] = [t.floats(h, tokens, n), t.floats(h, tokens, n), t.zeros(h, tokens, n)];
     return { run: () => s.gatedActivation(gate, up, out, 'silu') };
@@ -379,6 +391,12 @@ export function cases(n, tokens) {
     const [logits, out] = [t.floats(f, headRows, vocabulary), t.zeros('float64', headRows)];
     const targets = t.uint32(range(headRows, (i) => (i * 7919) % vocabulary));
     return { run: () => s.crossEntropy(logits, targets, out) };
+  });
+  add('sample', f, 4 * headRows * vocabulary, 4 * headRows * vocabulary, (t, s) => {
+    const [logits, ids] = [t.floats(f, headRows, vocabulary), t.zeros('uint32', headRows)];
+    const draws = t.zeros('float64', headRows);
+    s.fill(draws, 0.5);
+    return { run: () => s.sample(logits, draws, ids, 0.7) };
   });
   return list;
 }

@@ -20,6 +20,7 @@ const products = {
   sparseGpt: ([weight, factor]) => weight.size * factor.shape[0],
   // Causal: half of the scores, two products each.
   attention: ([q], [, sequence]) => 2 * q.size * (sequence + 1),
+  attentionStep: ([q], [, position]) => 4 * q.size * (position + 1),
 };
 /** Tensors that are read and written, by their place; all others are read or written once. */
 const inPlace = {
@@ -45,6 +46,8 @@ export function costOf({ op, arguments: list, calls }) {
   let bytes = tensors.reduce((sum, tensor) => sum + (tensor?.bytes ?? 0), 0);
   for (const place of inPlace[op] ?? []) bytes += tensors[place].bytes;
   if (op === 'embedding') bytes -= tensors[0].bytes - tensors[2].size * sizes[tensors[0].dtype]; // the rows that are read
+  // The rows of the sequences so far, of the keys and of the values.
+  if (op === 'attentionStep') bytes += 2 * ((integers[1] + 1) * tensors[1].bytes - tensors[3].bytes);
   // b, B0 and S are read, b, S and Y written, each time; the mask both.
   if (op === 'admmIterate') bytes = integers[0] * (tensors[0].bytes + (22 + sizes[tensors[0].dtype]) * tensors[1].size);
   return {

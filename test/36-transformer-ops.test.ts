@@ -285,6 +285,99 @@ describe.each(opDevices())('forward ops on %s', (isa) => {
     expect(last).toBeNaN();
   });
 
+  async function sample(logits: number[], draws: number[], temperature: number): Promise<number[]> {
+    const rows = draws.flatMap(() => logits);
+    const ids = scope.hold(stream.upload('uint32', [draws.length], new Uint32Array(draws.length).fill(2 ** 32 - 1)));
+    stream.sample(
+      scope.hold(stream.upload('float32', [draws.length, logits.length], Float32Array.from(rows))),
+      scope.hold(stream.upload('float64', [draws.length], Float64Array.from(draws))),
+      ids,
+      temperature,
+    );
+    return [...(await stream.read(ids))];
+  }
+
+  test.each([1, 64, 1024, 32768])('sample of %i equal logits: exact at every place', async (vocabulary) => {
+    const logits = new Array(vocabulary).fill(-2);
+    const places = [0, 1, 31, 32, 511, 512, 513, 2047, 2048, 32767].filter((i) => i < vocabulary);
+    const draws = places.flatMap((i) => [i, i + 0.5, i + 1 - 2 ** -20].map((x) => x / vocabulary));
+    for (const temperature of [1e-300, 0.7, 1, 1e6]) {
+      expect(await sample(logits, draws, temperature)).toEqual(places.flatMap((i) => [i, i, i]));
+      expect(await sample(logits, [1 - 2 ** -53], temperature)).toEqual([vocabulary - 1]);
+    }
+  });
+
+  test.each([
+    { vocabulary: 3, temperature: 1 },
+    { vocabulary: 50, temperature: 0.2 },
+    { vocabulary: 5003, temperature: 0.8 },
+    { vocabulary: 5003, temperature: 5 },
+  ])(
+    'sample of $vocabulary, temperature $temperature: the first past the draw',
+    async ({ vocabulary, temperature }) => {
+      const logits = Array.from(normal(15, vocabulary), (x) => x);
+      logits[Math.floor(vocabulary / 2)] = Number.NEGATIVE_INFINITY;
+      const weights = logits.map((x) => Math.exp(x / temperature));
+      const total = weights.reduce((a, b) => a + b);
+      const draws: number[] = [];
+      const expected: number[] = [];
+      let below = 0;
+      let next = 0; // of some twenty ids
+      for (const [i, weight] of weights.entries()) {
+        const p = weight / total;
+        // Just inside what is this id's, by more than float32's errors.
+        if (p > 1e-5 && i >= next) {
+          next = i + vocabulary / 20;
+          draws.push(below + 2e-6, below + p - 2e-6);
+          expected.push(i, i);
+        }
+        below += p;
+      }
+      expect(draws.length).toBeGreaterThanOrEqual(4);
+      expect(await sample(logits, draws, temperature)).toEqual(expected);
+    },
+  );
+
+  test('sample at temperature 0 and at the ends of temperatures', async () => {
+    const draws = [0, 0.3, 0.7, 1 - 2 ** -53];
+    const long = new Array(3000).fill(0);
+    long[1700] = 1;
+    long[2999] = 1;
+    expect(await sample(long, draws, 0)).toEqual([1700, 1700, 1700, 1700]);
+    expect(await sample(long, draws, 1e-300)).toEqual([1700, 1700, 2999, 2999]);
+    expect(await sample([-1, -5, -1.0001], draws, 1e-6)).toEqual([0, 0, 0, 0]);
+    expect(await sample([8, 0, -8, 3], draws, 1e6)).toEqual([0, 1, 2, 3]);
+    expect(await sample([3e38, -3e38, 3e38], draws, 1)).toEqual([0, 0, 2, 2]);
+  });
+
+  test('sample never draws what is excluded or unknown, and gives some id for any row', async () => {
+    const draws = [0, 0.5, 1 - 2 ** -53];
+    const [no, yes] = [Number.NEGATIVE_INFINITY, Number.POSITIVE_INFINITY];
+    const long = new Array(2000).fill(no);
+    long[1234] = -7;
+    long[1999] = Number.NaN;
+    for (const temperature of [0, 1e-300, 0.5, 1, 1e6]) {
+      expect(await sample(long, draws, temperature)).toEqual([1234, 1234, 1234]);
+      expect(await sample([no, Number.NaN, 5, no], draws, temperature)).toEqual([2, 2, 2]);
+      expect(await sample([0, yes, Number.NaN, yes], draws, temperature)).toEqual([1, 1, 1]);
+      for (const logits of [new Array(700).fill(Number.NaN), new Array(700).fill(no), [no, Number.NaN]])
+        for (const id of await sample(logits, draws, temperature)) expect(id).toBeLessThan(logits.length);
+    }
+  });
+
+  test('sample takes no other shapes and temperatures', () => {
+    const logits = scope.hold(device.tensor('float32', [2, 4]));
+    const [draws, ids] = [scope.hold(device.tensor('float64', [2])), scope.hold(device.tensor('uint32', [2]))];
+    const three = scope.hold(device.tensor('uint32', [3]));
+    const refused = (message: string) =>
+      expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) });
+    for (const temperature of [-0.1, 1e7, Number.NaN, Number.POSITIVE_INFINITY])
+      expect(() => stream.sample(logits, draws, ids, temperature)).toThrow(refused('for temperature'));
+    expect(() => stream.sample(logits, draws, three, 1)).toThrow(refused('2 elements for ids'));
+    const none = scope.hold(device.tensor('float32', [2, 0]));
+    expect(() => stream.sample(none, draws, ids, 1)).toThrow(refused('at least one id'));
+  });
+
   test('an id past the table or the vocabulary fails and names it', async () => {
     const ids = scope.hold(stream.upload('uint32', [2], Uint32Array.from([3, 4])));
     const table = scope.hold(device.tensor('float32', [4, 8]));
@@ -325,7 +418,16 @@ async function forward(device: Device, tokens: number, width: number): Promise<B
   stream.rope(short, cosine, sine, 64, tokens);
   stream.activate(short, short, 'gelu');
   stream.embedding(short, targets, rows);
-  const read = [await stream.read(x), await stream.read(loss), await stream.read(short), await stream.read(rows)];
+  const draws = scope.hold(stream.upload('float64', [tokens], Float64Array.from({ length: tokens }, random(15))));
+  const ids = scope.hold(device.tensor('uint32', [tokens]));
+  stream.sample(rows, draws, ids, 0.9);
+  const read = [
+    await stream.read(x),
+    await stream.read(loss),
+    await stream.read(short),
+    await stream.read(rows),
+    await stream.read(ids),
+  ];
   return Buffer.concat(read.map(({ buffer }) => Buffer.from(buffer)));
 }
 

@@ -100,6 +100,52 @@ async function attention(device: Device, dtype: 'float32' | 'bfloat16', { q, k, 
   return values instanceof Float32Array ? values : fromBf16(values);
 }
 
+/** The same by attentionStep, position by position; whatever the caches hold behind the position is NaN. */
+async function steps(device: Device, dtype: 'float32' | 'bfloat16', { q, k, v }: Inputs, options: Case, skip = 0) {
+  using scope = new Scope();
+  const stream = scope.hold(device.stream());
+  const { windows, sequence, heads, kvHeads, headDim } = options;
+  const [wide, narrow] = [heads * headDim, kvHeads * headDim];
+  const upload = (rows: number, values: Float32Array): Tensor<'float32' | 'bfloat16'> => {
+    const all = new Float32Array(skip + values.length).fill(Number.NaN);
+    all.set(values, skip);
+    const memory =
+      dtype === 'float32' ? stream.upload(dtype, [all.length], all) : stream.upload(dtype, [all.length], toBf16(all));
+    const view: Tensor<'float32' | 'bfloat16'> = scope.hold(scope.hold(memory).rows(skip, all.length));
+    return scope.hold(view.reshape(rows, values.length / rows));
+  };
+  const read = async (tensor: Tensor<'float32' | 'bfloat16'>) => {
+    const values = await stream.read(tensor);
+    return values instanceof Float32Array ? values : fromBf16(values);
+  };
+  /** The rows of one position, of every window. */
+  const at = (values: Float32Array, width: number, position: number) => {
+    const rows = Array.from({ length: windows }, (_, i) => {
+      const first = (i * sequence + position) * width;
+      return [...values.subarray(first, first + width)];
+    });
+    return upload(windows, Float32Array.from(rows.flat()));
+  };
+  const [keys, values] = [k, v].map(({ length }) =>
+    upload(windows * sequence, new Float32Array(length).fill(Number.NaN)),
+  );
+  const cached = { keys: keys!, values: values! };
+  const outs: Tensor<'float32' | 'bfloat16'>[] = [];
+  for (let position = 0; position < sequence; position++) {
+    const rows = { q: at(q, wide, position), k: at(k, narrow, position), v: at(v, narrow, position) };
+    const out = upload(windows, new Float32Array(windows * wide).fill(Number.NaN));
+    stream.attentionStep({ ...rows, ...cached }, out, { ...options, position, scale: 1 / Math.sqrt(headDim) });
+    outs.push(out);
+  }
+  const out = new Float32Array(q.length);
+  for (const [position, tensor] of outs.entries()) {
+    const rows = await read(tensor);
+    for (let i = 0; i < windows; i++)
+      out.set(rows.subarray(i * wide, (i + 1) * wide), (i * sequence + position) * wide);
+  }
+  return { out, keys: await read(cached.keys), values: await read(cached.values) };
+}
+
 const rounded = ({ q, k, v }: Inputs): Inputs => {
   const round = (x: Float32Array) => fromBf16(toBf16(x));
   return { q: round(q), k: round(k), v: round(v) };
@@ -185,6 +231,93 @@ describe.each(opDevices())('attention on %s', (isa) => {
     stream.attention(q!, k!, v!, out!, { ...options, scale: 1 });
     expect(await stream.read(out!)).toHaveLength(0);
   });
+});
+
+const stepCases: Case[] = [
+  { windows: 3, sequence: 1, heads: 4, kvHeads: 1, headDim: 8, window: 0 },
+  { windows: 2, sequence: 17, heads: 9, kvHeads: 3, headDim: 64, window: 0 },
+  { windows: 1, sequence: 70, heads: 6, kvHeads: 2, headDim: 5, window: 9, softCap: 2 },
+  { windows: 2, sequence: 17, heads: 4, kvHeads: 4, headDim: 8, window: 1 },
+  { windows: 2, sequence: 45, heads: 2, kvHeads: 1, headDim: 80, window: 33, softCap: 30 },
+  { windows: 1, sequence: 40, heads: 2, kvHeads: 1, headDim: 1, window: 0 },
+  { windows: 1, sequence: 20, heads: 2, kvHeads: 2, headDim: 256, window: 0 },
+  { windows: 2, sequence: 11, heads: 2, kvHeads: 1, headDim: 301, window: 4 },
+  { windows: 1, sequence: 550, heads: 1, kvHeads: 1, headDim: 4, window: 0 }, // more than one block of keys
+];
+
+describe.each(opDevices())('attention for one more token on %s', (isa) => {
+  const device = opDevice(isa);
+
+  test.each((['float32', 'bfloat16'] as const).flatMap((dtype) => stepCases.map((options) => ({ dtype, ...options }))))(
+    `$dtype, ${describeCase}: NMSE < 1e-12, bfloat16 1e-5; keys and values are kept`,
+    async ({ dtype, ...options }) => {
+      const { given, expected } = prepare(dtype, options);
+      const limit = dtype === 'float32' ? 1e-12 : 1e-5;
+      for (const skip of [0, 1]) {
+        const { out, keys, values } = await steps(device, dtype, given, options, skip);
+        expect(nmse(out, expected)).toBeLessThan(limit);
+        expect(nmse(out, await attention(device, dtype, given, options))).toBeLessThan(limit);
+        expect(keys).toEqual(given.k);
+        expect(values).toEqual(given.v);
+      }
+    },
+  );
+
+  test('scores up to ±1e4 neither overflow nor lose the largest: NMSE < 1e-4', async () => {
+    const options: Case = { windows: 1, sequence: 100, heads: 1, kvHeads: 1, headDim: 8, window: 0 };
+    const { given, expected } = prepare('float32', options, 3000);
+    expect(nmse((await steps(device, 'float32', given, options)).out, expected)).toBeLessThan(1e-4);
+  });
+
+  test('a NaN in a key reaches every query that sees it, and no other', async () => {
+    const options: Case = { windows: 1, sequence: 60, heads: 2, kvHeads: 1, headDim: 8, window: 25 };
+    const given = inputs(options);
+    given.k[30 * 8 + 3] = Number.NaN;
+    const { out } = await steps(device, 'float32', given, options);
+    expect([...out].map(Number.isNaN)).toEqual(Array.from(out, (_, i) => i >= 30 * 16 && i < 55 * 16));
+  });
+
+  test('shapes that do not fit are refused', () => {
+    using scope = new Scope();
+    const stream = scope.hold(device.stream());
+    const zeros = (rows: number, columns: number) => scope.hold(device.tensor('float32', [rows, columns]));
+    const right = { q: zeros(2, 16), k: zeros(2, 8), v: zeros(2, 8), keys: zeros(10, 8), values: zeros(10, 8) };
+    const step = (tensors: Partial<typeof right>, options = {}) =>
+      stream.attentionStep({ ...right, ...tensors }, zeros(2, 16), { headDim: 8, position: 4, scale: 1, ...options });
+    expect(() => step({})).not.toThrow();
+    for (const [message, tensors, options] of [
+      ['a position in sequences of 5 but received 5', {}, { position: 5 }],
+      ['a position in sequences of 5 but received -1', {}, { position: -1 }],
+      ['keys of 2 sequences', { keys: zeros(9, 8), values: zeros(9, 8) }, {}],
+      ['keys of 2 sequences, as wide as k', { keys: zeros(10, 16), values: zeros(10, 16) }, {}],
+      ['the same shape for values and keys', { values: zeros(8, 8) }, {}],
+      ['whole windows of 1 tokens', { k: zeros(3, 8), v: zeros(3, 8) }, {}],
+      ['query heads to be a multiple of key heads of 3 dimensions', {}, { headDim: 3 }],
+      ['a window of at least 0', {}, { window: -1 }],
+    ] as const) {
+      expect(() => step(tensors, options)).toThrow(
+        expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(message) }),
+      );
+    }
+  });
+});
+
+test.each([
+  { dtype: 'float32', headDim: 64 },
+  { dtype: 'bfloat16', headDim: 64 },
+  { dtype: 'bfloat16', headDim: 301 },
+] as const)('one more token, $dtype × $headDim: equal bits in any order, and whatever the threads', async (options) => {
+  const { dtype, headDim } = options;
+  const shape: Case = { windows: 2, sequence: 40, heads: 6, kvHeads: 2, headDim, window: 30 };
+  const given = inputs(shape);
+  for (const devices of [cudaOrders(), [...threadCounts, 1].map((threads) => Device.open('cpu', { threads }))]) {
+    const runs: Buffer[] = [];
+    for (const device of devices) {
+      const { out, keys, values } = await steps(device, dtype, given, shape);
+      runs.push(Buffer.concat([out, keys, values].map(({ buffer }) => Buffer.from(buffer))));
+    }
+    expect(runs.map((run) => run.equals(runs[0]!))).toEqual(runs.map(() => true));
+  }
 });
 
 test.each([

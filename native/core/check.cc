@@ -364,6 +364,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
 void attentionStep(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values,
                    const Tensor& out, int64_t headDim, int64_t position, double scale, int64_t window, double softCap) {
   attention(q, k, v, out, headDim, 1, scale, window, softCap);
+  require(q.dim(1) > 0, "Expected at least one query head but received ", describe(q));
   require(keys.defined() && keys.dtype == k.dtype && values.dtype == k.dtype,
           "Expected one dtype for k, keys and values");
   matrix("keys", keys);

@@ -2,6 +2,7 @@
 // loss.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/cpu_backend.h"
 
@@ -149,9 +150,10 @@ void CpuBackend::sample(Tensor logits, Tensor draws, Tensor ids, double temperat
     if (temperature == 0 || !std::isfinite(top)) return;
     thread_local std::vector<float> scaled;
     scaled.resize(static_cast<size_t>(n));
-    kernels_.scale(row, static_cast<float>(1 / temperature), nullptr, scaled.data(), scaled.size());
-    float shift = kernels_.transformer.maximum(scaled.data(), scaled.size());
-    kernels_.transformer.exponentials(scaled.data(), shift, scaled.data(), scaled.size());
+    // Differences are scaled: logits over a small temperature would lose their last bits, or overflow.
+    float inverse = static_cast<float>(std::min<double>(1 / temperature, std::numeric_limits<float>::max()));
+    for (int64_t j = 0; j < n; j++) scaled[static_cast<size_t>(j)] = (row[j] - top) * inverse;
+    kernels_.transformer.exponentials(scaled.data(), 0, scaled.data(), scaled.size());
     double sum = 0;
     for (float p : scaled) sum += p > 0 ? p : 0;  // NaN is not drawn
     double left = draws.as<double>()[begin] * sum;

@@ -95,6 +95,8 @@ class CudaBackend final : public Backend {
   void rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, int64_t sequence) override;
   void attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
                  int64_t window, double softCap) override;
+  void attentionStep(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor out, int64_t headDim,
+                     int64_t position, double scale, int64_t window, double softCap) override;
   void gatedActivation(Tensor gate, Tensor up, Tensor out, std::string activation) override;
   void activate(Tensor x, Tensor out, std::string activation) override;
   void softCap(Tensor x, double cap) override;
@@ -103,6 +105,7 @@ class CudaBackend final : public Backend {
   void scatterAddRows(Tensor y, Tensor ids, Tensor weights, Tensor x) override;
   void addTo(Tensor y, Tensor x) override;
   void crossEntropy(Tensor logits, Tensor targets, Tensor out) override;
+  void sample(Tensor logits, Tensor draws, Tensor ids, double temperature) override;
 
  private:
   struct Account;  // bytes in use against the limit, shared with the storages

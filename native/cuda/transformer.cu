@@ -1,9 +1,11 @@
-// Purpose: what else the decoder's forward pass needs without products: rows by their ids, rotary positions, loss.
+// Purpose: what else the decoder's forward pass needs without products: rows by their ids, rotary positions, loss,
+// drawing tokens.
 #include <cmath>
 #include <limits>
 
 #include "cuda/cuda_backend.h"
 #include "cuda/reduce.h"
+#include "cuda/scan.h"
 #include "cuda/vectors.h"
 
 namespace alps {
@@ -143,6 +145,80 @@ __global__ void __launch_bounds__(lossThreads)
   out[blockIdx.x] = (static_cast<double>(top) - row[target]) + log(sum);
 }
 
+constexpr int sampleThreads = 512, sampleWarps = sampleThreads / 32;
+
+// The block's largest value and its lowest index, in every thread.
+__device__ inline void blockArgMax(float& value, uint32_t& at) {
+  SHARED(float, values, sampleWarps);
+  SHARED(uint32_t, places, sampleWarps);
+  auto take = [&](float other, uint32_t place) {
+    if (other > value || (other == value && place < at)) value = other, at = place;
+  };
+  for (int by = 16; by > 0; by /= 2) {
+    float other = __shfl_xor_sync(0xffffffffu, value, by);
+    uint32_t place = __shfl_xor_sync(0xffffffffu, at, by);
+    take(other, place);
+  }
+  if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, places[threadIdx.x / 32] = at;
+  __syncthreads();
+  for (int i = 0; i < sampleWarps; i++) take(values[i], places[i]);
+}
+
+// One block a row, which its warps divide into parts side by side. inverse: 1 / temperature; 0 for temperature 0.
+__global__ void __launch_bounds__(sampleThreads)
+    sampleKernel(const float* logits, const double* draws, uint32_t* ids, uint32_t columns, float inverse) {
+  SHARED(double, sums, sampleWarps);
+  SHARED(uint32_t, found, 2);  // the first id that passes the draw, the last that can be drawn, both of the part
+  const float* row = logits + int64_t{blockIdx.x} * columns;
+  float top = -std::numeric_limits<float>::infinity();
+  uint32_t largest = columns;
+  for (int64_t j = threadIdx.x; j < columns; j += sampleThreads)  // NaN is above nothing
+    if (row[j] > top || (row[j] == top && largest == columns)) top = row[j], largest = static_cast<uint32_t>(j);
+  blockArgMax(top, largest);
+  if (threadIdx.x == 0) {
+    ids[blockIdx.x] = largest < columns ? largest : 0;
+    found[0] = columns, found[1] = 0;
+  }
+  if (inverse == 0 || fabsf(top) == std::numeric_limits<float>::infinity()) return;
+
+  auto probability = [&](int64_t j) {  // not yet divided by their sum; 0 for NaN
+    float p = expf((row[j] - top) * inverse);
+    return p > 0 ? static_cast<double>(p) : 0.0;
+  };
+  int64_t part = (int64_t{columns} + sampleWarps - 1) / sampleWarps;
+  int64_t begin = threadIdx.x / 32 * part, end = min(begin + part, int64_t{columns});
+  double sum = 0;
+  for (int64_t j = begin + threadIdx.x % 32; j < end; j += 32) sum += probability(j);
+  sum = warpSum(sum);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+
+  double total = 0, before = 0;
+  for (int i = 0; i < sampleWarps; i++) total += sums[i];
+  double draw = draws[blockIdx.x] * total;
+  int drawn = -1;  // the part
+  for (int i = 0; i < sampleWarps && (drawn < 0 || before + sums[drawn] <= draw); i++) {
+    if (sums[i] == 0) continue;
+    if (drawn >= 0) before += sums[drawn];
+    drawn = i;
+  }
+  // The part again, as far as the draw, by all threads.
+  begin = drawn * part, end = min(begin + part, int64_t{columns});
+  for (int64_t first = begin; first < end && found[0] == columns; first += sampleThreads) {
+    int64_t j = first + threadIdx.x;
+    double p = j < end ? probability(j) : 0, all;
+    double below = before + blockScan(p, all);
+    if (p > 0) {
+      atomicMax(&found[1], static_cast<uint32_t>(j));
+      if (below + p > draw) atomicMin(&found[0], static_cast<uint32_t>(j));
+    }
+    before += all;
+    __syncthreads();
+  }
+  // Rounding may leave the last sum at the draw.
+  if (threadIdx.x == 0) ids[blockIdx.x] = found[0] < columns ? found[0] : found[1];
+}
+
 }  // namespace
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
@@ -209,6 +285,12 @@ void CudaBackend::rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, in
 void CudaBackend::crossEntropy(Tensor logits, Tensor targets, Tensor out) {
   launch(queue(), crossEntropyKernel, {logits.dim(0)}, lossThreads, 0, logits.as(), targets.as<uint32_t>(),
          logits.dim(1), out.as<double>(), failure());
+}
+
+void CudaBackend::sample(Tensor logits, Tensor draws, Tensor ids, double temperature) {
+  double inverse = temperature == 0 ? 0 : std::min<double>(1 / temperature, std::numeric_limits<float>::max());
+  launch(queue(), sampleKernel, {logits.dim(0)}, sampleThreads, 0, logits.as(), draws.as<double>(), ids.as<uint32_t>(),
+         static_cast<uint32_t>(logits.dim(1)), static_cast<float>(inverse));
 }
 
 }  // namespace alps

@@ -2,7 +2,8 @@
 //   dtypes  f float32, h float32 or bfloat16 (one for all of an op), o the same for each tensor, d float64, u uint32,
 //           b uint8, x any (one for all of an op), y any
 //   sizes   m rows, n columns, t tokens, k any, e at most n, s segments, 1 one, T windows × sequence, p sequence,
-//           q heads × headDim, v kvHeads × headDim, a headDim / 2, D headDim, w a small number
+//           q heads × headDim, v kvHeads × headDim, a headDim / 2, D headDim, w a small number, B windows,
+//           l the last position of a sequence
 #include <algorithm>
 #include <sstream>
 
@@ -57,6 +58,10 @@ int64_t Arguments::sizeOf(char letter) const {
       return sizes_.headDim;
     case 'w':
       return 40;
+    case 'B':
+      return sizes_.windows;
+    case 'l':
+      return std::max<int64_t>(1, sizes_.sequence) - 1;
     default:
       return 1;
   }

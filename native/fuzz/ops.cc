@@ -167,6 +167,32 @@ void topExperts(Backend& backend, Arguments& from) {
       });
 }
 
+void attentionStep(Backend& backend, Arguments& from) {
+  call<&Backend::attentionStep, check::attentionStep>(
+      backend, from, "h:B,q h:B,v h:B,v h:T,v h:T,v h:B,q #D #l #w",
+      [](const Tensor&, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values, const Tensor& out,
+         int64_t, int64_t position, double, int64_t, double) {
+        if (k.size() == 0 || !apart({keys, values, out}) || !apart({k, keys, out}) || !apart({v, values, out})) return;
+        auto holds = [&](const Tensor& cache, const Tensor& rows) {
+          size_t bytes = static_cast<size_t>(rows.columns()) * alps::sizeOf(rows.dtype);
+          for (int64_t i = 0, length = cache.rows() / rows.rows(); i < rows.rows(); i++)
+            insist(std::memcmp(cache.as<char>() + static_cast<size_t>(i * length + position) * bytes,
+                               rows.as<char>() + static_cast<size_t>(i) * bytes, bytes) == 0,
+                   "a new key or value is kept as it is");
+        };
+        holds(keys, k), holds(values, v);
+      });
+}
+
+void sample(Backend& backend, Arguments& from) {
+  call<&Backend::sample, check::sample>(backend, from, "f:t,n d:t u:t",
+                                        [](const Tensor& logits, const Tensor&, const Tensor& ids, double) {
+                                          insist(std::all_of(ids.as<uint32_t>(), ids.as<uint32_t>() + ids.size(),
+                                                             [&](uint32_t id) { return id < logits.dim(1); }),
+                                                 "a drawn id is one of the vocabulary");
+                                        });
+}
+
 #define OP(name, signature) \
   [](Backend& backend, Arguments& from) { call<&Backend::name, check::name>(backend, from, signature); }
 
@@ -214,6 +240,8 @@ constexpr Call ops[] = {
     OP(scatterAddRows, "o:t,n u:t f:t f:k,n"),
     OP(addTo, "o:t,n f:t,n"),
     OP(crossEntropy, "f:t,n u:t d:t"),
+    attentionStep,
+    sample,
 };
 #undef OP
 

@@ -192,6 +192,29 @@ TEST_CASE("the decoder's ops") {
   REFUSED("whole windows", attention(heads, keys, keys, heads, 3, 3, 1, 0, 0));
   REFUSED("window of at least 0", attention(heads, keys, keys, heads, 3, 2, 1, -1, 0));
   REFUSED("softCap of at least 0", attention(heads, keys, keys, heads, 3, 2, 1, 0, notANumber));
+  const Tensor query = f32({2, 6}), key = f32({2, 3}), kept = f32({10, 3});
+  PASSES(attentionStep(query, key, key, kept, kept, query, 3, 4, 1, 0, 0));
+  PASSES(attentionStep(query, key, key, key, key, query, 3, 0, 1, INT64_MAX, 30));
+  PASSES(attentionStep(f32({0, 6}), f32({0, 3}), f32({0, 3}), f32({0, 3}), f32({0, 3}), f32({0, 6}), 3, 7, 1, 0, 0));
+  REFUSED("one dtype for q, k, v", attentionStep(query, bf16({2, 3}), key, kept, kept, query, 3, 0, 1, 0, 0));
+  REFUSED("one dtype for k, keys and values", attentionStep(query, key, key, none, kept, query, 3, 0, 1, 0, 0));
+  REFUSED("one dtype for k, keys and values",
+          attentionStep(query, key, key, bf16({10, 3}), bf16({10, 3}), query, 3, 0, 1, 0, 0));
+  REFUSED("one dtype for k, keys and values",
+          attentionStep(query, key, key, kept, bf16({10, 3}), query, 3, 0, 1, 0, 0));
+  REFUSED("matrix for keys", attentionStep(query, key, key, f32({30}), f32({30}), query, 3, 0, 1, 0, 0));
+  REFUSED("same shape for values", attentionStep(query, key, key, kept, f32({8, 3}), query, 3, 0, 1, 0, 0));
+  REFUSED("keys of 2 sequences", attentionStep(query, key, key, f32({5, 3}), f32({5, 3}), query, 3, 0, 1, 0, 0));
+  REFUSED("as wide as k", attentionStep(query, key, key, f32({10, 6}), f32({10, 6}), query, 3, 0, 1, 0, 0));
+  REFUSED("keys of 0 sequences",
+          attentionStep(f32({0, 6}), f32({0, 3}), f32({0, 3}), kept, kept, f32({0, 6}), 3, 0, 1, 0, 0));
+  for (int64_t position : {int64_t{-1}, int64_t{5}, INT64_MAX})
+    REFUSED("position in sequences of 5", attentionStep(query, key, key, kept, kept, query, 3, position, 1, 0, 0));
+  REFUSED("position in sequences of 0", attentionStep(query, key, key, f32({0, 3}), f32({0, 3}), query, 3, 0, 1, 0, 0));
+  REFUSED("at least one query head", attentionStep(f32({2, 0}), key, key, kept, kept, f32({2, 0}), 3, 0, 1, 0, 0));
+  REFUSED("multiple of key heads", attentionStep(key, query, query, kept, kept, key, 3, 0, 1, 0, 0));
+  REFUSED("window of at least 0", attentionStep(query, key, key, kept, kept, query, 3, 0, 1, -1, 0));
+  REFUSED("softCap of at least 0", attentionStep(query, key, key, kept, kept, query, 3, 0, 1, 0, notANumber));
   PASSES(gatedActivation(mn, mn, mn, "gelu"));
   REFUSED("silu, gelu", gatedActivation(mn, mn, mn, "swish"));
   REFUSED("for up but received nothing", gatedActivation(f32({}), none, f32({}), "silu"));
@@ -211,4 +234,14 @@ TEST_CASE("the decoder's ops") {
   REFUSED("same shape for y and x", addTo(mn, nm));
   PASSES(crossEntropy(mn, u32({2}), f64({2})));
   REFUSED("2 elements for targets", crossEntropy(mn, u32({3}), f64({2})));
+  PASSES(sample(mn, f64({2}), u32({2}), 0));
+  PASSES(sample(f32({0, 3}), f64({0}), u32({0}), 1e6));
+  REFUSED("dtype float32 for logits", sample(bf16({2, 3}), f64({2}), u32({2}), 1));
+  REFUSED("matrix for logits", sample(f32({3}), f64({1}), u32({1}), 1));
+  REFUSED("at least one id", sample(f32({2, 0}), f64({2}), u32({2}), 1));
+  REFUSED("dtype float64 for draws", sample(mn, f32({2}), u32({2}), 1));
+  REFUSED("2 elements for draws", sample(mn, f64({3}), u32({2}), 1));
+  REFUSED("2 elements for ids", sample(mn, f64({2}), u32({1}), 1));
+  for (double temperature : {-1e-9, 1e7, notANumber, infinity})
+    REFUSED("for temperature", sample(mn, f64({2}), u32({2}), temperature));
 }

@@ -1,6 +1,10 @@
 // The decoder's ops at odd shapes, against float64.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <limits>
+#include <span>
+
 #include "support.h"
 
 using namespace alps;
@@ -117,6 +121,56 @@ TEST_CASE("attention") {
   }
 }
 
+TEST_CASE("attention for one more token: as attention() over what there is so far") {
+  struct Case {
+    int64_t heads, kvHeads, headDim, length, window;
+    double softCap;
+  };
+  const std::vector<Case> shapes{{1, 1, 1, 3, 0, 0},     {4, 2, 3, 9, 2, 0},   {6, 2, 16, 40, 0, 2},
+                                 {2, 1, 7, 70, 33, 0.5}, {3, 3, 64, 20, 1, 0}, {2, 1, 301, 5, 0, 0}};
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (const Case& shape : shapes) {
+      for (DType dtype : {DType::f32, DType::bf16}) {
+        CAPTURE(shape.length);
+        CAPTURE(shape.headDim);
+        const int64_t sequences = 2, d = shape.headDim, T = shape.length, keyColumns = shape.kvHeads * d;
+        Tensor q = normal(dtype, {sequences * T, shape.heads * d}, 1),
+               k = normal(dtype, {sequences * T, keyColumns}, 2);
+        Tensor v = normal(dtype, {sequences * T, keyColumns}, 3), all = zeros(dtype, q.shape);
+        device->attention(q, k, v, all, d, T, 0.3, shape.window, shape.softCap);
+        // What lies behind the position is not looked at.
+        Numbers unknown(static_cast<size_t>(k.size()), std::nan(""));
+        Tensor keys = tensorOf(dtype, k.shape, unknown), values = tensorOf(dtype, k.shape, unknown);
+        Tensor q1 = zeros(dtype, {sequences, shape.heads * d}), out = zeros(dtype, q1.shape);
+        Tensor k1 = zeros(dtype, {sequences, keyColumns}), v1 = zeros(dtype, k1.shape);
+        auto row = [](const Tensor& x, int64_t i) {
+          size_t bytes = static_cast<size_t>(x.columns()) * sizeOf(x.dtype);
+          return std::span(x.as<uint8_t>() + static_cast<size_t>(i) * bytes, bytes);
+        };
+        Numbers stepped(static_cast<size_t>(q.size())), expected = numbersOf(all);
+        for (int64_t position = 0; position < T; position++) {
+          for (int64_t i = 0; i < sequences; i++)
+            for (auto [from, to] : {std::pair{&q, &q1}, {&k, &k1}, {&v, &v1}})
+              std::ranges::copy(row(*from, i * T + position), row(*to, i).begin());
+          device->attentionStep(q1, k1, v1, keys, values, out, d, position, 0.3, shape.window, shape.softCap);
+          Numbers got = numbersOf(out);
+          for (int64_t i = 0; i < sequences; i++)
+            std::copy_n(got.begin() + i * q.columns(), q.columns(), stepped.begin() + (i * T + position) * q.columns());
+          bool kept = true;
+          for (int64_t i = 0; i < sequences; i++)
+            kept &= std::ranges::equal(row(keys, i * T + position), row(k1, i)) &&
+                    std::ranges::equal(row(values, i * T + position), row(v1, i));
+          CHECK(kept);
+        }
+        CHECK(bytesOf(keys) == bytesOf(k));
+        CHECK(bytesOf(values) == bytesOf(v));
+        CHECK(nmse(stepped, expected) < (dtype == DType::bf16 ? 3e-5 : 1e-11));
+      }
+    }
+  }
+}
+
 TEST_CASE("activations") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);
@@ -169,6 +223,74 @@ TEST_CASE("embedding, rows, loss") {
     CHECK(nmse(numbersOf(loss), expected) < 1e-11);
     CHECK(codeOf([&] { device->crossEntropy(table, tensorOf(DType::u32, {9}, Numbers(9, 5.0)), loss); }) ==
           "INVALID_ARGUMENT");
+  }
+}
+
+TEST_CASE("drawing tokens") {
+  const double none = -std::numeric_limits<double>::infinity(), most = std::nextafter(1.0, 0.0);
+  const double unknown = std::nan(""), infinity = -none;
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    auto sample = [&](const Numbers& logits, const Numbers& draws, double temperature) {
+      int64_t rows = static_cast<int64_t>(draws.size()), n = static_cast<int64_t>(logits.size());
+      Numbers all;
+      for (int64_t i = 0; i < rows; i++) all.insert(all.end(), logits.begin(), logits.end());
+      Tensor ids = tensorOf(DType::u32, {rows}, Numbers(draws.size(), 4e9));
+      device->sample(tensorOf(DType::f32, {rows, n}, all), tensorOf(DType::f64, {rows}, draws), ids, temperature);
+      return numbersOf(ids);
+    };
+    // Equal logits: sums of ones, exact in float64.
+    for (int64_t n : {1, 4, 64, 1024}) {
+      Numbers draws, expected;
+      for (int64_t i = 0; i < n; i++) {
+        double at = static_cast<double>(i) / static_cast<double>(n);
+        draws.insert(draws.end(), {at, std::nextafter(at, 1.0), std::nextafter(at, -1.0)});
+        expected.insert(expected.end(), {double(i), double(i), double(std::max<int64_t>(0, i - 1))});
+      }
+      draws.push_back(most), expected.push_back(double(n - 1));
+      for (double temperature : {1.0, 0.3, 1e6, 1e-300}) {
+        CAPTURE(n);
+        CAPTURE(temperature);
+        CHECK(sample(Numbers(static_cast<size_t>(n), -3.5), draws, temperature) == expected);
+      }
+    }
+    // Against float64: beside each place where the sum passes from one id to the next, as far as float32 tells.
+    for (int64_t n : {2, 37, 1000}) {
+      for (double temperature : {0.25, 1.0, 3.0}) {
+        CAPTURE(n);
+        CAPTURE(temperature);
+        Numbers logits = numbersOf(normal(DType::f32, {n}, 4, 2)), draws, expected;
+        double total = 0, sum = 0;
+        for (double x : logits) total += std::exp(x / temperature);
+        for (int64_t i = 0; i < n; i++) {
+          double p = std::exp(logits[static_cast<size_t>(i)] / temperature) / total;
+          if (p > 1e-5) {
+            draws.insert(draws.end(), {sum + 2e-6, sum + p - 2e-6});
+            expected.insert(expected.end(), {double(i), double(i)});
+          }
+          sum += p;
+        }
+        CHECK(sample(logits, draws, temperature) == expected);
+      }
+    }
+    Numbers draws{0, 0.3, 0.7, most};
+    CHECK(sample({1, 5, 3, 5, -2}, draws, 0) == Numbers{1, 1, 1, 1});
+    CHECK(sample({1, 5, 3, 4.9, -2}, draws, 1e-4) == Numbers{1, 1, 1, 1});
+    CHECK(sample({1, 5, 3, 5, -2}, draws, 1e-300) == Numbers{1, 1, 3, 3});  // the limit: the largest, alike
+    CHECK(sample({1e4, 1e4 - 0.0009765625}, draws, 1e-3) == Numbers{0, 0, 0, 1});
+    CHECK(sample({1, 5, 3, -5}, draws, 1e6) == Numbers{0, 1, 2, 3});
+    CHECK(sample({3e38, -3e38, 3e38}, draws, 1) == Numbers{0, 0, 2, 2});
+    // Excluded logits are not drawn, at either end of the draws.
+    for (double temperature : {0.0, 1e-300, 0.5, 1e6}) {
+      CAPTURE(temperature);
+      CHECK(sample({none, 2, none, none}, draws, temperature) == Numbers{1, 1, 1, 1});
+      CHECK(sample({unknown, none, 0, unknown}, draws, temperature) == Numbers{2, 2, 2, 2});
+      CHECK(sample({0, infinity, infinity}, draws, temperature) == Numbers{1, 1, 1, 1});
+      for (const Numbers& row : {Numbers(5, none), Numbers(5, unknown), Numbers(5, infinity), {none, unknown, none}})
+        for (double id : sample(row, draws, temperature)) CHECK(id < double(row.size()));
+    }
+    // Whatever the draws hold.
+    for (double id : sample({1, 2, 3}, {unknown, infinity, none, -1, 2}, 1)) CHECK(id < 3);
   }
 }
 
