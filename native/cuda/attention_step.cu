@@ -31,9 +31,10 @@ struct StepProblem {
   float scale, softCap;
 };
 
-// The new row of keys and values is read from k and v, and no block reads it from where another stores it.
+// Three blocks a multiprocessor: ptxas else spills for a fourth. The new row of keys and values is read from k and v,
+// and no block reads it from where another stores it.
 template <typename T, int N>
-__global__ void __launch_bounds__(stepWarps * 32) attentionStepKernel(StepProblem problem) {
+__global__ void __launch_bounds__(stepWarps * 32, 3) attentionStepKernel(StepProblem problem) {
   constexpr int wide = stepColumns / 32 / N;  // vectors a lane
   SHARED(float, parts, stepWarps* stepColumns);
   SHARED(float, peaks, stepWarps);

@@ -172,7 +172,7 @@ void attentionStep(Backend& backend, Arguments& from) {
       backend, from, "h:B,q h:B,v h:B,v h:T,v h:T,v h:B,q #D #l #w",
       [](const Tensor&, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values, const Tensor& out,
          int64_t, int64_t position, double, int64_t, double) {
-        if (k.size() == 0 || !apart({keys, values, out}) || !apart({k, keys, out}) || !apart({v, values, out})) return;
+        if (k.size() == 0 || !apart({k, v, keys, values, out})) return;
         auto holds = [&](const Tensor& cache, const Tensor& rows) {
           size_t bytes = static_cast<size_t>(rows.columns()) * alps::sizeOf(rows.dtype);
           for (int64_t i = 0, length = cache.rows() / rows.rows(); i < rows.rows(); i++)
