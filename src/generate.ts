@@ -1,5 +1,5 @@
-import { type CalibrationOptions, loadCalibration, windowLength } from './calibration/calibration.js';
-import { randomNumbers, type TokenWindows, windowsOfIds } from './calibration/windows.js';
+import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } from './calibration/calibration.js';
+import { randomNumbers, shortened, type TokenWindows, windowsOfIds } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type DeviceName } from './device/device.js';
 import { Scope } from './device/tensor.js';
@@ -24,7 +24,7 @@ export interface GenerateOptions {
    * A text whose passages the windows begin with, for more text of its kind: files or strings as for calibration. Default: a window begins with any token.
    */
   prompts?: Pick<CalibrationOptions, 'text' | 'tokenIds' | 'field' | 'maxTokens'>;
-  /** Tokens of a passage, at least 2. Default an eighth of a window. */
+  /** Tokens of a passage, at least 2. Default an eighth of a window; passages that are given as token ids stay as they are. */
   promptLength?: number;
   /** The same model, seed, device and precision give the same tokens. Default 0. */
   seed?: number;
@@ -47,6 +47,8 @@ export interface GeneratedText {
   length: number;
   /** SHA-256 of the ids, as reports of {@link prune} have it for these windows. */
   hash: string;
+  /** What differs from what was asked for, in words. */
+  note?: string;
   /** For people. */
   device: string;
   precision: Precision;
@@ -68,8 +70,8 @@ const greedyTokens = 3;
  * ```
  *
  * Each window begins with a token of the vocabulary, each equally likely; the three behind it are the likeliest ones, and all further ones are drawn
- * from the model's distribution, a little sharpened. With `prompts` each begins with a passage of them, and all further ones are drawn. The weights stay in the device's memory, and keys and values of as many windows at a time as half of what is then free
- * holds.
+ * from the model's distribution, a little sharpened. With `prompts` each begins with a passage of them, and all further ones are drawn. The weights stay in the device's memory, and as many
+ * windows are written at a time as fit beside them, 64 at most.
  *
  * Sources: *LLM-QAT* (2023) for how a window begins, *Self-calibration for Language Model Quantization and Pruning* (2024).
  *
@@ -96,7 +98,10 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   const tokenIds = await writer.write(plan, { signal, onProgress: options.onProgress });
   const { hash }: TokenWindows = windowsOfIds(tokenIds, model.config.vocabulary, 'tokenIds');
   const { details } = device.info();
-  return { tokenIds, length, hash, device: details, precision, milliseconds: performance.now() - began };
+  const note = [lengthNote(options.length, model.config), prompts?.note].filter(Boolean).join('; ');
+  options.onProgress?.(1);
+  const milliseconds = performance.now() - began;
+  return { tokenIds, length, hash, ...(note ? { note } : {}), device: details, precision, milliseconds };
 }
 
 interface Plan {
@@ -113,10 +118,28 @@ async function loadPrompts(
   config: DecoderConfig,
   length: number,
 ): Promise<TokenWindows> {
+  const { text, tokenIds } = prompts ?? {};
+  if ((text === undefined) === (tokenIds === undefined))
+    throw invalidArgument('prompts', 'exactly one of text and tokenIds', text === undefined ? 'none' : 'both');
   const tokens = integerFrom('promptLength', promptLength ?? Math.max(2, Math.floor(length / 8)), 2);
-  if (tokens >= length) throw invalidArgument('promptLength', `fewer tokens than the ${length} of a window`, tokens);
+  const short = `fewer tokens than the ${length} of a window`;
+  if (tokens >= length) throw invalidArgument('promptLength', short, tokens);
   const calibration = { ...prompts, windows, seed, length: tokens };
-  return await loadCalibration(model, config, calibration, signal ? { signal } : {});
+  const loaded = await loadCalibration(model, config, calibration, signal ? { signal } : {});
+  if (promptLength !== undefined) return shortened(loaded, tokens);
+  // Token ids are passages as they are.
+  if (loaded.length >= length) throw invalidArgument('prompts', `passages of ${short}`, loaded.length);
+  return loaded;
+}
+
+/** Windows that fit beside the weights: keys and values, logits, one token's activations, numbers and ids of each. */
+function fittingWindows(model: DecoderModel, length: number): number {
+  const { vocabulary, hidden, intermediate, heads, kvHeads, headDim, ropes } = model.config;
+  const { memoryLimit, memoryUsed } = model.device.info();
+  const angles = ropes.reduce((sum, { dimensions }) => sum + 4 * length * dimensions, 0);
+  const activations = 3 * hidden + 3 * intermediate + 2 * (heads + kvHeads) * headDim;
+  const window = keyValueBytes(model, length) + 4 * (vocabulary + activations) + 12 * length;
+  return Math.floor((memoryLimit - memoryUsed - angles) / window);
 }
 
 /** A whole model on a device, and the windows that it writes side by side. */
@@ -136,13 +159,12 @@ class Writer {
     const writer = new Writer(model);
     const hold = writer.#scope.hold.bind(writer.#scope);
     try {
+      const most = Math.min(windows, mostTogether);
       writer.#embedding = hold(await Embedding.load(model));
       for (let layer = 0; layer < model.config.layers; layer++) writer.#blocks.push(hold(await model.loadBlock(layer)));
+      writer.#head = hold(await Head.load(model, most));
       await model.stream.sync();
-      const { memoryLimit, memoryUsed } = model.device.info();
-      const fitting = Math.floor((memoryLimit - memoryUsed) / 2 / keyValueBytes(model, length));
-      const together = Math.max(1, Math.min(windows, mostTogether, fitting));
-      writer.#head = hold(await Head.load(model, together));
+      const together = Math.max(1, Math.min(most, fittingWindows(model, length)));
       writer.#activations = hold(Activations.growing(model, together, length));
       return writer;
     } catch (error) {

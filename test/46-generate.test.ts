@@ -138,14 +138,43 @@ describe('what the tokens depend on', () => {
     roomy.resetPeak();
     const all = await generateText({ ...some, memoryLimit: 1 << 30 });
     const peak = roomy.info().memoryPeak;
-    // Half of what is free beside the weights is then less than five windows' keys and values.
+    // Less than five windows' keys and values are then left beside the weights.
     const memoryLimit = peak - keyValueBytes(model, 200);
     const few = await generateText({ ...some, memoryLimit });
     expect(ids(few)).toEqual(ids(all));
     expect(Device.open('cpu', { memoryLimit }).info().memoryPeak).toBeLessThan(memoryLimit);
+    // Wherever the weights and one window fit, any number of windows can be written.
+    for (let limit = memoryLimit; ; limit -= 20_000) {
+      const one = await generateText({ ...some, windows: 1, memoryLimit: limit }).catch(() => undefined);
+      if (!one) break;
+      expect((await generateText({ ...some, windows: 70, length: 10, memoryLimit: limit })).tokenIds).toHaveLength(70);
+      expect((await generateText({ ...some, memoryLimit: limit })).tokenIds).toHaveLength(5);
+    }
     expect(await failure(generateText({ ...options, memoryLimit: 20_000 }))).toMatchObject({ code: 'OUT_OF_MEMORY' });
     expect(Device.open('cpu', { memoryLimit: 20_000 }).info().memoryUsed).toBe(0);
   });
+});
+
+test('what differs from what was asked for is told', async () => {
+  const prompts = { tokenIds: [[5, 6, 7, 8, 9]] };
+  const capped = await generateText({ model: llama, windows: 1, length: 400, device: 'cpu', prompts, promptLength: 3 });
+  expect(capped).toMatchObject({ length: 256, note: "windows are capped at the model's 256 positions, not 400" });
+  expect([...capped.tokenIds[0]!.subarray(0, 3)]).toEqual([5, 6, 7]);
+  expect((await generateText({ model: llama, windows: 1, length: 20, device: 'cpu' })).note).toBeUndefined();
+  const folder = fileURLToPath(new URL('../models/union-4m', import.meta.url));
+  const short = {
+    documents: [
+      'A text of some twenty tokens, which is enough for one passage and for no more than that one passage of all.',
+    ],
+  };
+  const { note } = await generateText({
+    model: folder,
+    windows: 2,
+    length: 128,
+    device: 'cpu',
+    prompts: { text: short },
+  });
+  expect(note).toMatch(/^the text gives (1 windows|one window) of \d+ tokens, not 2/);
 });
 
 test('an abort ends it between two tokens, and all memory is given back', async () => {
@@ -178,6 +207,9 @@ test.each<[string, Partial<GenerateOptions>, string]>([
   ['a temperature below 0', { temperature: -0.1 }, 'temperature'],
   ['no number', { temperature: Number.NaN }, 'temperature'],
   ['a passage of nothing', { promptLength: 8 }, 'promptLength'],
+  ['passages of nothing', { prompts: {} }, 'prompts'],
+  ['passages as long as a window', { length: 4, prompts: { tokenIds: [[1, 2, 3, 4]] } }, 'prompts'],
+  ['two kinds of passages', { prompts: { text: 'a.txt', tokenIds: [[1, 2]] } }, 'prompts'],
   ['a passage of a whole window', { length: 16, prompts: { tokenIds: [[1, 2]] }, promptLength: 16 }, 'promptLength'],
 ])('%s is refused', async (_what, given, name) => {
   const refusal = await failure(generateText({ model: llama, device: 'cpu', ...given }));

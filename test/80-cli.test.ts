@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -139,6 +139,15 @@ describe('alps', () => {
     expect(refused.code).toBe(1);
     expect(refused.stderr).toContain('has no list of token windows');
     expect(await readFile(config, 'utf8')).toBe(before);
+    for (const other of ['[{"name": "a record"}]', '[null]', '{"calibration": [[1, 2]], "evaluation": [[3, 4]]}']) {
+      const path = join(scratch, 'other.json');
+      await writeFile(path, other);
+      expect((await alps('generate', model, '--out', path, ...sizes)).code).not.toBe(0);
+      expect(await readFile(path, 'utf8')).toBe(other);
+    }
+    expect((await alps('generate', model, '--out', own, '--field', 'text')).stderr).toContain(
+      '--field only with --prompts',
+    );
     expect((await alps('generate', model, '--out', 'own.txt')).stderr).toContain('ends with .json for --out');
   });
 

@@ -183,10 +183,15 @@ export function windowLength(asked: number | undefined, config: DecoderConfig): 
   return Math.min(asked ?? 2048, config.maxPositions);
 }
 
-/** Says so where a length that was asked for did not fit the model. */
+/** Says so where a length that was asked for does not fit the model. */
+export function lengthNote(asked: number | undefined, config: DecoderConfig): string | undefined {
+  if (asked === undefined || asked <= config.maxPositions) return undefined;
+  return `windows are capped at the model's ${config.maxPositions} positions, not ${asked}`;
+}
+
 function withCapNote(windows: TokenWindows, asked: number | undefined, config: DecoderConfig): TokenWindows {
-  if (asked === undefined || asked <= config.maxPositions) return windows;
-  const note = `windows are capped at the model's ${config.maxPositions} positions, not ${asked}`;
+  const note = lengthNote(asked, config);
+  if (note === undefined) return windows;
   return { ...windows, note: windows.note ? `${note}; ${windows.note}` : note };
 }
 

@@ -145,10 +145,21 @@ export function firstWindows({ tokens, windows, length }: TokenWindows, count: n
   return join(chosen, length, note);
 }
 
+/** The first tokens of each window, at most `length`. */
+export function shortened(all: TokenWindows, length: number): TokenWindows {
+  if (all.length <= length) return all;
+  const first = (i: number) => all.tokens.subarray(i * all.length, i * all.length + length);
+  return join(
+    Array.from({ length: all.windows }, (_, i) => first(i)),
+    length,
+    all.note,
+  );
+}
+
 /** Windows given as token ids: all of one length, every id below the vocabulary. */
 export function windowsOfIds(ids: unknown, vocabulary: number, name: string): TokenWindows {
   if (!Array.isArray(ids) || ids.length === 0) throw invalidArgument(name, 'a list of windows of token ids', ids);
-  const length = (ids[0] as { length?: number }).length ?? 0;
+  const length = (ids[0] as { length?: number } | null)?.length ?? 0;
   const parts = ids.map((window: unknown, i) => {
     const list =
       Array.isArray(window) || ArrayBuffer.isView(window) ? Array.from(window as ArrayLike<number>) : undefined;

@@ -1,6 +1,9 @@
+import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { readTokenFile } from '../calibration/calibration.js';
+import { windowsOfIds } from '../calibration/windows.js';
 import { replaceFile } from '../checkpoint/output-folder.js';
+import { AlpsError } from '../errors.js';
 import { generateText } from '../generate.js';
 import { quoted } from '../quoted.js';
 import { device, deviceOptions, list, number, parse, required, string, UsageError } from './arguments.js';
@@ -29,7 +32,7 @@ Usage: alps generate MODEL --out FILE.json [options]
 The weights stay in memory while the model writes. alps prune takes the file in place of a text, or beside one:
 
 Example:
-  alps generate ./SmolLM2-135M --out own.json --windows 16 --length 1024
+  alps generate ./SmolLM2-135M --out own.json --prompts speeches.jsonl --windows 16 --length 1024
   alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl --calibration own.json \\
       --shares 1,1 --windows 32 --length 1024
 `;
@@ -57,8 +60,10 @@ export const generateCommand: Command = {
     const out = required(values, 'out', 'FILE.json, the token ids to write');
     if (!out.endsWith('.json'))
       throw new UsageError(`Expected a name that ends with .json for --out but received "${out}"`);
-    await checkReplaceable(out, (path) => readTokenFile(path, 'calibration'));
     const prompts = list(values, 'prompts');
+    if (values.field !== undefined && prompts.length === 0)
+      throw new UsageError('Expected --field only with --prompts');
+    await checkReplaceable(out, readGenerated);
     const progress = new Progress(stderr);
     try {
       const { tokenIds, ...rest } = await generateText({
@@ -75,8 +80,8 @@ export const generateCommand: Command = {
       });
       await replaceFile(resolve(out), `${JSON.stringify({ calibration: tokenIds.map((ids) => [...ids]) })}\n`);
       progress.clear();
-      const { length, milliseconds } = rest;
-      const text = `${tokenIds.length} windows of ${length} tokens in ${duration(milliseconds)}, written to ${out}: alps prune takes them with --calibration ${quoted(out)}.\n`;
+      const { length, milliseconds, note } = rest;
+      const text = `${tokenIds.length} windows of ${length} tokens in ${duration(milliseconds)}, written to ${out}: alps prune takes them with --calibration ${quoted(out)}.\n${note ? `Note: ${note}\n` : ''}`;
       stdout.write(values.json ? `${JSON.stringify({ out, windows: tokenIds.length, ...rest })}\n` : text);
       return 0;
     } finally {
@@ -84,3 +89,12 @@ export const generateCommand: Command = {
     }
   },
 };
+
+/** @throws AlpsError where a file holds something else, or something beside */
+async function readGenerated(path: string): Promise<void> {
+  const ids = await readTokenFile(path, 'calibration');
+  windowsOfIds(ids, 2 ** 32, path);
+  const { calibration, ...others } = JSON.parse(await readFile(path, 'utf8'));
+  if (calibration === undefined || Object.keys(others).length > 0)
+    throw new AlpsError('INVALID_TEXT', `${path} holds more than what alps generate writes; give another name`);
+}
