@@ -28,7 +28,7 @@ export interface GenerateOptions {
   promptLength?: number;
   /** The same model, seed, device and precision give the same tokens. Default 0. */
   seed?: number;
-  /** Logits are divided by it before a token is drawn; 1 is the model's own distribution. Default 0.8, which small models stay readable with. */
+  /** Logits are divided by it before a token is drawn. Default 1: the model's own distribution. */
   temperature?: number;
   /** Default `auto`. */
   device?: DeviceName;
@@ -70,7 +70,7 @@ const greedyTokens = 3;
  * ```
  *
  * Each window begins with a token of the vocabulary, each equally likely; the three behind it are the likeliest ones, and all further ones are drawn
- * from the model's distribution, a little sharpened. With `prompts` each begins with a passage of them, and all further ones are drawn. The weights stay in the device's memory, and as many
+ * from the model's distribution. With `prompts` each begins with a passage of them, and all further ones are drawn. The weights stay in the device's memory, and as many
  * windows are written at a time as fit beside them, 64 at most.
  *
  * Sources: *LLM-QAT* (2023) for how a window begins, *Self-calibration for Language Model Quantization and Pruning* (2024).
@@ -79,7 +79,7 @@ const greedyTokens = 3;
  */
 export async function generateText(options: GenerateOptions): Promise<GeneratedText> {
   const began = performance.now();
-  const { signal, windows = 16, seed = 0, temperature = 0.8 } = options;
+  const { signal, windows = 16, seed = 0, temperature = 1 } = options;
   integerFrom('windows', windows, 1);
   integerFrom('seed', seed, 0);
   numberIn('temperature', temperature, 0, 1e6);

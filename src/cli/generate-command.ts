@@ -24,7 +24,7 @@ Usage: alps generate MODEL --out FILE.json [options]
   --field NAME           the text field of .jsonl and .parquet (default text)
   --prompt-length N      tokens of a passage (default an eighth of a window)
   --seed N               the same seed gives the same tokens on the same kind of device (default 0)
-  --temperature T        the logits are divided by T before a token is drawn (default 0.8; 1 is the model's own distribution)
+  --temperature T        the logits are divided by T before a token is drawn (default 1: the model's own distribution)
   --precision P          auto (default), float32 or bfloat16
   --device D, --threads N, --memory-limit SIZE   as for alps prune
   --json                 one JSON line on standard output instead of text
