@@ -179,8 +179,8 @@ async function models() {
   for (const pattern of options['model-patterns'].split(',')) {
     for (const method of Object.keys(peers).filter((name) => name !== 'dsnot')) {
       const ours = [];
-      for (const own of method === 'wanda' ? Object.keys(againstWanda) : [method]) {
-        const mine = await ourModel(againstWanda[own] ?? { method }, pattern, tokens, blocks);
+      for (const [own, settings] of Object.entries(method === 'wanda' ? againstWanda : { [method]: { method } })) {
+        const mine = await ourModel(settings, pattern, tokens, blocks);
         say(`${basename(model)}, ${own}, ${pattern}: ${JSON.stringify(mine)}`);
         ours.push({ own, ...mine });
       }

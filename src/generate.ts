@@ -1,9 +1,10 @@
 import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } from './calibration/calibration.js';
-import { randomNumbers, shortened, type TokenWindows, windowsOfIds } from './calibration/windows.js';
+import { join, randomNumbers, shortened, type TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type DeviceName } from './device/device.js';
 import { Scope } from './device/tensor.js';
 import { invalidArgument, throwIfAborted } from './errors.js';
+import { activationBytes } from './jobs/estimate.js';
 import type { Block } from './model/block.js';
 import { Activations, keyValueBytes } from './model/block-run.js';
 import type { DecoderConfig } from './model/config.js';
@@ -92,11 +93,11 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   using stream = device.stream({ signal });
   const model = DecoderModel.open(checkpoint, stream, precision);
   const length = windowLength(options.length, model.config);
-  const prompts = options.prompts && (await loadPrompts(options, model.config, length));
+  const prompts = options.prompts && (await loadPrompts(options, model.config, { windows, length, seed }));
   const plan = { windows, length, seed, temperature, prompts };
   using writer = await Writer.load(model, plan);
   const tokenIds = await writer.write(plan, { signal, onProgress: options.onProgress });
-  const { hash }: TokenWindows = windowsOfIds(tokenIds, model.config.vocabulary, 'tokenIds');
+  const { hash } = join(tokenIds, length);
   const { details } = device.info();
   const note = [lengthNote(options.length, model.config), prompts?.note].filter(Boolean).join('; ');
   options.onProgress?.(1);
@@ -114,9 +115,9 @@ interface Plan {
 }
 
 async function loadPrompts(
-  { model, prompts, promptLength, windows = 16, seed = 0, signal }: GenerateOptions,
+  { model, prompts, promptLength, signal }: GenerateOptions,
   config: DecoderConfig,
-  length: number,
+  { windows, length, seed }: Pick<Plan, 'windows' | 'length' | 'seed'>,
 ): Promise<TokenWindows> {
   const { text, tokenIds } = prompts ?? {};
   if ((text === undefined) === (tokenIds === undefined))
@@ -134,11 +135,11 @@ async function loadPrompts(
 
 /** Windows that fit beside the weights: keys and values, logits, one token's activations, numbers and ids of each. */
 function fittingWindows(model: DecoderModel, length: number): number {
-  const { vocabulary, hidden, intermediate, heads, kvHeads, headDim, ropes } = model.config;
+  const { vocabulary, ropes } = model.config;
   const { memoryLimit, memoryUsed } = model.device.info();
   const angles = ropes.reduce((sum, { dimensions }) => sum + 4 * length * dimensions, 0);
-  const activations = 3 * hidden + 3 * intermediate + 2 * (heads + kvHeads) * headDim;
-  const window = keyValueBytes(model, length) + 4 * (vocabulary + activations) + 12 * length;
+  const activations = activationBytes(model.config, { windows: 1, length: 1 }, model.precision === 'bfloat16' ? 2 : 4);
+  const window = keyValueBytes(model, length) + activations + 4 * vocabulary + 12 * length;
   return Math.floor((memoryLimit - memoryUsed - angles) / window);
 }
 

@@ -47,7 +47,7 @@ class Attention {
 
   // Queries [begin, end) of the sequence that starts at token `base`.
   void run(int64_t base, int64_t head, int64_t begin, int64_t end, const Tensor& out) const {
-    thread_local Scratch scratch;
+    Scratch& scratch = ownScratch();
     int64_t rows = end - begin;
     Operand queries = operand(q_, base + begin, head, rows, scratch.wideQ);
     attend(scratch, {queries, rows, begin, 1}, base, head / group_);
@@ -57,7 +57,7 @@ class Attention {
   // The query heads of one key head, of token `row` of q, which stands at `position` of the sequence that starts at row
   // `base` of the keys.
   void step(int64_t row, int64_t kvHead, int64_t base, int64_t position, const Tensor& out) const {
-    thread_local Scratch scratch;
+    Scratch& scratch = ownScratch();
     for (int64_t first = 0; first < group_; first += queryBlock) {
       int64_t rows = std::min(queryBlock, group_ - first), head = kvHead * group_ + first;
       Operand queries = operand(q_, row, head, rows, scratch.wideQ, headDim_);
@@ -67,6 +67,11 @@ class Attention {
   }
 
  private:
+  static Scratch& ownScratch() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+
   // Rows of queries, the first at position `begin`, each `step` behind the one before.
   struct Queries {
     Operand operand;

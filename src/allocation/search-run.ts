@@ -1,4 +1,4 @@
-import type { TokenWindows } from '../calibration/windows.js';
+import { eachWindow, type TokenWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
 import type { Stream } from '../device/stream.js';
@@ -170,7 +170,7 @@ export class Search {
       ...asked,
       out: path,
       allocation,
-      calibration: calibration && { tokenIds: windowsOf(calibration) },
+      calibration: calibration && { tokenIds: eachWindow(calibration) },
       device: devices,
       precision,
       overwrite: false,
@@ -210,8 +210,4 @@ export class Search {
       evaluation: windows.described,
     };
   }
-}
-
-function windowsOf({ tokens, windows, length }: TokenWindows): Uint32Array[] {
-  return Array.from({ length: windows }, (_, i) => tokens.subarray(i * length, (i + 1) * length));
 }

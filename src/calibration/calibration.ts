@@ -208,22 +208,30 @@ function checkedLength(windows: TokenWindows, config: DecoderConfig): TokenWindo
 }
 
 /** Token ids of a `.json` file: a list of windows, or an object with such lists by name. */
-export async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
+async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
   const path = Array.isArray(text) && text.length === 1 ? text[0] : text;
   if (typeof path !== 'string' || !path.endsWith('.json')) return undefined;
+  return windowsIn(await readTokenJson(path), path, name);
+}
+
+/** The windows of a value that a token file holds. @param name of the list, where there are several */
+export function windowsIn(value: unknown, path: string, name: string): unknown[] {
+  const ids = Array.isArray(value) ? value : (value as Record<string, unknown> | null)?.[name];
+  if (!Array.isArray(ids)) throw new AlpsError('INVALID_TEXT', `${path} has no list of token windows named "${name}"`);
+  return ids;
+}
+
+/** @throws AlpsError `FILE_SYSTEM`, `INVALID_TEXT` */
+export async function readTokenJson(path: string): Promise<unknown> {
   let content: string;
   try {
     content = await readFile(path, 'utf8');
   } catch (cause) {
     throw fileSystemError('read the token file', path, cause);
   }
-  let value: unknown;
   try {
-    value = JSON.parse(content);
+    return JSON.parse(content);
   } catch (cause) {
     throw new AlpsError('INVALID_TEXT', `${path} is not JSON: ${(cause as Error).message}`, { cause });
   }
-  const ids = Array.isArray(value) ? value : (value as Record<string, unknown> | null)?.[name];
-  if (!Array.isArray(ids)) throw new AlpsError('INVALID_TEXT', `${path} has no list of token windows named "${name}"`);
-  return ids;
 }

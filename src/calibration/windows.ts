@@ -112,48 +112,40 @@ export async function consecutiveWindows(
     all.set(piece, at);
     at += piece.length;
   }
-  return join(
-    Array.from({ length: count }, (_, i) => all.subarray(i * length, (i + 1) * length)),
-    length,
-    note,
-  );
+  return join(eachWindow({ tokens: all, windows: count, length }), length, note);
 }
 
-function join(parts: Uint32Array[], length: number, note?: string): TokenWindows {
+/** Windows of `length` ids each, one behind the other. */
+export function join(parts: readonly Uint32Array[], length: number, note?: string): TokenWindows {
   const tokens = new Uint32Array(parts.length * length);
   for (const [i, part] of parts.entries()) tokens.set(part, i * length);
   const hash = createHash('sha256').update(new Uint8Array(tokens.buffer)).digest('hex');
   return { tokens, windows: parts.length, length, hash, ...(note ? { note } : {}) };
 }
 
+/** The ids of each window, in place. */
+export function eachWindow({ tokens, windows, length }: Windows): Uint32Array<ArrayBuffer>[] {
+  return Array.from({ length: windows }, (_, i) => tokens.subarray(i * length, (i + 1) * length));
+}
+
 /** Windows of one length from several texts, one behind the other. */
 export function joinWindows(parts: readonly TokenWindows[]): TokenWindows {
   const [{ length }] = parts as [TokenWindows];
   const notes = [...new Set(parts.flatMap(({ note }) => note ?? []))];
-  const each = parts.flatMap(({ tokens, windows }) =>
-    Array.from({ length: windows }, (_, i) => tokens.subarray(i * length, (i + 1) * length)),
-  );
-  return join(each, length, notes.length > 0 ? notes.join('; ') : undefined);
+  return join(parts.flatMap(eachWindow), length, notes.length > 0 ? notes.join('; ') : undefined);
 }
 
 /** Windows of one that was given as token ids, at most as many as are asked for. @param name of it, for the note */
-export function firstWindows({ tokens, windows, length }: TokenWindows, count: number, name: string): TokenWindows {
-  const note = windows < count ? `${name} has ${windows} windows, not ${count}` : undefined;
-  const chosen = Array.from({ length: Math.min(windows, count) }, (_, i) =>
-    tokens.subarray(i * length, (i + 1) * length),
-  );
-  return join(chosen, length, note);
+export function firstWindows(all: TokenWindows, count: number, name: string): TokenWindows {
+  const note = all.windows < count ? `${name} has ${all.windows} windows, not ${count}` : undefined;
+  return join(eachWindow(all).slice(0, count), all.length, note);
 }
 
 /** The first tokens of each window, at most `length`. */
 export function shortened(all: TokenWindows, length: number): TokenWindows {
   if (all.length <= length) return all;
-  const first = (i: number) => all.tokens.subarray(i * all.length, i * all.length + length);
-  return join(
-    Array.from({ length: all.windows }, (_, i) => first(i)),
-    length,
-    all.note,
-  );
+  const parts = eachWindow(all).map((window) => window.subarray(0, length));
+  return join(parts, length, all.note);
 }
 
 /** Windows given as token ids: all of one length, every id below the vocabulary. */

@@ -1,6 +1,5 @@
-import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { readTokenFile } from '../calibration/calibration.js';
+import { readTokenJson, windowsIn } from '../calibration/calibration.js';
 import { windowsOfIds } from '../calibration/windows.js';
 import { replaceFile } from '../checkpoint/output-folder.js';
 import { AlpsError } from '../errors.js';
@@ -92,9 +91,8 @@ export const generateCommand: Command = {
 
 /** @throws AlpsError where a file holds something else, or something beside */
 async function readGenerated(path: string): Promise<void> {
-  const ids = await readTokenFile(path, 'calibration');
-  windowsOfIds(ids, 2 ** 32, path);
-  const { calibration, ...others } = JSON.parse(await readFile(path, 'utf8'));
-  if (calibration === undefined || Object.keys(others).length > 0)
+  const value = await readTokenJson(path);
+  windowsOfIds(windowsIn(value, path, 'calibration'), 2 ** 32, path);
+  if (Array.isArray(value) || Object.keys(value as object).length > 1)
     throw new AlpsError('INVALID_TEXT', `${path} holds more than what alps generate writes; give another name`);
 }

@@ -1,7 +1,7 @@
 import { rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { PerplexityProtocol } from '../calibration/protocols.js';
-import type { TokenWindows } from '../calibration/windows.js';
+import { eachWindow, type TokenWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
 import { evaluateWindows } from '../evaluate.js';
@@ -104,8 +104,7 @@ export class ComparisonRun {
     const doing = `${method.id}, ${patternTitle(pattern)}`;
     try {
       device.resetPeak();
-      const { tokens, windows, length } = calibration;
-      const tokenIds = Array.from({ length: windows }, (_, i) => tokens.subarray(i * length, (i + 1) * length));
+      const tokenIds = eachWindow(calibration);
       const pruneOptions: PruneOptions = {
         ...this.#shared(),
         propagation: this.#options.propagation,

@@ -366,13 +366,13 @@ export class Stream {
     options: { headDim: number; position: number; scale: number; window?: number; softCap?: number },
   ): void {
     const { headDim, position, scale, window = 0, softCap = 0 } = options;
-    const cached = [keys.handle, values.handle] as const;
     this.#op(
       'attentionStep',
       q.handle,
       k.handle,
       v.handle,
-      ...cached,
+      keys.handle,
+      values.handle,
       out.handle,
       headDim,
       position,

@@ -165,7 +165,7 @@ function chunkRows({ windows, length }: Tokens): number {
 }
 
 /** What model/block-run.ts and model/expert-run.ts hold. */
-function activationBytes(config: DecoderConfig, { windows, length }: Tokens, number: number): number {
+export function activationBytes(config: DecoderConfig, { windows, length }: Tokens, number: number): number {
   const { hidden, heads, kvHeads, headDim, intermediate, experts, mlp, normPlacement, ropes } = config;
   const tokens = windows * length;
   const rows = chunkRows({ windows, length });

@@ -19,13 +19,10 @@ const chunkTokens = 4096;
 
 /** Keys and values of the tokens before, by block, for windows that grow by a token at a time. */
 class KeyValueCache {
-  /** Tokens of a window at most. */
-  readonly length: number;
   position = 0;
   readonly #blocks: { keys: Float; values: Float }[];
 
   constructor({ device, precision, config }: DecoderModel, windows: number, length: number, scope: Scope) {
-    this.length = length;
     const shape = [windows * length, config.kvHeads * config.headDim];
     const make = (label: string) => scope.hold(device.tensor(precision, shape, label));
     this.#blocks = Array.from({ length: config.layers }, () => ({
