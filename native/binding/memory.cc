@@ -260,7 +260,7 @@ void settleWith(const Napi::CallbackInfo& info, const std::shared_ptr<Stream>& s
   auto context = Context::of(info.Env());
   auto function = context->keep(callback);
   context->expectPost(info.Env());
-  stream->settle([context, function, before, pinned](Backend& backend, const std::optional<Error>& error) {
+  stream->settle([context, function, before, pinned](Backend& backend, const std::optional<Error>& error) mutable {
     std::optional<Error> failure = error;
     if (!failure && before) {
       try {
@@ -271,6 +271,7 @@ void settleWith(const Napi::CallbackInfo& info, const std::shared_ptr<Stream>& s
         failure = Error("INTERNAL", thrown.what());
       }
     }
+    before = nullptr;  // what it holds of the device goes back before the caller knows that it is done
     context->post([context, function, pinned, failure](Napi::Env env) {
       if (pinned) context->release(pinned);
       auto call = function->value().As<Napi::Function>();
