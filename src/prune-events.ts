@@ -3,9 +3,9 @@ import { pruneChannel } from './jobs/events.js';
 import type { Logger } from './logger.js';
 import type { PruneEvent, PruneOptions } from './prune.js';
 
-/** Layers are for debugging, all else is information. */
+/** Layers and steps of the writing are for debugging, all else is information. */
 function logPruneEvent(logger: Logger, { type, ...facts }: PruneEvent, model: string): void {
-  const level = type === 'layer' ? 'debug' : 'info';
+  const level = type === 'layer' || type === 'write' ? 'debug' : 'info';
   logger[level]({ model, type, ...facts }, `pruning ${model}: ${type}`);
 }
 

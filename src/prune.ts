@@ -1,6 +1,6 @@
 import { dirname, resolve } from 'node:path';
 import { allocate, type LayerBudget, type LayerSparsities, parseLayerSparsities } from './allocation/allocation.js';
-import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
+import type { CalibrationOptions } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { checkOutput, makeFolder } from './checkpoint/output-folder.js';
 import type { Fingerprint } from './checkpoint/unfinished.js';
@@ -9,6 +9,7 @@ import { fingerprint } from './compare/fingerprint.js';
 import type { Device, DeviceOptions } from './device/device.js';
 import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
+import { calibrationWindows, ownWindowsOf } from './generation/own-windows.js';
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
@@ -99,6 +100,8 @@ export type PruneEvent =
       device: string;
       precision: Precision;
     }
+  /** With `ownWindows`: the share of them that the model has written. */
+  | { type: 'write'; share: number }
   | { type: 'calibration'; windows: number; length: number; tokens: number; hash: string; note?: string }
   /** With `resume`: blocks that an earlier call finished; their `layer` events follow at once. */
   | { type: 'resume'; finished: number; blocks: number }
@@ -123,7 +126,16 @@ export interface PruneReport {
     allocation?: LayerSparsities;
     precision: Precision;
   };
-  calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string } | null;
+  calibration: {
+    windows: number;
+    /** Of these: what the model wrote itself. */
+    ownWindows: number;
+    length: number;
+    tokens: number;
+    seed: number;
+    hash: string;
+    note?: string;
+  } | null;
   /** For people; names and details of all where there are several. */
   device: string;
   layers: LayerReport[];
@@ -179,7 +191,10 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
     });
     const tokens =
       model && options.calibration
-        ? await loadCalibration(options.model, model.config, options.calibration, { signal })
+        ? await calibrationWindows(model, options.calibration, {
+            signal,
+            onProgress: (share) => onEvent({ type: 'write', share }),
+          })
         : undefined;
     const calibrated = performance.now();
     if (tokens) {
@@ -232,6 +247,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       calibration: tokens
         ? {
             windows: tokens.windows,
+            ownWindows: options.calibration?.ownWindows ?? 0,
             length: tokens.length,
             tokens: tokens.windows * tokens.length,
             seed: options.calibration?.seed ?? 0,
@@ -309,6 +325,7 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
   }
+  if (options.calibration) ownWindowsOf(options.calibration);
   return parsed;
 }
 

@@ -1,14 +1,18 @@
-import { readdirSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { searchAllocation } from '../src/allocation/search.js';
 import { loadCalibration } from '../src/calibration/calibration.js';
 import { Checkpoint } from '../src/checkpoint/folder.js';
+import { compare } from '../src/compare/compare.js';
+import type { CompareOptions } from '../src/compare/comparison.js';
 import { Device } from '../src/device/device.js';
 import { type GenerateOptions, generateText } from '../src/generate.js';
-import { Activations, keyValueBytes } from '../src/model/block-run.js';
+import { Activations } from '../src/model/block-run.js';
 import { DecoderModel } from '../src/model/decoder.js';
 import { eachLogits } from '../src/model/head.js';
-import { prune } from '../src/prune.js';
+import { keyValueBytes } from '../src/model/memory.js';
+import { type PruneEvent, type PruneReport, prune } from '../src/prune.js';
 import { instructionSets, threadCounts } from './helpers/numbers.js';
 import { failure, temporaryFolder } from './helpers/safetensors-files.js';
 
@@ -139,7 +143,7 @@ describe('what the tokens depend on', () => {
     const all = await generateText({ ...some, memoryLimit: 1 << 30 });
     const peak = roomy.info().memoryPeak;
     // Less than five windows' keys and values are then left beside the weights.
-    const memoryLimit = peak - keyValueBytes(model, 200);
+    const memoryLimit = peak - keyValueBytes(model.config, 200, 4);
     const few = await generateText({ ...some, memoryLimit });
     expect(ids(few)).toEqual(ids(all));
     expect(Device.open('cpu', { memoryLimit }).info().memoryPeak).toBeLessThan(memoryLimit);
@@ -231,4 +235,139 @@ test('a model is pruned on its own text, without any other', async () => {
   expect(report.sparsity).toBeCloseTo(0.5, 3);
   expect(report.meanError).toBeGreaterThan(0);
   expect(report.meanError).toBeLessThan(0.2);
+});
+
+describe('windows that a model writes before it is pruned', () => {
+  const given = [3, 5].map((step) => Array.from({ length: 32 }, (_, t) => (7 + step * t) % 60));
+  const options = { model: llama, sparsity: 0.5, device: 'cpu' } as const;
+  const calibration = { tokenIds: given, ownWindows: 3, seed: 5 };
+  const errors = ({ layers }: PruneReport) => layers.map(({ error }) => error);
+
+  test('go on from the first eighth of those that are given, as generateText() has them go on', async () => {
+    const folder = await temporaryFolder();
+    const prompts = { tokenIds: given.map((window) => window.slice(0, 4)) };
+    const written = await generateText({ model: llama, windows: 3, length: 32, seed: 5, device: 'cpu', prompts });
+    const events: PruneEvent[] = [];
+    const report = await prune({
+      ...options,
+      out: join(folder, 'own'),
+      calibration,
+      onEvent: (event) => events.push(event),
+    });
+    const together = await prune({
+      ...options,
+      out: join(folder, 'given'),
+      calibration: { tokenIds: [...given, ...written.tokenIds] },
+    });
+    expect(report.calibration).toMatchObject({ windows: 5, ownWindows: 3, tokens: 160, seed: 5 });
+    expect(together.calibration).toMatchObject({ windows: 5, ownWindows: 0, hash: report.calibration!.hash });
+    expect(errors(report)).toEqual(errors(together));
+    const shares = events.flatMap((event) => (event.type === 'write' ? [event.share] : []));
+    expect(shares.length).toBeGreaterThan(10);
+    expect([shares[0], shares.at(-1)]).toEqual([0, 1]);
+    expect(shares.length).toBeLessThan(52);
+    expect(shares).toEqual([...shares].sort((a, b) => a - b));
+    // Before the calibration is told.
+    expect(events.findLastIndex(({ type }) => type === 'write')).toBe(
+      events.findIndex(({ type }) => type === 'calibration') - 1,
+    );
+  });
+
+  test('are the same when a run that was stopped goes on', async () => {
+    const folder = await temporaryFolder();
+    const whole = await prune({ ...options, out: join(folder, 'whole'), calibration });
+    const controller = new AbortController();
+    const out = join(folder, 'parts');
+    const stopped = prune({
+      ...options,
+      out,
+      calibration,
+      resume: true,
+      signal: controller.signal,
+      onEvent: ({ type }) => type === 'block' && controller.abort(),
+    });
+    expect(await failure(stopped)).toMatchObject({ code: 'ABORTED' });
+    // Other windows are another run.
+    const other = { ...calibration, ownWindows: 2 };
+    expect(await failure(prune({ ...options, out, calibration: other, resume: true }))).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('calibration'),
+    });
+    let resumed = 0;
+    const report = await prune({
+      ...options,
+      out,
+      calibration,
+      resume: true,
+      onEvent: (event) => {
+        if (event.type === 'resume') resumed = event.finished;
+      },
+    });
+    expect(resumed).toBe(1);
+    expect(errors(report)).toEqual(errors(whole));
+  });
+
+  test('are written once for a search, all of whose prunings see them', async () => {
+    const folder = await temporaryFolder();
+    const seen: unknown[] = [];
+    let written = 0;
+    await searchAllocation({
+      ...options,
+      work: join(folder, 'work'),
+      calibration,
+      evaluation: { windows: 1, tokenIds: given },
+      timeLimit: 0,
+      onEvent: (event) => {
+        if (event.type === 'write' && event.share === 0) written++;
+        if (event.type === 'prune' && event.event.type === 'calibration') seen.push(event.event.windows);
+      },
+    });
+    expect(written).toBe(1);
+    expect(seen.length).toBeGreaterThan(0);
+    expect(new Set(seen)).toEqual(new Set([5]));
+  });
+
+  test.each([-1, 1.5, '3' as unknown as number])(
+    '%p of them are refused before anything is read',
+    async (ownWindows) => {
+      const out = join(await temporaryFolder(), 'pruned');
+      const refusal = await failure(
+        prune({ ...options, model: 'nowhere', out, calibration: { tokenIds: given, ownWindows } }),
+      );
+      expect(refusal).toMatchObject({ code: 'INVALID_ARGUMENT' });
+      expect(refusal.message).toContain('ownWindows');
+    },
+  );
+
+  test('an abort ends the writing, and all memory is given back', async () => {
+    const controller = new AbortController();
+    const device = Device.open('cpu', { memoryLimit: 123_456_790 });
+    const out = join(await temporaryFolder(), 'pruned');
+    const run = prune({
+      ...options,
+      out,
+      device,
+      calibration,
+      signal: controller.signal,
+      onEvent: (event) => event.type === 'write' && event.share > 0.3 && controller.abort(),
+    });
+    expect(await failure(run)).toMatchObject({ code: 'ABORTED' });
+    expect(device.info().memoryUsed).toBe(0);
+    expect(existsSync(out)).toBe(false);
+  });
+
+  test('a comparison says how to give them', async () => {
+    const run = compare({
+      model: llama,
+      out: join(await temporaryFolder(), 'comparison'),
+      methods: ['mp'],
+      sparsities: [0.5],
+      texts: [],
+      calibration,
+    } as CompareOptions);
+    expect(await failure(run)).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('generateText()'),
+    });
+  });
 });

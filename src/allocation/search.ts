@@ -1,9 +1,9 @@
 import { dirname, resolve } from 'node:path';
-import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { checkOutput, makeFolder } from '../checkpoint/output-folder.js';
 import { openDevices } from '../device/team.js';
 import { AlpsError, aborted, throwIfAborted } from '../errors.js';
+import { calibrationWindows } from '../generation/own-windows.js';
 import { DecoderModel } from '../model/decoder.js';
 import { checkWidths, choosePrecision, deviceOptions, fingerprintOf, reportedOptions } from '../prune.js';
 import { describePattern } from '../pruning/pattern.js';
@@ -61,7 +61,11 @@ export async function searchAllocation(given: AllocationSearchOptions): Promise<
       blocks: dense.config.layers,
     });
     const calibration =
-      given.calibration && (await loadCalibration(given.model, dense.config, given.calibration, { signal }));
+      given.calibration &&
+      (await calibrationWindows(DecoderModel.open(checkpoint, stream, precision), given.calibration, {
+        signal,
+        onProgress: (share) => announce({ type: 'write', share }),
+      }));
     const windows = await loadSearchWindows(dense.config, given, calibration, parsed.windows);
     const { windows: counts, ...evaluated } = windows.described;
     announce({ type: 'evaluation', windows: counts[0] + counts[1], ...evaluated });
@@ -107,7 +111,10 @@ export async function searchAllocation(given: AllocationSearchOptions): Promise<
 function announcerOf({ model, onEvent, logger }: AllocationSearchOptions) {
   return (event: AllocationSearchEvent) => {
     onEvent?.(event);
-    if (event.type !== 'prune')
-      logger?.info({ model, ...event }, `searching an allocation for ${model}: ${event.type}`);
+    if (event.type === 'prune') return;
+    logger?.[event.type === 'write' ? 'debug' : 'info'](
+      { model, ...event },
+      `searching an allocation for ${model}: ${event.type}`,
+    );
   };
 }

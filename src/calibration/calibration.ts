@@ -34,11 +34,16 @@ export interface CalibrationOptions {
   seed?: number;
   /** The text is read up to this many tokens. Default 16 × windows × length. */
   maxTokens?: number;
+  /**
+   * So many windows more that the model writes itself before it is pruned, for what it knows beyond the text (docs/quality.md). Each goes on from the
+   * first eighth of one of the other windows. The device must hold the whole model meanwhile. Default 0.
+   */
+  ownWindows?: number;
 }
 
 const mostEvaluationTokens = 1 << 27;
 
-/** The calibration windows of a model; see {@link CalibrationOptions}. */
+/** The calibration windows of a model, but for `ownWindows`; see {@link CalibrationOptions}. */
 export async function loadCalibration(
   folder: string,
   config: DecoderConfig,

@@ -30,8 +30,8 @@ What is measured:
   --restart              drop what an earlier search left in DIR
   --json                 one JSON line an event on standard output (the default when it is not a terminal)
 
-How the model is pruned, as for alps prune: --calibration, --shares, --field, --windows, --length, --seed, --preset, --method, --refit,
---comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric,
+How the model is pruned, as for alps prune: --calibration, --shares, --field, --windows, --own-windows, --length, --seed, --preset, --method,
+--refit, --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric,
 --propagation, --dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --precision, --device, --threads, --memory-limit
 
 The model is pruned uniformly and, for what each part of it tolerates, a little sparser; then up to two candidates are pruned and compared
@@ -112,6 +112,7 @@ function progressOf(progress: Progress): (event: AllocationSearchEvent) => void 
   let candidates = 0;
   const update = (part: number, share: number, doing: string) => progress.update((part + share) / 5, doing);
   return (event) => {
+    if (event.type === 'write') progress.writing(event.share);
     if (event.type === 'candidate') candidates++;
     if (event.type === 'block') update(2, (event.block + 1) / event.blocks, `sensitivities, block ${event.block}`);
     if (event.type !== 'prune' || event.event.type !== 'block') return;

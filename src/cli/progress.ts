@@ -41,6 +41,11 @@ export class Progress {
     this.#drawn = true;
   }
 
+  /** Of the text that a model writes before its pruning begins. @param share of it that is written */
+  writing(share: number): void {
+    this.update(0, `writing text of its own, ${(100 * share).toFixed(0)} % done`);
+  }
+
   /** Takes the line away. */
   clear(): void {
     if (!this.#drawn) return;

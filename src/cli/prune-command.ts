@@ -20,6 +20,8 @@ What the model reads meanwhile:
   --shares A,B,...       how many of the windows each of these files gives, relative to the others (default: all are one text)
   --field NAME           the text field of .jsonl and .parquet (default text)
   --windows N            token windows (default 128)
+  --own-windows N        so many more that the model writes itself, each going on from the beginning of one of those: what it knows beyond
+                         the text is kept better (default 0; takes memory for the whole model)
   --length N             tokens of a window (default 2048, at most what the model takes)
   --seed N               which windows (default 0)
 
@@ -66,6 +68,7 @@ finished lies beside DIR, under hidden names (.NAME.unfinished).
 
 Examples:
   alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl
+  alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl --windows 64 --own-windows 64
   alps prune ./SmolLM2-135M --out ./pruned --pattern 2:4 --calibration a.txt.gz --windows 32 --length 1024
   alps prune ./SmolLM2-135M --out ./paper --sparsity 0.7 --calibration speeches.jsonl \\
       --preset paper
@@ -106,6 +109,7 @@ export const pruneCommand: Command = {
           stdout.write(`Going on behind block ${event.finished} of ${event.blocks}, which an earlier run finished.\n`);
       }
       if (event.type === 'start') progress.update(0, 'reading the calibration text');
+      if (event.type === 'write') progress.writing(event.share);
       if (event.type === 'layer')
         progress.update(++done / layers, `block ${event.block}, ${event.name.split('.').pop()}`);
     };
@@ -153,7 +157,8 @@ function summary(report: PruneReport, out: string): string {
     Number.isNaN(mean(errors)) ? '-' : mean(errors).toFixed(4),
   ]);
   const { milliseconds, calibration } = report;
-  const read = calibration ? `${calibration.windows} windows of ${calibration.length} tokens` : 'no calibration';
+  const own = calibration && calibration.ownWindows > 0 ? ` (${calibration.ownWindows} of its own)` : '';
+  const read = calibration ? `${calibration.windows} windows${own} of ${calibration.length} tokens` : 'no calibration';
   return `${table(['layer', 'count', 'mean relative error'], rows)}
 
 ${report.method}, ${report.description}: ${(report.sparsity * 100).toFixed(2)} % of the blocks' weights are zero; ${read}.

@@ -22,6 +22,7 @@ export const pruningOptions = {
   sparsity: { type: 'string' },
   pattern: { type: 'string' },
   ...calibrationOptions,
+  'own-windows': { type: 'string' },
   method: { type: 'string' },
   refit: { type: 'string' },
   'comparison-group': { type: 'string' },
@@ -74,6 +75,7 @@ export function pruningOptionsOf(values: Values) {
             windows: number(values, 'windows'),
             length: number(values, 'length'),
             seed: number(values, 'seed'),
+            ownWindows: number(values, 'own-windows'),
           },
         }
       : {}),

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
+import { type CalibrationOptions, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
@@ -33,6 +33,11 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   distinct('tasks', options.tasks?.map(({ task }) => task) ?? []);
   if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
     throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
+  if ((options.calibration as CalibrationOptions | undefined)?.ownWindows)
+    throw new AlpsError(
+      'INVALID_ARGUMENT',
+      'A comparison takes no calibration.ownWindows: generateText() writes them once, and their file or ids are a part of the calibration',
+    );
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {

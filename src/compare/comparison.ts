@@ -25,7 +25,8 @@ export interface CompareOptions {
   methods: readonly string[];
   sparsities?: readonly number[];
   patterns?: readonly { keep: number; of: number }[];
-  calibration: CalibrationOptions;
+  /** Text that the model writes itself is given as token ids, from {@link generateText}, so that it is written once. */
+  calibration: Omit<CalibrationOptions, 'ownWindows'>;
   /** Texts for the perplexities. */
   texts: readonly ComparisonText[];
   /** Zero-shot tasks, evaluated for each cell. */

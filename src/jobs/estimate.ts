@@ -2,9 +2,12 @@ import { Checkpoint } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
 import { AlpsError } from '../errors.js';
 import { finalNormBytes } from '../final-norm.js';
+import { ownWindowsOf } from '../generation/own-windows.js';
+import { writingBytes } from '../generation/writer.js';
 import type { DecoderConfig } from '../model/config.js';
 import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
+import { activationBytes, chunkRows, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
@@ -78,7 +81,8 @@ export function estimateLayerBytes(options: LayerSize): number {
 
 /**
  * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens (with dense targets twice), one block's
- * weights, and the largest solve in it; or the activations and the embedding table, where that is more. Reads the folder's config.json and
+ * weights, and the largest solve in it; or the activations and the embedding table, where that is more; or, with `ownWindows`, the whole model
+ * and what it writes. Reads the folder's config.json and
  * headers.
  *
  * @throws AlpsError as {@link prune} for a folder that it refuses
@@ -126,7 +130,14 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       0,
     );
     const lastNorm = dense ? finalNormBytes(config.hidden) : 0;
-    return activations + Math.max(embedding, block, lastNorm) + vectors;
+    const pruned = activations + Math.max(embedding, block, lastNorm) + vectors;
+    const own = options.calibration ? ownWindowsOf(options.calibration) : 0;
+    if (!tokens || own === 0) return pruned;
+    const { length } = tokens;
+    return Math.max(
+      pruned,
+      writingBytes(architecture, { windows: own, length }, number, device.info().memoryLimit) + vectors,
+    );
   } finally {
     await checkpoint.close();
   }
@@ -137,48 +148,20 @@ function sizeOf(config: DecoderConfig, specs: readonly LinearSpec[]): { m: numbe
   return { m: shapes.reduce((sum, [outputs]) => sum + outputs, 0), n: shapes[0]![1] };
 }
 
-interface Tokens {
-  windows: number;
-  length: number;
-}
-
 /** At most: a text that is short gives fewer. */
-function tokensOf(
-  { tokenIds, windows = 128, length }: NonNullable<PruneOptions['calibration']>,
-  config: DecoderConfig,
-) {
-  if (tokenIds) return { windows: tokenIds.length, length: tokenIds[0]?.length ?? 0 };
-  return { windows, length: Math.min(length ?? 2048, config.maxPositions) };
+function tokensOf(calibration: NonNullable<PruneOptions['calibration']>, config: DecoderConfig): TokenCounts {
+  const { tokenIds, windows = 128, length } = calibration;
+  const own = ownWindowsOf(calibration);
+  if (tokenIds) return { windows: tokenIds.length + own, length: tokenIds[0]?.length ?? 0 };
+  return { windows: windows + own, length: Math.min(length ?? 2048, config.maxPositions) };
 }
 
 /** What dense targets take beside a solve: the cross-Gram matrices with the chunk they are summed from, and the target. */
-function denseBytes({ m, n }: { m: number; n: number }, { hidden }: DecoderConfig, tokens: Tokens, number: number) {
+function denseBytes(
+  { m, n }: { m: number; n: number },
+  { hidden }: DecoderConfig,
+  tokens: TokenCounts,
+  number: number,
+) {
   return { inputs: 4 * n * (n + hidden) + chunkRows(tokens) * hidden * (4 + number), target: 4 * m * n };
-}
-
-/** Rows at a time where a step needs scratch memory; model/block-run.ts. */
-const chunk = 4096;
-
-/** Of a chunk of whole windows. */
-function chunkRows({ windows, length }: Tokens): number {
-  return Math.min(windows * length, Math.max(1, Math.floor(chunk / length)) * length);
-}
-
-/** What model/block-run.ts and model/expert-run.ts hold. */
-export function activationBytes(config: DecoderConfig, { windows, length }: Tokens, number: number): number {
-  const { hidden, heads, kvHeads, headDim, intermediate, experts, mlp, normPlacement, ropes } = config;
-  const tokens = windows * length;
-  const rows = chunkRows({ windows, length });
-  const inner = experts?.layers.every(Boolean) ? 0 : intermediate;
-  const queries = heads * headDim;
-  const scratch = number * (hidden + queries + 2 * kvHeads * headDim + (mlp === 'gated' ? inner : 0));
-  const branch = normPlacement === 'sandwich' ? 4 * hidden : 0;
-  const dense = tokens * (4 * hidden + number * (queries + inner)) + rows * (scratch + branch);
-  const tables = 8 * length * headDim * ropes.length;
-  if (!experts) return dense + tables;
-  const piece = Math.min(chunk, tokens);
-  const routed =
-    piece * (8 * hidden + number * (hidden + experts.intermediate) + 4 * experts.count) +
-    tokens * experts.perToken * (16 + number * experts.intermediate);
-  return dense + tables + routed + 4 * experts.count * hidden;
 }

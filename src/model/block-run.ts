@@ -4,6 +4,7 @@ import { type Block, type LinearPart, type MlpParts, stageCount } from './block.
 import type { DecoderModel, F32, Float, Norm } from './decoder.js';
 import { Embedding } from './embedding.js';
 import { ExpertRun } from './expert-run.js';
+import { chunkTokens } from './memory.js';
 import { ropeTables } from './rope.js';
 
 /** Token windows in the device's memory, cut into chunks that bound the scratch memory of a step. */
@@ -14,8 +15,6 @@ export interface Windows {
   /** Tokens of one window. */
   length: number;
 }
-
-const chunkTokens = 4096;
 
 /** Keys and values of the tokens before, by block, for windows that grow by a token at a time. */
 class KeyValueCache {
@@ -35,11 +34,6 @@ class KeyValueCache {
   of(layer: number): { keys: Float; values: Float } {
     return this.#blocks[layer]!;
   }
-}
-
-/** Bytes that the keys and values of a window of `length` tokens take. */
-export function keyValueBytes({ config, precision }: DecoderModel, length: number): number {
-  return 2 * config.layers * length * config.kvHeads * config.headDim * (precision === 'float32' ? 4 : 2);
 }
 
 /**

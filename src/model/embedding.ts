@@ -1,8 +1,6 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { DecoderModel, F32, Float } from './decoder.js';
-
-/** Rows at a time where a step needs scratch memory. */
-const chunk = 4096;
+import { chunkTokens } from './memory.js';
 
 /** Token embeddings with what belongs to them: the model's scale, the projection to its width, learned positions. */
 export class Embedding {
@@ -53,10 +51,10 @@ export class Embedding {
     const tokens = ids.size;
     using scope = new Scope();
     if (this.#projection) {
-      const wide = scope.hold(device.tensor('float32', [Math.min(chunk, tokens), config.embeddingSize]));
+      const wide = scope.hold(device.tensor('float32', [Math.min(chunkTokens, tokens), config.embeddingSize]));
       const narrow = scope.hold(device.tensor(precision, wide.shape));
-      for (let start = 0; start < tokens; start += chunk) {
-        const end = Math.min(start + chunk, tokens);
+      for (let start = 0; start < tokens; start += chunkTokens) {
+        const end = Math.min(start + chunkTokens, tokens);
         using some = ids.rows(start, end);
         using embedded = wide.rows(0, end - start);
         using x = narrow.rows(0, end - start);

@@ -1,0 +1,38 @@
+import type { DecoderConfig } from './config.js';
+
+export interface TokenCounts {
+  windows: number;
+  length: number;
+}
+
+/** Rows at a time where a step needs scratch memory. */
+export const chunkTokens = 4096;
+
+/** Of a chunk of whole windows. */
+export function chunkRows({ windows, length }: TokenCounts): number {
+  return Math.min(windows * length, Math.max(1, Math.floor(chunkTokens / length)) * length);
+}
+
+/** What model/block-run.ts and model/expert-run.ts hold. */
+export function activationBytes(config: DecoderConfig, { windows, length }: TokenCounts, number: number): number {
+  const { hidden, heads, kvHeads, headDim, intermediate, experts, mlp, normPlacement, ropes } = config;
+  const tokens = windows * length;
+  const rows = chunkRows({ windows, length });
+  const inner = experts?.layers.every(Boolean) ? 0 : intermediate;
+  const queries = heads * headDim;
+  const scratch = number * (hidden + queries + 2 * kvHeads * headDim + (mlp === 'gated' ? inner : 0));
+  const branch = normPlacement === 'sandwich' ? 4 * hidden : 0;
+  const dense = tokens * (4 * hidden + number * (queries + inner)) + rows * (scratch + branch);
+  const tables = 8 * length * headDim * ropes.length;
+  if (!experts) return dense + tables;
+  const piece = Math.min(chunkTokens, tokens);
+  const routed =
+    piece * (8 * hidden + number * (hidden + experts.intermediate) + 4 * experts.count) +
+    tokens * experts.perToken * (16 + number * experts.intermediate);
+  return dense + tables + routed + 4 * experts.count * hidden;
+}
+
+/** Bytes that the keys and values of a window of `length` tokens take. */
+export function keyValueBytes({ layers, kvHeads, headDim }: DecoderConfig, length: number, number: number): number {
+  return 2 * layers * length * kvHeads * headDim * number;
+}
