@@ -65,7 +65,7 @@ try {
     say('compiling the addon for arm64');
     const toolchain = join(root, 'native', 'cmake', 'aarch64-linux-gnu.cmake');
     const settings = [`-DCMAKE_TOOLCHAIN_FILE=${toolchain}`, `-DALPS_SYSROOT=${sysroot}`, '-DALPS_CUDA=off'];
-    run('cmake', ['-S', '.', '-B', build, '-DCMAKE_BUILD_TYPE=Release', ...settings]);
+    run('cmake', ['-S', '.', '-B', build, '-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1', ...settings]);
     run('cmake', ['--build', build, '--target', 'alps', '--parallel', String(availableParallelism())]);
   });
   const header = run('readelf', ['-h', join(root, addon)]);

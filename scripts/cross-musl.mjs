@@ -1,12 +1,11 @@
-// Compiles the addon's sources against musl, the C library of Alpine, as a check that they build there: build-musl/alps.node. The compiler is
-// Zig's Clang, from PyPI, which brings musl and a C++ library for it. oneDNN and OpenBLAS for musl are not there: their headers are the
-// system's, and their symbols stay undefined, so the file is linked but cannot be loaded.
+// Checks that the addon's sources compile against musl, the C library of Alpine. The compiler is Zig's Clang, from PyPI, which brings musl's
+// headers and a C++ library's. Nothing is linked: oneDNN and OpenBLAS for musl are not there, and what musl lacks shows in its headers.
 //
 //   node scripts/cross-musl.mjs
 //
 // Needs build/ (npm run setup), whose compile commands it repeats. Exit codes: 0 done, 1 failed, 77 there is no such compiler.
 import { execFile } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
@@ -48,9 +47,8 @@ function findHeaders() {
 function argumentsOf({ command, file }) {
   const words = command.split(' ').slice(1);
   const object = words[words.indexOf('-o') + 1];
-  // -O1 takes half the time, and says as much about what compiles.
-  const kept = words.filter((word) => ![file, object, '-o', '-c', '-fopenmp'].includes(word));
-  return kept.map((word) => (word === '-O3' ? '-O1' : word));
+  // Without optimisation: what compiles is the same, in a third of the time.
+  return words.filter((word) => ![file, object, '-o', '-c', '-O3', '-fopenmp'].includes(word));
 }
 
 try {
@@ -58,30 +56,26 @@ try {
   const commands = join(root, 'build', 'compile_commands.json');
   if (!existsSync(commands)) skip('there is no build/compile_commands.json: npm run setup');
   const inputs = ['native/core', 'native/cpu', 'native/binding', 'native/cmake', 'CMakeLists.txt', 'package-lock.json'];
-  const addon = join('build-musl', 'alps.node');
-  await step('musl', inputs, [addon], async () => {
+  const done = join('build-musl', 'checked');
+  await step('musl', inputs, [done], async () => {
     say('compiling the addon for musl');
     findHeaders();
     const sources = JSON.parse(readFileSync(commands, 'utf8')).filter(({ file }) =>
       /\/native\/(core|cpu|binding)\/[^/]+(\/[^/]+)?\.cc$/.test(file),
     );
     if (sources.length < 20) throw new Error(`build/compile_commands.json has only ${sources.length} of the sources`);
-    const objects = sources.map(({ file }, i) => join(build, `${i}-${basename(file)}.o`));
-    const waiting = [...sources.keys()];
-    const compile = async () => {
-      for (let i = waiting.shift(); i !== undefined; i = waiting.shift()) {
-        const args = ['-isystem', headers, '-c', sources[i].file, '-o', objects[i]];
-        await execute(python, [...zig, ...argumentsOf(sources[i]), ...args], { env });
-      }
+    const waiting = [...sources];
+    const compile = async (_, worker) => {
+      const object = join(build, `${worker}.o`);
+      for (let source = waiting.shift(); source; source = waiting.shift())
+        await execute(python, [...zig, ...argumentsOf(source), '-isystem', headers, '-c', source.file, '-o', object], {
+          env,
+        });
     };
     await Promise.all(Array.from({ length: availableParallelism() }, compile));
-    run(python, [...zig, '-shared', '-s', '-Wl,-z,undefs', '-Wl,-z,lazy', ...objects, '-o', join(root, addon)], {
-      env,
-    });
+    writeFileSync(join(root, done), `${sources.length} sources\n`);
+    say(`${sources.length} sources compile for musl`);
   });
-  const needed = run('readelf', ['--dynamic', '--wide', join(root, addon)]);
-  if (/GLIBC|libc\.so\.6/.test(needed)) throw new Error(`${addon} needs glibc`);
-  say(`${addon} is for musl`);
 } catch (error) {
   say(error.message);
   process.exit(1);

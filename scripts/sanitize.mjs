@@ -137,7 +137,7 @@ function sanitizeNode() {
   const env = {
     ...process.env,
     ALPS_PRUNE_PREBUILD: join(folder, 'node'), // where node-gyp-build looks first
-    ALPS_ADDON_CALLS: '20000',
+    ALPS_ADDON_CALLS: '8000',
     LD_PRELOAD: `${library('libasan.so')} ${library('libstdc++.so')}`,
     ASAN_OPTIONS: 'detect_leaks=1:malloc_context_size=40',
     LSAN_OPTIONS: 'exitcode=0',

@@ -242,7 +242,7 @@ TEST_CASE("drawing tokens") {
     // Equal logits: sums of ones, exact in float64.
     for (int64_t n : {1, 4, 64, 1024}) {
       Numbers draws, expected;
-      for (int64_t i = 0; i < n; i++) {
+      for (int64_t i = 0; i < n; i += n < 1024 ? 1 : 31) {
         double at = static_cast<double>(i) / static_cast<double>(n);
         draws.insert(draws.end(), {at, std::nextafter(at, 1.0), std::nextafter(at, -1.0)});
         expected.insert(expected.end(), {double(i), double(i), double(std::max<int64_t>(0, i - 1))});
