@@ -166,6 +166,10 @@ export function cases(n, tokens) {
     const [a, b, out] = [t.floats(f, n, n), t.floats(f, n, n), t.zeros('float64', n)];
     return { run: () => s.rowDots(a, b, out) };
   });
+  add('quadraticForms', f, square * n, 8 * square, (t, s) => {
+    const [a, gram, out] = [t.floats(f, n, n), t.gram(n), t.zeros('float64', n)];
+    return { run: () => s.quadraticForms(a, gram, out) };
+  });
   add('columnSums', f, rows, 4 * rows, (t, s) => {
     const [x, out] = [t.floats(f, tokens, n), t.zeros('float64', n)];
     return { run: () => s.columnSums(x, out) };

@@ -13,6 +13,7 @@ function parse(text) {
 /** Operations of ops whose cost is in products, from their tensors and integers. The others are bound by memory. */
 const products = {
   gemm: ([a, , out]) => (2 * out.size * a.size) / out.shape[0],
+  quadraticForms: ([a, s]) => a.size * (s.shape[0] + 1),
   gramAccumulate: ([x, gram]) => x.size * (gram.shape[0] + 1),
   cholesky: ([a]) => a.shape[0] ** 3 / 3,
   choleskyInverse: ([l]) => (2 * l.shape[0] ** 3) / 3,

@@ -1,4 +1,3 @@
-import type { Stream } from './device/stream.js';
 import { Scope } from './device/tensor.js';
 import type { Block, Linear } from './model/block.js';
 import type { Activation, DecoderConfig } from './model/config.js';
@@ -73,9 +72,9 @@ async function outputSquares(model: DecoderModel, { spec, bias }: Linear, gram: 
   const { stream, device } = model;
   using scope = new Scope();
   const weight = scope.hold(await model.loadLinear(spec, 'float32'));
-  const product = scope.hold(device.tensor('float32', weight.shape, 'the outputs’ squares'));
-  stream.gemm(weight, gram, product);
-  const squares = await rowDots(stream, weight, product);
+  const sums = scope.hold(device.tensor('float64', [weight.shape[0]!], 'the outputs’ squares'));
+  stream.quadraticForms(weight, gram, sums);
+  const squares = await stream.read(sums);
   const offsets = bias && (await stream.read(bias));
   return squares.map((square, i) => Math.max(0, square) / tokens + (offsets?.[i] ?? 0) ** 2);
 }
@@ -87,12 +86,8 @@ async function columnSquares(model: DecoderModel, spec: LinearSpec): Promise<Flo
   const [outputs = 0, inputs = 0] = weight.shape;
   const turned = scope.hold(device.tensor('float32', [inputs, outputs], 'the columns of the layer behind'));
   stream.transpose(weight, turned);
-  return rowDots(stream, turned, turned);
-}
-
-async function rowDots(stream: Stream, a: F32, b: F32): Promise<Float64Array> {
-  using sums = stream.device.tensor('float64', [a.shape[0]!]);
-  stream.rowDots(a, b, sums);
+  const sums = scope.hold(device.tensor('float64', [inputs]));
+  stream.rowDots(turned, turned, sums);
   return await stream.read(sums);
 }
 

@@ -365,8 +365,8 @@ for (const isa of opDevices()) {
   });
 }
 
-test('dot products have the same bits for any number of threads', async () => {
-  const [rows, columns] = [33, 5003];
+test('dot products and quadratic forms have the same bits for any number of threads', async () => {
+  const [rows, columns, width] = [33, 5003, 401];
   const results = await Promise.all(
     threadCounts.map(async (threads) => {
       const device = Device.open('cpu', { threads });
@@ -375,7 +375,12 @@ test('dot products have the same bits for any number of threads', async () => {
       const x = scope.hold(stream.upload('float32', [rows, columns], normal(1, rows * columns)));
       const dots = scope.hold(device.tensor('float64', [rows]));
       stream.rowDots(x, x, dots);
-      return stream.read(dots);
+      const a = scope.hold(stream.upload('float32', [400, width], normal(2, 400 * width)));
+      const square = scope.hold(stream.upload('float32', [width, width], normal(3, width * width)));
+      const forms = scope.hold(device.tensor('float64', [400]));
+      stream.symmetrize(square);
+      stream.quadraticForms(a, square, forms);
+      return [await stream.read(dots), await stream.read(forms)];
     }),
   );
   for (const result of results) expect(result).toEqual(results[0]);

@@ -39,6 +39,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(nonZeroMask);
   OP(countNonFinite);
   OP(rowDots);
+  OP(quadraticForms);
   OP(columnSums);
   OP(transpose);
   OP(gemm);

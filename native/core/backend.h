@@ -72,6 +72,9 @@ class Backend {
   virtual void countNonFinite(Tensor x, Tensor out) = 0;
   // out[i] = sum over j of a[i, j] * b[i, j], accumulated in double. out f64 [rows].
   virtual void rowDots(Tensor a, Tensor b, Tensor out) = 0;
+  // out[i] = a[i]ᵀ s a[i], dots accumulated in double. a [rows, n], s [n, n] symmetric, both triangles given; out f64
+  // [rows].
+  virtual void quadraticForms(Tensor a, Tensor s, Tensor out) = 0;
   // out[j] += sum over i of x[i, j], or of its square, accumulated in double. x [rows, n] f32 or bf16, out f64 [n].
   virtual void columnSums(Tensor x, bool squares, Tensor out) = 0;
   // out [n, m] = aᵀ, a [m, n]; one dtype, any.

@@ -191,6 +191,15 @@ void gramAccumulate(const Tensor& x, const Tensor& gram) {
           describe(x));
 }
 
+void quadraticForms(const Tensor& a, const Tensor& s, const Tensor& out) {
+  dtype("a", a, DType::f32);
+  matrix("a", a);
+  square("s", s);
+  dtype("out", out, DType::f64);
+  require(s.dim(0) == a.dim(1), "Expected s [n, n] for a [rows, n] but received ", describe(s), " and ", describe(a));
+  length("out", out, a.dim(0));
+}
+
 void symmetrize(const Tensor& a) { square("a", a); }
 void addDiagonal(const Tensor& a, double) { square("a", a); }
 void diagonal(const Tensor& a, const Tensor& out) {

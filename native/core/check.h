@@ -14,6 +14,7 @@ void applyMask(const Tensor& x, const Tensor& mask);
 void nonZeroMask(const Tensor& x, const Tensor& mask);
 void countNonFinite(const Tensor& x, const Tensor& out);
 void rowDots(const Tensor& a, const Tensor& b, const Tensor& out);
+void quadraticForms(const Tensor& a, const Tensor& s, const Tensor& out);
 void columnSums(const Tensor& x, bool squares, const Tensor& out);
 void transpose(const Tensor& a, const Tensor& out);
 void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha,

@@ -1,5 +1,6 @@
 // Gram matrices and the small ops on square matrices.
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "core/stream.h"
@@ -94,6 +95,35 @@ void mirrorTriangle(ThreadPool& pool, float* a, int64_t n, bool fromLower) {
 }
 
 void CpuBackend::symmetrize(Tensor a) { mirrorTriangle(pool_, a.as(), a.dim(0), false); }
+
+// Of each tile of columns only the block row from its diagonal on is multiplied: what is left of it counts twice
+// instead.
+void CpuBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
+  constexpr int64_t rowTile = 192, columnTile = 192;
+  int64_t m = a.dim(0), n = a.dim(1), across = (n + columnTile - 1) / columnTile, down = (m + rowTile - 1) / rowTile;
+  std::vector<double> parts(static_cast<size_t>(m * across));  // [m, across]
+  pool_.run(across * down, [&](int64_t task) {
+    throwIfCancelled();
+    // The longest sums first.
+    int64_t tile = task / down, column = tile * columnTile, columns = std::min(columnTile, n - column);
+    int64_t row = task % down * rowTile, rows = std::min(rowTile, m - row), end = column + columns;
+    thread_local std::vector<float> products;
+    products.resize(static_cast<size_t>(rows * columns));
+    const float *left = a.as() + row * n, *right = s.as() + column * n;  // s by rows: it is symmetric
+    sgemm(false, true, rows, columns, columns, 1, left + column, /* lda = */ n, right + column, /* ldb = */ n, 0,
+          products.data(), /* ldc = */ columns);
+    if (end < n)
+      sgemm(false, true, rows, columns, n - end, 2, left + end, /* lda = */ n, right + end, /* ldb = */ n, 1,
+            products.data(), /* ldc = */ columns);
+    for (int64_t r = 0; r < rows; r++)
+      parts[static_cast<size_t>((row + r) * across + tile)] =
+          kernels_.dot(products.data() + r * columns, left + r * n + column, static_cast<size_t>(columns));
+  });
+  for (int64_t i = 0; i < m; i++) {
+    const double* of = parts.data() + i * across;
+    out.as<double>()[i] = std::accumulate(of, of + across, 0.0);
+  }
+}
 
 void CpuBackend::addDiagonal(Tensor a, double value) {
   int64_t n = a.dim(0);

@@ -2,6 +2,7 @@
 // ICML 2023, algorithm 1). In a block of columns each row is swept by itself while it is in cache; what the block
 // leaves to the columns after it is one product.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -20,6 +21,20 @@ constexpr int64_t rowsPerTask = 32, columnsPerTile = 512;
 uint64_t shareBefore(uint64_t keep, int64_t column, int64_t columns) {
   return static_cast<uint64_t>(
       std::llround(static_cast<double>(keep) * static_cast<double>(column) / static_cast<double>(columns)));
+}
+
+constexpr int64_t smallGroup = 8;
+
+// The mask of one small group, as the kernels' groupMask has it: those work on many groups at a time.
+void chooseFew(const float* scores, uint8_t* mask, int64_t group, int64_t kept) {
+  uint32_t bits[smallGroup];
+  for (int64_t i = 0; i < group; i++) bits[i] = std::bit_cast<uint32_t>(scores[i]) & 0x7fffffff;
+  for (int64_t i = 0; i < group; i++) {
+    int64_t rank = 0;
+    for (int64_t j = 0; j < i; j++) rank += bits[j] >= bits[i];
+    for (int64_t j = i + 1; j < group; j++) rank += bits[j] > bits[i];
+    mask[i] = rank < kept;
+  }
 }
 
 }  // namespace
@@ -67,8 +82,11 @@ void CpuBackend::sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pa
         for (int64_t i = 0; i < width; i++) {
           if (pattern.group > 0 && i % pattern.group == 0) {
             for (int64_t j = i; j < i + pattern.group; j++) rowScores[j] = score(row[j], j);
-            kernels_.pruning.groupMask(rowScores + i, rowKept + i, static_cast<size_t>(pattern.group), pattern.kept,
-                                       pattern.group);
+            if (pattern.group <= smallGroup)
+              chooseFew(rowScores + i, rowKept + i, pattern.group, pattern.kept);
+            else
+              kernels_.pruning.groupMask(rowScores + i, rowKept + i, static_cast<size_t>(pattern.group), pattern.kept,
+                                         pattern.group);
           }
           const float* u = upper.data() + i * width;
           error[i] = rowKept[i] ? 0.0f : row[i] / u[i];

@@ -63,6 +63,7 @@ class CudaBackend final : public Backend {
   void nonZeroMask(Tensor x, Tensor mask) override;
   void countNonFinite(Tensor x, Tensor out) override;
   void rowDots(Tensor a, Tensor b, Tensor out) override;
+  void quadraticForms(Tensor a, Tensor s, Tensor out) override;
   void columnSums(Tensor x, bool squares, Tensor out) override;
   void transpose(Tensor a, Tensor out) override;
   void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) override;

@@ -137,6 +137,24 @@ void CudaBackend::rowDots(Tensor a, Tensor b, Tensor out) {
   });
 }
 
+void CudaBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
+  int64_t m = a.dim(0), n = a.dim(1);
+  if (n == 0) return fill(out, 0);
+  constexpr int64_t elements = int64_t{1} << 25;  // of the product that are kept at a time
+  int64_t rows = std::clamp<int64_t>(elements / n, 1, std::max<int64_t>(1, m));
+  auto product = scratch<float>(rows * n);
+  for (int64_t i = 0; i < m; i += rows) {
+    throwIfCancelled();
+    int64_t height = std::min(rows, m - i);
+    const float* part = a.as() + i * n;
+    products_->f32(height, n, n, 1, {part, n}, {s.as<void>(), n}, 0, product, /* ldc = */ n);
+    withVectors<4>(rowsAligned<4>(n, part, product.data()), [&](auto width) {
+      launch(queue(), rowDotsKernel<decltype(width)::value>, {height}, blockSize_, 0, part, product.data(), n,
+             out.as<double>() + i);
+    });
+  }
+}
+
 void CudaBackend::columnSums(Tensor x, bool squares, Tensor out) {
   int64_t rows = x.rows(), columns = x.columns();
   if (rows == 0) return;

@@ -216,6 +216,7 @@ constexpr Call ops[] = {
     OP(nonZeroMask, "f:m,n b:m,n"),
     OP(countNonFinite, "y:m,n u:1"),
     OP(rowDots, "f:m,n f:m,n d:m"),
+    OP(quadraticForms, "f:m,n f:n,n d:m"),
     OP(columnSums, "h:t,n d:n"),
     OP(gramAccumulate, "h:t,n f:n,n"),
     OP(symmetrize, "f:n,n"),

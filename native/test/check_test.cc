@@ -93,6 +93,12 @@ TEST_CASE("products and square matrices") {
   PASSES(gramAccumulate(bf16({2, 3}), nn));
   REFUSED("gram [n, n]", gramAccumulate(nm, nn));
   REFUSED("square matrix for gram", gramAccumulate(mn, mn));
+  PASSES(quadraticForms(mn, nn, f64({2})));
+  REFUSED("matrix for a", quadraticForms(f32({3}), nn, f64({1})));
+  REFUSED("square matrix for s", quadraticForms(mn, mn, f64({2})));
+  REFUSED("s [n, n]", quadraticForms(nm, nn, f64({3})));
+  REFUSED("2 elements for out", quadraticForms(mn, nn, f64({3})));
+  REFUSED("dtype float64 for out", quadraticForms(mn, nn, f32({2})));
   PASSES(symmetrize(nn));
   REFUSED("square matrix for a", symmetrize(mn));
   REFUSED("square matrix for a", addDiagonal(mn, 1));

@@ -47,6 +47,31 @@ TEST_CASE("a product over nothing is beta times what was there") {
   }
 }
 
+TEST_CASE("quadratic forms") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (auto [m, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 192}, {193, 67}, {9, 193}, {5, 401}}) {
+      CAPTURE(n);
+      Tensor a = normal(DType::f32, {m, n}, 1), x = normal(DType::f32, {n, n}, 2);
+      Numbers factor = numbersOf(x), symmetric(factor.size());
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++)
+          symmetric[static_cast<size_t>(i * n + j)] =
+              factor[static_cast<size_t>(i * n + j)] + factor[static_cast<size_t>(j * n + i)];
+      Tensor s = tensorOf(DType::f32, {n, n}, symmetric), out = zeros(DType::f64, {m});
+      device->quadraticForms(a, s, out);
+      Numbers values = numbersOf(a), products = product(values, numbersOf(s), m, n, n),
+              expected(static_cast<size_t>(m));
+      for (size_t i = 0; i < values.size(); i++) expected[i / static_cast<size_t>(n)] += values[i] * products[i];
+      CHECK(nmse(numbersOf(out), expected) < 1e-12);
+    }
+    Tensor out = tensorOf(DType::f64, {2}, {3, 4});  // over nothing
+    device->quadraticForms(zeros(DType::f32, {2, 0}), zeros(DType::f32, {0, 0}), out);
+    CHECK(numbersOf(out) == Numbers{0, 0});
+    device->quadraticForms(zeros(DType::f32, {0, 3}), zeros(DType::f32, {3, 3}), zeros(DType::f64, {0}));
+  }
+}
+
 TEST_CASE("Gram matrices") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);

@@ -96,6 +96,7 @@ export interface Addon {
   nonZeroMask(stream: S, x: T, mask: T): void;
   countNonFinite(stream: S, x: T, out: T): void;
   rowDots(stream: S, a: T, b: T, out: T): void;
+  quadraticForms(stream: S, a: T, s: T, out: T): void;
   columnSums(stream: S, x: T, squares: boolean, out: T): void;
   transpose(stream: S, a: T, out: T): void;
   gemm(stream: S, a: T, b: T, out: T, transposeA: boolean, transposeB: boolean, alpha: number, beta: number): void;

@@ -149,6 +149,11 @@ export class Stream {
     this.#op('rowDots', a.handle, b.handle, out.handle);
   }
 
+  /** out[i] = aᵢᵀ s aᵢ, for a symmetric s [n, n]; dots in double */
+  quadraticForms(a: F32, s: F32, out: Tensor<'float64'>): void {
+    this.#op('quadraticForms', a.handle, s.handle, out.handle);
+  }
+
   /** out[j] += Σᵢ x[i, j], or of its square, in double */
   columnSums(x: Float, out: Tensor<'float64'>, { squares = false } = {}): void {
     this.#op('columnSums', x.handle, squares, out.handle);

@@ -24,9 +24,9 @@ const small = ({ m, n, segments = 1 }: { m: number; n: number; segments?: number
  * Bytes of tensors that one solve takes at most, for a matrix of m outputs and n inputs. Weights and result are 9 mn; 4 n² the Gram matrix, and 4 n² +
  * 4 mn it and the weights scaled, where they are needed ({@link needsGram}). On top comes the largest of
  *
- * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn), with a trace of errors 9 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 8 mn, from SparseGPT's mask 4 n² more
+ * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn), with a trace of errors 5 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 8 mn, from SparseGPT's mask 4 n² more
  * - the refit: by conjugate gradients 12 mn (16 behind a method other than ALPS), exact 4 mn (8)
- * - the error: 8 mn
+ * - the error: 4 mn
  */
 export function solveBytes(
   { m, n, segments }: { m: number; n: number; segments?: number },
@@ -41,7 +41,7 @@ export function solveBytes(
       (narrow ? 6 : 4) * square +
       (narrow ? 7 : 9) * matrix +
       (traceEvery > 0 ? matrix : 0) +
-      (traceErrors ? 9 * matrix : 0),
+      (traceErrors ? 5 * matrix : 0),
     magnitude: 0,
     wanda: 4 * matrix,
     sparsegpt: 4 * square,
@@ -51,7 +51,7 @@ export function solveBytes(
   const refitted = refit === 'none' ? 0 : scaled + (refit === 'pcg' ? 12 : 4) * matrix;
   const gram = needsGram(parsed) ? 4 * square : 0;
   const solved = needsGram({ ...parsed, errors: false }) ? 4 * square + 4 * matrix : 0;
-  const most = Math.max(search, refitted, errors ? 8 * matrix : 0);
+  const most = Math.max(search, refitted, errors ? 4 * matrix : 0);
   return gram + solved + 9 * matrix + most + small({ m, n, segments });
 }
 

@@ -225,12 +225,10 @@ class Admm {
     const { stream, device, base, gram, segments, m } = this.#problem;
     using scope = new Scope();
     const difference = scope.hold(device.tensor('float32', base.shape, 'the traced difference'));
-    const product = scope.hold(device.tensor('float32', base.shape, 'the traced product'));
     const mask = scope.hold(device.tensor('uint8', base.shape, 'the traced support'));
     const rows = scope.hold(device.tensor('float64', [m]));
     const objective = async () => {
-      stream.gemm(difference, gram, product);
-      stream.rowDots(difference, product, rows);
+      stream.quadraticForms(difference, gram, rows);
       return (await stream.read(rows)).reduce((sum, value) => sum + value, 0);
     };
     stream.copy(base, difference);

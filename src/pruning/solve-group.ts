@@ -131,7 +131,7 @@ export function withoutErrors({ layers, weight }: Pick<LayerGroup, 'layers' | 'w
   });
 }
 
-/** The relative error of each layer, from the Gram matrix: two products, row sums in double. */
+/** The relative error of each layer, from the Gram matrix; sums over rows in double. */
 export async function layerErrors(
   stream: Stream,
   group: LayerGroup,
@@ -145,7 +145,6 @@ export async function layerErrors(
   const [m = 0, n = 0] = group.weight.shape;
   using scope = new Scope();
   const difference = scope.hold(device.tensor('float32', [m, n], 'the weights’ difference'));
-  const product = scope.hold(device.tensor('float32', [m, n], 'the error’s product'));
   const sums = ['lost', 'lostRidge', 'whole', 'wholeRidge'].map(() => scope.hold(device.tensor('float64', [m])));
   const [lost, lostRidge, whole, wholeRidge] = sums as [
     Tensor<'float64'>,
@@ -154,12 +153,10 @@ export async function layerErrors(
     Tensor<'float64'>,
   ];
   stream.copy(group.weight, difference);
-  stream.gemm(difference, gram, product);
-  stream.rowDots(difference, product, whole);
+  stream.quadraticForms(difference, gram, whole);
   stream.rowDots(difference, difference, wholeRidge);
   stream.axpby(pruned, difference, -1, 1);
-  stream.gemm(difference, gram, product);
-  stream.rowDots(difference, product, lost);
+  stream.quadraticForms(difference, gram, lost);
   stream.rowDots(difference, difference, lostRidge);
   const [lostRows, lostRidgeRows, wholeRows, wholeRidgeRows] = (await Promise.all(
     sums.map((sum) => stream.read(sum)),
