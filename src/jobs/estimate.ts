@@ -55,6 +55,16 @@ export function solveBytes(
   return gram + solved + 9 * matrix + most + small({ m, n, segments });
 }
 
+/** While a group's layers are written: weights, result and mask, the Gram matrix for the errors, and a layer as it is stored, turned where it is. */
+function writeBytes(
+  { m, n, segments }: { m: number; n: number; segments: number },
+  parsed: ParsedPruningOptions,
+  specs: readonly LinearSpec[],
+): number {
+  const stored = specs.some(({ transposed }) => transposed) ? 8 : 4;
+  return (needsGram(parsed) ? 4 * n * n : 0) + (9 + stored) * m * n + small({ m, n, segments });
+}
+
 /** What the memory of one layer depends on; {@link PruneLayerOptions} are such a thing. */
 export interface LayerSize extends PruningOptions {
   shape: readonly [outputs: number, inputs: number];
@@ -122,7 +132,10 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
           ? 4 * tokens.windows * tokens.length * config.hidden +
             sizes.reduce((sum, { n }, i) => sum + 4 * n * n + seen[i]!.inputs, 0)
           : 0;
-      const solves = sizes.map((size, i) => solveBytes(size, parsed, precision) + seen[i]!.inputs + seen[i]!.target);
+      const solves = sizes.map((size, i) => {
+        const most = Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!));
+        return most + seen[i]!.inputs + seen[i]!.target;
+      });
       block = Math.max(block, weights + grams + Math.max(...solves));
     }
     const vectors = [...expectedTensors(architecture)].reduce(
