@@ -75,6 +75,7 @@ class CpuBackend final : public Backend {
 
  private:
   bool bf16InHardware() const;
+  void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
                 Counts keep, std::vector<Expected>* expected);
 

@@ -83,18 +83,49 @@ void scaleTile(float* c, int64_t m, int64_t n, int64_t ldc, float beta) {
 
 }  // namespace
 
+// Rows of a product that oneDNN would take more time to pack the other factor for than to multiply.
+constexpr int64_t fewRows = 32;
+
+// out [m, n] = alpha * a [m, k] b [n, k]ᵀ + beta * out, for few rows: b is read once, as it lies.
+void CpuBackend::narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta) {
+  constexpr int64_t panel = narrowColumns, strip = 48;  // rows of a together; rows of b a task
+  int64_t m = out.dim(0), n = out.dim(1), k = a.dim(1), panels = (m + panel - 1) / panel;
+  std::vector<float> turned(static_cast<size_t>(panels * panel * k));  // [panels, k, panel], zeros behind m
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t l = 0; l < k; l++)
+      turned[static_cast<size_t>((i / panel * k + l) * panel + i % panel)] = a.as()[i * k + l];
+  pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
+    throwIfCancelled();
+    float products[strip * panel];
+    for (int64_t p = 0; p < panels; p++) {
+      kernels_.transformer.narrowProduct(turned.data() + p * k * panel, b.as() + begin * k, static_cast<size_t>(k),
+                                         static_cast<size_t>(k), static_cast<size_t>(end - begin), products);
+      for (int64_t i = p * panel; i < std::min(m, (p + 1) * panel); i++) {
+        float* row = out.as() + i * n;
+        for (int64_t j = begin; j < end; j++) {
+          float value = alpha * products[(j - begin) * panel + i % panel];
+          row[j] = beta == 0 ? value : value + beta * row[j];
+        }
+      }
+    }
+  });
+}
+
 bool CpuBackend::bf16InHardware() const { return machineHasBf16Products() && std::string(kernels_.isa) == "avx512"; }
 
 void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) {
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1);
   if (m == 0 || n == 0) return;
+  float scale = static_cast<float>(alpha), keep = static_cast<float>(beta);
+  bool single = a.dtype == DType::f32 && out.dtype == DType::f32;
+  if (m <= fewRows && !transposeA && transposeB && single && k > 0 && scale != 0)
+    return narrowGemm(a, b, out, scale, keep);
   // Large tiles pack less, many tiles serve many threads: halved until there are enough.
   int64_t tileRows = 256, tileColumns = 768;
   auto tiles = [&] { return Tiles(m, tileRows).count * Tiles(n, tileColumns).count; };
   while (tiles() < enoughTiles && tileColumns > 192) (tileColumns > tileRows * 2 ? tileColumns : tileRows) /= 2;
   Tiles rows(m, tileRows), columns(n, tileColumns);
   Operand left{a, transposeA}, right{b, transposeB};
-  float scale = static_cast<float>(alpha), keep = static_cast<float>(beta);
   pool_.run(rows.count * columns.count, [&](int64_t task) {
     int64_t i = task % rows.count, j = task / rows.count;
     int64_t height = rows.length(i), width = columns.length(j), row = rows.begin(i), column = columns.begin(j);

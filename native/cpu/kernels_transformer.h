@@ -9,7 +9,13 @@ namespace alps {
 
 enum Activation { silu, gelu, geluTanh, relu };
 
+// Columns of a narrow product.
+constexpr size_t narrowColumns = 16;
+
 struct TransformerKernels {
+  // ---- a narrow product: out [rows, narrowColumns] = b [rows, k] x, with x [k, narrowColumns]
+  void (*narrowProduct)(const float* x, const float* b, size_t ldb, size_t k, size_t rows, float* out);
+
   // ---- softmax
   // Largest value; NaN is passed over, −infinity when there is no other.
   float (*maximum)(const float* x, size_t n);

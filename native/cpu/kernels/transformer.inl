@@ -238,7 +238,38 @@ __attribute__((flatten)) static void softCap(float* x, float cap, size_t n) {
   });
 }
 
+// ---- a narrow product
+
+// Rows of b at a time: as many sums as there are registers for.
+static constexpr size_t narrowRows = floatLanes == 4 ? 2 : floatLanes == 8 ? 6 : 12;
+static constexpr size_t narrowVectors = narrowColumns / floatLanes;
+
+template <size_t rows>
+static inline __attribute__((always_inline)) void narrowTile(const float* x, const float* b, size_t ldb, size_t k,
+                                                             float* out) {
+  Floats sums[rows][narrowVectors] = {};
+  for (size_t l = 0; l < k; l++) {
+    Floats factors[narrowVectors];
+#pragma GCC unroll 4
+    for (size_t v = 0; v < narrowVectors; v++) factors[v] = load(x + l * narrowColumns + v * floatLanes);
+#pragma GCC unroll 12
+    for (size_t r = 0; r < rows; r++)
+#pragma GCC unroll 4
+      for (size_t v = 0; v < narrowVectors; v++) sums[r][v] += b[r * ldb + l] * factors[v];
+  }
+  for (size_t r = 0; r < rows; r++)
+    for (size_t v = 0; v < narrowVectors; v++) store(sums[r][v], out + r * narrowColumns + v * floatLanes);
+}
+
+static void narrowProduct(const float* x, const float* b, size_t ldb, size_t k, size_t rows, float* out) {
+  size_t r = 0;
+  for (; r + narrowRows <= rows; r += narrowRows)
+    narrowTile<narrowRows>(x, b + r * ldb, ldb, k, out + r * narrowColumns);
+  for (; r < rows; r++) narrowTile<1>(x, b + r * ldb, ldb, k, out + r * narrowColumns);
+}
+
 static const TransformerKernels transformerTable = {
+    narrowProduct,
     maximum,
     exponentials<float>,
     exponentials<bf16_t>,
