@@ -309,7 +309,7 @@ describe('memory estimates', () => {
         { propagation: 'sequential' },
         { propagation: 'block' },
         // What the model writes takes more than its pruning.
-        { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 70 } },
+        { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 3 } },
       ];
       for (const [i, options] of jobs.entries()) {
         const job: PruneOptions = {

@@ -9,7 +9,7 @@ import { Embedding } from '../model/embedding.js';
 import type { Architecture } from '../model/families/family.js';
 import { Head } from '../model/head.js';
 import { activationBytes, keyValueBytes, type TokenCounts } from '../model/memory.js';
-import { linearShape, linearsOf } from '../model/shapes.js';
+import { expectedTensors, linearShape } from '../model/shapes.js';
 
 /** Windows at a time: more do not make a step's products faster. */
 const mostTogether = 64;
@@ -61,6 +61,15 @@ function angleBytes({ ropes }: DecoderConfig, length: number): number {
   return ropes.reduce((sum, { dimensions }) => sum + 4 * length * dimensions, 0);
 }
 
+/** Numbers of a block's matrices. */
+function blockSize(architecture: Architecture, layer: number): number {
+  const { attention, mlp } = architecture.block(layer);
+  return [attention, ...mlp].flat(2).reduce((sum, spec) => {
+    const [outputs, inputs] = linearShape(architecture.config, spec);
+    return sum + outputs * inputs;
+  }, 0);
+}
+
 /**
  * Bytes of tensors that {@link writeWindows} takes at most.
  * @param number bytes of a weight
@@ -73,14 +82,20 @@ export function writingBytes(
   limit: number,
 ): number {
   const { config } = architecture;
-  const table = config.vocabulary * config.embeddingSize;
-  const weights = linearsOf(architecture).reduce((sum, spec) => {
-    const [outputs, inputs] = linearShape(config, spec);
-    return sum + number * outputs * inputs;
-  }, number * table);
-  const head = number * table + angleBytes(config, length);
+  const weights = [...expectedTensors(architecture)].reduce(
+    (sum, [, shape]) => sum + (shape.length === 1 ? 4 : number) * shape.reduce((size, d) => size * d, 1),
+    4 * config.maxPositions * (architecture.positions ? config.hidden : 0), // float32 whatever the others are
+  );
+  // What is being loaded is there as it is stored too: a block; the embedding's table, before them, or the head's, behind them.
+  const block = Math.max(...Array.from({ length: config.layers }, (_, layer) => blockSize(architecture, layer)));
+  const tables = 8 * config.vocabulary * config.embeddingSize;
   const window = windowBytes(config, length, number);
-  const written = (together: number) => weights + Math.max(head + together * window, 8 * table); // as it is stored, and converted
+  const written = (together: number) =>
+    Math.max(
+      weights + angleBytes(config, length) + together * window,
+      weights + 4 * block,
+      tables + (config.tiedEmbeddings ? 0 : weights),
+    );
   return Math.min(written(Math.min(windows, mostTogether)), Math.max(written(1), limit));
 }
 
@@ -103,8 +118,11 @@ class Writer {
     try {
       const most = Math.min(windows, mostTogether);
       writer.#embedding = hold(await Embedding.load(model));
-      for (let layer = 0; layer < model.config.layers; layer++) writer.#blocks.push(hold(await model.loadBlock(layer)));
-      writer.#head = hold(await Head.load(model, most));
+      for (let layer = 0; layer < model.config.layers; layer++) {
+        writer.#blocks.push(hold(await model.loadBlock(layer)));
+        await model.stream.sync(); // what was loaded as it is stored has gone
+      }
+      writer.#head = hold(await Head.load(model, most, writer.#embedding));
       await model.stream.sync();
       const together = Math.max(1, Math.min(most, writer.#fitting(length)));
       writer.#activations = hold(Activations.growing(model, together, length));

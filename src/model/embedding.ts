@@ -6,7 +6,8 @@ import { chunkTokens } from './memory.js';
 export class Embedding {
   readonly #model: DecoderModel;
   readonly #scope: Scope;
-  readonly #table: Float;
+  /** [vocabulary, embeddingSize] */
+  readonly table: Float;
   readonly #projection: Float | undefined;
   readonly #positions: F32 | undefined;
 
@@ -19,7 +20,7 @@ export class Embedding {
   ) {
     this.#model = model;
     this.#scope = scope;
-    this.#table = table;
+    this.table = table;
     this.#projection = projection;
     this.#positions = positions;
   }
@@ -59,11 +60,11 @@ export class Embedding {
         using embedded = wide.rows(0, end - start);
         using x = narrow.rows(0, end - start);
         using rows = out.rows(start, end);
-        stream.embedding(this.#table, some, embedded);
+        stream.embedding(this.table, some, embedded);
         stream.copy(embedded, x);
         stream.gemm(x, this.#projection, rows, { transposeB: true });
       }
-    } else stream.embedding(this.#table, ids, out);
+    } else stream.embedding(this.table, ids, out);
     if (config.embeddingScale !== 1) stream.axpby(out, out, 0, config.embeddingScale);
     if (this.#positions) {
       const first = architecture.positions!.offset + position;

@@ -1,6 +1,7 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { Activations } from './block-run.js';
 import type { DecoderModel, F32, Float, Norm } from './decoder.js';
+import type { Embedding } from './embedding.js';
 
 /** Bytes of the logits that are held at once. */
 const logitBytes = 64 << 20;
@@ -35,13 +36,18 @@ export class Head {
     this.#projected = weights.projection && scope.hold(device.tensor(precision, [rows, config.embeddingSize]));
   }
 
-  /** Reads the weights. @param rows that {@link apply} is given at most */
-  static async load(model: DecoderModel, rows: number): Promise<Head> {
-    const { architecture, precision } = model;
+  /**
+   * Reads the weights.
+   * @param rows that {@link apply} is given at most
+   * @param embedding which outlives the head: where the two share a table it is not read again
+   */
+  static async load(model: DecoderModel, rows: number, embedding?: Embedding): Promise<Head> {
+    const { architecture, precision, config } = model;
     const scope = new Scope();
     try {
       const norm = await model.loadNorm(architecture.finalNorm, scope);
-      const head = scope.hold(await model.loadHead());
+      const shared = config.tiedEmbeddings ? embedding?.table : undefined;
+      const head = shared ?? scope.hold(await model.loadHead());
       const projection = architecture.projectOut
         ? scope.hold(await model.load(`${architecture.projectOut}.weight`, precision))
         : undefined;
