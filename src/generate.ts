@@ -61,7 +61,7 @@ export interface GeneratedText {
  *
  * Each window begins with a token of the vocabulary, each equally likely; the three behind it are the likeliest ones, and all further ones are drawn
  * from the model's distribution. With `prompts` each begins with a passage of them, and all further ones are drawn. The weights stay in the device's memory, and as many
- * windows are written at a time as fit beside them, 64 at most.
+ * windows are written at a time as fit beside them, 32 at most.
  *
  * Sources: *LLM-QAT* (2023) for how a window begins, *Self-calibration for Language Model Quantization and Pruning* (2024).
  *

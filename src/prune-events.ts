@@ -5,7 +5,7 @@ import type { PruneEvent, PruneOptions } from './prune.js';
 
 /** Layers and steps of the writing are for debugging, all else is information. */
 function logPruneEvent(logger: Logger, { type, ...facts }: PruneEvent, model: string): void {
-  const level = type === 'layer' || type === 'write' ? 'debug' : 'info';
+  const level = type === 'layer' || type === 'generate' ? 'debug' : 'info';
   logger[level]({ model, type, ...facts }, `pruning ${model}: ${type}`);
 }
 

@@ -1,6 +1,6 @@
 import { dirname, resolve } from 'node:path';
 import { allocate, type LayerBudget, type LayerSparsities, parseLayerSparsities } from './allocation/allocation.js';
-import type { CalibrationOptions } from './calibration/calibration.js';
+import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { checkOutput, makeFolder } from './checkpoint/output-folder.js';
 import type { Fingerprint } from './checkpoint/unfinished.js';
@@ -9,7 +9,7 @@ import { fingerprint } from './compare/fingerprint.js';
 import type { Device, DeviceOptions } from './device/device.js';
 import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
-import { calibrationWindows, ownWindowsOf } from './generation/own-windows.js';
+import { calibrationKey, ownWindowsOf, withOwnWindows } from './generation/own-windows.js';
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
@@ -101,7 +101,7 @@ export type PruneEvent =
       precision: Precision;
     }
   /** With `ownWindows`: the share of them that the model has written. */
-  | { type: 'write'; share: number }
+  | { type: 'generate'; share: number }
   | { type: 'calibration'; windows: number; length: number; tokens: number; hash: string; note?: string }
   /** With `resume`: blocks that an earlier call finished; their `layer` events follow at once. */
   | { type: 'resume'; finished: number; blocks: number }
@@ -143,7 +143,7 @@ export interface PruneReport {
   sparsity: number;
   /** Mean of the layers' relative errors; null when there was no calibration, or `errors: false`. */
   meanError: number | null;
-  /** Wall-clock by phase. */
+  /** Wall-clock by phase; `calibration` is the reading of the text, and the writing of `ownWindows`. */
   milliseconds: { total: number; calibration: number; blocks: number; write: number };
 }
 
@@ -189,22 +189,15 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       device: describeDevices(devices),
       precision,
     });
-    const tokens =
+    const given =
       model && options.calibration
-        ? await calibrationWindows(model, options.calibration, {
-            signal,
-            onProgress: (share) => onEvent({ type: 'write', share }),
-          })
+        ? await loadCalibration(options.model, model.config, options.calibration, { signal })
         : undefined;
-    const calibrated = performance.now();
-    if (tokens) {
-      const { windows, length, hash, note } = tokens;
-      onEvent({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
-    }
     const reported = reportedOptions(options, parsed, precision);
+    const calibration = given && calibrationKey(given, options.calibration!);
     const resume = options.resume && {
       restart: options.restart,
-      fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration: tokens?.hash, signal }),
+      fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration, signal }),
     };
     writer = await CheckpointWriter.create({
       source: checkpoint,
@@ -213,6 +206,20 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       ...(resume ? { resume } : {}),
       signal,
     });
+    const output = writer;
+    const tokens =
+      given &&
+      (await withOwnWindows(model!, given, options.calibration!, {
+        signal,
+        onProgress: (share) => onEvent({ type: 'generate', share }),
+        found: output.prepared,
+        keep: (ids) => output.prepare(ids),
+      }));
+    const calibrated = performance.now();
+    if (tokens) {
+      const { windows, length, hash, note } = tokens;
+      onEvent({ type: 'calibration', windows, length, tokens: windows * length, hash, ...(note ? { note } : {}) });
+    }
     const finished = writer.finishedSteps.length;
     if (finished > 0) onEvent({ type: 'resume', finished, blocks: model?.config.layers ?? 0 });
     const layers: LayerReport[] = [];

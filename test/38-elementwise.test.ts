@@ -96,6 +96,35 @@ for (const isa of opDevices()) {
       expect(await stream.read(half)).toEqual(halves(numbers));
     });
 
+    // The last one in several pieces on a GPU.
+    test.each([
+      [1, 1],
+      [7, 33],
+      [129, 257],
+      [8200, 3],
+    ])('quadratic forms of [%i, %i]', async (rows, columns) => {
+      using stream = device.stream();
+      using scope = new Scope();
+      const [a, half] = [normal(4, rows * columns), normal(5, columns * columns)];
+      const s = half.map((value, at) => value + half[(at % columns) * columns + Math.floor(at / columns)]!);
+      const x = scope.hold(stream.upload('float32', [rows, columns], a));
+      const square = scope.hold(stream.upload('float32', [columns, columns], s));
+      const out = scope.hold(stream.upload('float64', [rows], new Float64Array(rows).fill(7)));
+      stream.quadraticForms(x, square, out);
+      const expected = Float64Array.from({ length: rows }, (_, r) => {
+        const row = a.subarray(r * columns, (r + 1) * columns);
+        const product = (i: number) => row.reduce((sum, value, j) => sum + value * s[i * columns + j]!, 0);
+        return row.reduce((sum, value, i) => sum + value * product(i), 0);
+      });
+      expect(nmse(await stream.read(out), expected)).toBeLessThan(1e-12);
+      // A NaN stays in its row.
+      a[0] = Number.NaN;
+      stream.quadraticForms(scope.hold(stream.upload('float32', [rows, columns], a)), square, out);
+      const [first, ...others] = await stream.read(out);
+      expect(first).toBeNaN();
+      expect(others.every(Number.isFinite)).toBe(true);
+    });
+
     test.each([
       [1, 1],
       [7, 33],
@@ -358,6 +387,14 @@ for (const isa of opDevices()) {
       stream.addBias(none, column);
       stream.scaleRowsColumns(none, { column }, none);
       stream.rowDots(none, none, dots);
+      stream.quadraticForms(none, scope.hold(device.tensor('float32', [5, 5])), dots);
+      const over = scope.hold(stream.upload('float64', [3], new Float64Array(3).fill(7)));
+      stream.quadraticForms(
+        scope.hold(device.tensor('float32', [3, 0])),
+        scope.hold(device.tensor('float32', [0, 0])),
+        over,
+      );
+      expect(await stream.read(over)).toEqual(new Float64Array(3));
       stream.columnSums(none, sums);
       stream.transpose(none, scope.hold(device.tensor('float32', [5, 0])));
       expect(await stream.read(sums)).toEqual(new Float64Array(5));

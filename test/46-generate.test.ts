@@ -1,4 +1,5 @@
-import { existsSync, readdirSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { searchAllocation } from '../src/allocation/search.js';
@@ -238,15 +239,15 @@ test('a model is pruned on its own text, without any other', async () => {
 });
 
 describe('windows that a model writes before it is pruned', () => {
-  const given = [3, 5].map((step) => Array.from({ length: 32 }, (_, t) => (7 + step * t) % 60));
+  const given = [3, 5].map((step) => Array.from({ length: 200 }, (_, t) => (7 + step * t) % 60));
   const options = { model: llama, sparsity: 0.5, device: 'cpu' } as const;
   const calibration = { tokenIds: given, ownWindows: 3, seed: 5 };
   const errors = ({ layers }: PruneReport) => layers.map(({ error }) => error);
 
   test('go on from the first eighth of those that are given, as generateText() has them go on', async () => {
     const folder = await temporaryFolder();
-    const prompts = { tokenIds: given.map((window) => window.slice(0, 4)) };
-    const written = await generateText({ model: llama, windows: 3, length: 32, seed: 5, device: 'cpu', prompts });
+    const prompts = { tokenIds: given.map((window) => window.slice(0, 25)) };
+    const written = await generateText({ model: llama, windows: 3, length: 200, seed: 5, device: 'cpu', prompts });
     const events: PruneEvent[] = [];
     const report = await prune({
       ...options,
@@ -259,40 +260,94 @@ describe('windows that a model writes before it is pruned', () => {
       out: join(folder, 'given'),
       calibration: { tokenIds: [...given, ...written.tokenIds] },
     });
-    expect(report.calibration).toMatchObject({ windows: 5, ownWindows: 3, tokens: 160, seed: 5 });
+    expect(report.calibration).toMatchObject({ windows: 5, ownWindows: 3, tokens: 1000, seed: 5 });
     expect(together.calibration).toMatchObject({ windows: 5, ownWindows: 0, hash: report.calibration!.hash });
     expect(errors(report)).toEqual(errors(together));
-    const shares = events.flatMap((event) => (event.type === 'write' ? [event.share] : []));
+    const shares = events.flatMap((event) => (event.type === 'generate' ? [event.share] : []));
     expect(shares.length).toBeGreaterThan(10);
-    expect([shares[0], shares.at(-1)]).toEqual([0, 1]);
     expect(shares.length).toBeLessThan(52);
+    expect([shares[0], shares.at(-1)]).toEqual([0, 1]);
     expect(shares).toEqual([...shares].sort((a, b) => a - b));
     // Before the calibration is told.
-    expect(events.findLastIndex(({ type }) => type === 'write')).toBe(
+    expect(events.findLastIndex(({ type }) => type === 'generate')).toBe(
       events.findIndex(({ type }) => type === 'calibration') - 1,
     );
   });
 
-  test('are the same when a run that was stopped goes on', async () => {
+  test('fewer than those that are given go on from some of all texts, on several devices and with experts too', async () => {
+    const folder = await temporaryFolder();
+    const model = join(models, 'mixtral');
+    const texts = [0, 1].map((text) =>
+      [0, 1, 2, 3].map((w) => Array.from({ length: 16 }, (_, t) => (20 * text + 3 * w + t) % 60)),
+    );
+    const files = texts.map((windows, i) => {
+      const path = join(folder, `${i}.json`);
+      writeFileSync(path, JSON.stringify(windows));
+      return path;
+    });
+    const prompts = { tokenIds: [texts[0]![0]!, texts[1]![0]!].map((window) => window.slice(0, 2)) };
+    const written = await generateText({ model, windows: 2, length: 16, device: 'cpu', prompts });
+    const devices = [1, 2].map((threads) => Device.open('cpu', { threads }));
+    const mix = { text: files, shares: [1, 1], windows: 8, ownWindows: 2 };
+    const report = await prune({
+      ...options,
+      model,
+      out: join(folder, 'own'),
+      calibration: mix,
+      device: devices,
+    });
+    const all = [...texts.flat(), ...written.tokenIds.map((ids) => [...ids])];
+    const hash = createHash('sha256')
+      .update(Buffer.from(Uint32Array.from(all.flat()).buffer))
+      .digest('hex');
+    expect(report.calibration).toMatchObject({ windows: 10, ownWindows: 2, hash });
+  });
+
+  test('are there again when a run that was stopped goes on, which is refused before they are written where it differs', async () => {
     const folder = await temporaryFolder();
     const whole = await prune({ ...options, out: join(folder, 'whole'), calibration });
-    const controller = new AbortController();
     const out = join(folder, 'parts');
-    const stopped = prune({
-      ...options,
-      out,
-      calibration,
-      resume: true,
-      signal: controller.signal,
-      onEvent: ({ type }) => type === 'block' && controller.abort(),
-    });
-    expect(await failure(stopped)).toMatchObject({ code: 'ABORTED' });
+    /** Stops at the first event of a kind. */
+    const stoppedAt = async (stop: PruneEvent['type'], restart = false) => {
+      const controller = new AbortController();
+      const kinds: string[] = [];
+      const run = prune({
+        ...options,
+        out,
+        calibration,
+        resume: true,
+        restart,
+        signal: controller.signal,
+        onEvent: ({ type }) => {
+          kinds.push(type);
+          if (type === stop) controller.abort();
+        },
+      });
+      expect(await failure(run)).toMatchObject({ code: 'ABORTED' });
+      return kinds;
+    };
+    // While they are written nothing is there to go on with.
+    expect(await stoppedAt('generate')).toContain('generate');
+    expect(readdirSync(folder)).toEqual(['whole']);
+    expect(await stoppedAt('calibration')).toContain('generate');
+    // From then on they are.
+    for (const stop of ['layer', 'block'] as const) expect(await stoppedAt(stop)).not.toContain('generate');
     // Other windows are another run.
-    const other = { ...calibration, ownWindows: 2 };
-    expect(await failure(prune({ ...options, out, calibration: other, resume: true }))).toMatchObject({
-      code: 'INVALID_ARGUMENT',
-      message: expect.stringContaining('calibration'),
-    });
+    for (const other of [{ ownWindows: 2 }, { ownWindows: 0 }, { seed: 6 }]) {
+      const kinds: string[] = [];
+      const run = prune({
+        ...options,
+        out,
+        calibration: { ...calibration, ...other },
+        resume: true,
+        onEvent: ({ type }) => kinds.push(type),
+      });
+      expect(await failure(run)).toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('calibration'),
+      });
+      expect(kinds).toEqual(['start']);
+    }
     let resumed = 0;
     const report = await prune({
       ...options,
@@ -305,26 +360,34 @@ describe('windows that a model writes before it is pruned', () => {
     });
     expect(resumed).toBe(1);
     expect(errors(report)).toEqual(errors(whole));
+    expect(readdirSync(folder).sort()).toEqual(['parts', 'whole']);
   });
 
   test('are written once for a search, all of whose prunings see them', async () => {
     const folder = await temporaryFolder();
     const seen: unknown[] = [];
     let written = 0;
-    await searchAllocation({
-      ...options,
-      work: join(folder, 'work'),
-      calibration,
-      evaluation: { windows: 1, tokenIds: given },
-      timeLimit: 0,
-      onEvent: (event) => {
-        if (event.type === 'write' && event.share === 0) written++;
-        if (event.type === 'prune' && event.event.type === 'calibration') seen.push(event.event.windows);
-      },
-    });
-    expect(written).toBe(1);
-    expect(seen.length).toBeGreaterThan(0);
+    const search = (timeLimit: number) =>
+      searchAllocation({
+        ...options,
+        work: join(folder, 'work'),
+        calibration,
+        evaluation: { windows: 1, tokenIds: given },
+        timeLimit,
+        onEvent: (event) => {
+          if (event.type === 'generate' && event.share === 0) written++;
+          if (event.type === 'prune' && event.event.type === 'calibration') seen.push(event.event.windows);
+        },
+      });
+    // The base; then the next level; then nothing is left to prune.
+    expect((await search(0)).ended).toBe('time');
+    expect(seen).toEqual([5]);
+    const { layers, ended } = await search(Number.POSITIVE_INFINITY);
+    expect(ended).toBe('done');
+    expect(seen.length).toBeGreaterThan(1);
     expect(new Set(seen)).toEqual(new Set([5]));
+    expect((await search(Number.POSITIVE_INFINITY)).layers).toEqual(layers);
+    expect(written).toBe(1);
   });
 
   test.each([-1, 1.5, '3' as unknown as number])(
@@ -339,6 +402,13 @@ describe('windows that a model writes before it is pruned', () => {
     },
   );
 
+  test('windows of two tokens leave none to write', async () => {
+    const out = join(await temporaryFolder(), 'pruned');
+    const refusal = await failure(prune({ ...options, out, calibration: { tokenIds: [[1, 2]], ownWindows: 1 } }));
+    expect(refusal).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('two tokens') });
+    expect(existsSync(out)).toBe(false);
+  });
+
   test('an abort ends the writing, and all memory is given back', async () => {
     const controller = new AbortController();
     const device = Device.open('cpu', { memoryLimit: 123_456_790 });
@@ -349,7 +419,7 @@ describe('windows that a model writes before it is pruned', () => {
       device,
       calibration,
       signal: controller.signal,
-      onEvent: (event) => event.type === 'write' && event.share > 0.3 && controller.abort(),
+      onEvent: (event) => event.type === 'generate' && event.share > 0.3 && controller.abort(),
     });
     expect(await failure(run)).toMatchObject({ code: 'ABORTED' });
     expect(device.info().memoryUsed).toBe(0);

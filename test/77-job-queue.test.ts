@@ -1,5 +1,5 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -298,7 +298,7 @@ describe('memory estimates', () => {
     },
   );
 
-  test.each(['union-4m', 'gpt2', 'mixtral', 'gemma2'])(
+  test.each(['union-4m', 'gpt2', 'opt-post', 'mixtral', 'qwen3-moe-fused', 'gemma2'])(
     'of a model: %s',
     async (name) => {
       const own = Device.open('cpu', { memoryLimit: (1 << 29) + name.length }); // its peak is that of this test alone
@@ -310,6 +310,7 @@ describe('memory estimates', () => {
         { propagation: 'block' },
         // What the model writes takes more than its pruning.
         { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 3 } },
+        { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 3 }, precision: 'bfloat16' },
       ];
       for (const [i, options] of jobs.entries()) {
         const job: PruneOptions = {
@@ -331,6 +332,37 @@ describe('memory estimates', () => {
     },
     300_000,
   );
+
+  test('of a model that writes fewer windows at a time where memory is short', async () => {
+    const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
+    const job: PruneOptions = {
+      model,
+      out: join(out, 'pruned'),
+      sparsity: 0.5,
+      method: 'magnitude',
+      calibration: { tokenIds: [Array.from({ length: 32 }, (_, i) => i)], ownWindows: 40 },
+    };
+    const most = await estimateModelBytes(job, Device.open('cpu', { memoryLimit: 1 << 30 }));
+    const least = await estimateModelBytes(job, Device.open('cpu', { memoryLimit: 1 << 20 }));
+    expect(least).toBeLessThan(most);
+    const tight = Device.open('cpu', { memoryLimit: Math.ceil((least + most) / 2) });
+    expect(await estimateModelBytes(job, tight)).toBe(tight.info().memoryLimit);
+    await new JobQueue({ device: tight }).prune(job);
+    expect(tight.info().memoryPeak).toBeLessThanOrEqual(tight.info().memoryLimit);
+    await rm(out, { recursive: true });
+  }, 300_000);
+
+  test('of a model whose calibration is a file of token ids: as many windows as it has', async () => {
+    const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
+    const ids = Array.from({ length: 300 }, (_, i) => Array.from({ length: 24 }, (_, j) => (i * 31 + j * 7) % 90));
+    const text = join(out, 'ids.json');
+    await writeFile(text, JSON.stringify(ids));
+    const job = { model, out, sparsity: 0.5 };
+    expect(await estimateModelBytes({ ...job, calibration: { text } }, device)).toBe(
+      await estimateModelBytes({ ...job, calibration: { tokenIds: ids } }, device),
+    );
+    await rm(out, { recursive: true });
+  });
 
   test('a queue never takes more than its budget', async () => {
     const wide = { ...syntheticLayer(128, 128, { tokens: 200 }), activations: undefined, sparsity: 0.5 };

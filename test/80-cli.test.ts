@@ -133,6 +133,26 @@ describe('alps', () => {
     expect(pruned.code).toBe(0);
     expect(JSON.parse(pruned.stdout.split('\n')[1]!)).toMatchObject({ type: 'calibration', windows: 6, length: 64 });
 
+    const inOneStep = ['--calibration', text, '--windows', '2', '--own-windows', '3', '--length', '64'];
+    const own3 = await alps('prune', model, '--out', join(scratch, 'own3'), '--sparsity', '0.5', ...inOneStep);
+    expect(own3.code).toBe(0);
+    const events = own3.stdout.trim().split('\n');
+    expect(events.filter((line) => line.includes('"generate"')).length).toBeGreaterThan(10);
+    expect(own3.stdout).toContain('"type":"calibration","windows":5,"length":64');
+    const bare = await alps(
+      'prune',
+      model,
+      '--out',
+      join(scratch, 'bare'),
+      '--method',
+      'mp',
+      '--sparsity',
+      '0.5',
+      '--own-windows',
+      '3',
+    );
+    expect(bare).toMatchObject({ code: 2, stderr: expect.stringContaining('a --calibration') });
+
     const config = join(model, 'config.json');
     const before = await readFile(config, 'utf8');
     const refused = await alps('generate', model, '--out', config, ...sizes);

@@ -84,11 +84,13 @@ void scaleTile(float* c, int64_t m, int64_t n, int64_t ldc, float beta) {
 }  // namespace
 
 // Rows of a product that oneDNN would take more time to pack the other factor for than to multiply.
-constexpr int64_t fewRows = 32;
+constexpr int64_t fewRows = 2 * narrowColumns;
 
-// out [m, n] = alpha * a [m, k] b [n, k]ᵀ + beta * out, for few rows: b is read once, as it lies.
+// out [m, n] = alpha * a [m, k] b [n, k]ᵀ + beta * out, for few rows: b is read once, as it lies. Sums over pieces of k
+// are added up, which keeps long ones exact.
 void CpuBackend::narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta) {
-  constexpr int64_t panel = narrowColumns, strip = 48;  // rows of a together; rows of b a task
+  constexpr int64_t panel = narrowColumns, strip = 48,
+                    piece = 256;  // rows of a together; rows of b a task; a sum's length
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(1), panels = (m + panel - 1) / panel;
   std::vector<float> turned(static_cast<size_t>(panels * panel * k));  // [panels, k, panel], zeros behind m
   for (int64_t i = 0; i < m; i++)
@@ -96,15 +98,22 @@ void CpuBackend::narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out,
       turned[static_cast<size_t>((i / panel * k + l) * panel + i % panel)] = a.as()[i * k + l];
   pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
     throwIfCancelled();
-    float products[strip * panel];
-    for (int64_t p = 0; p < panels; p++) {
-      kernels_.transformer.narrowProduct(turned.data() + p * k * panel, b.as() + begin * k, static_cast<size_t>(k),
-                                         static_cast<size_t>(k), static_cast<size_t>(end - begin), products);
-      for (int64_t i = p * panel; i < std::min(m, (p + 1) * panel); i++) {
-        float* row = out.as() + i * n;
-        for (int64_t j = begin; j < end; j++) {
-          float value = alpha * products[(j - begin) * panel + i % panel];
-          row[j] = beta == 0 ? value : value + beta * row[j];
+    constexpr int64_t block = 12;  // rows of b whose piece stays in the nearest cache for all panels
+    float products[fewRows / panel * block * panel];
+    for (int64_t j = begin; j < end; j += block) {
+      int64_t rows = std::min(block, end - j);
+      std::fill_n(products, panels * block * panel, 0.0f);
+      for (int64_t l = 0; l < k; l += piece)
+        for (int64_t p = 0; p < panels; p++)
+          kernels_.transformer.narrowProduct(turned.data() + (p * k + l) * panel, b.as() + j * k + l,
+                                             static_cast<size_t>(k), static_cast<size_t>(std::min(piece, k - l)),
+                                             static_cast<size_t>(rows), products + p * block * panel);
+      for (int64_t i = 0; i < m; i++) {
+        float* row = out.as() + i * n + j;
+        const float* of = products + i / panel * block * panel + i % panel;
+        for (int64_t r = 0; r < rows; r++) {
+          float value = alpha * of[r * panel];
+          row[r] = beta == 0 ? value : value + beta * row[r];
         }
       }
     }

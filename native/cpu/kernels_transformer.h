@@ -13,7 +13,7 @@ enum Activation { silu, gelu, geluTanh, relu };
 constexpr size_t narrowColumns = 16;
 
 struct TransformerKernels {
-  // ---- a narrow product: out [rows, narrowColumns] = b [rows, k] x, with x [k, narrowColumns]
+  // ---- a narrow product: out [rows, narrowColumns] += b [rows, k] x, with x [k, narrowColumns]. One sum over k each.
   void (*narrowProduct)(const float* x, const float* b, size_t ldb, size_t k, size_t rows, float* out);
 
   // ---- softmax

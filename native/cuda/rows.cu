@@ -140,8 +140,8 @@ void CudaBackend::rowDots(Tensor a, Tensor b, Tensor out) {
 void CudaBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
   int64_t m = a.dim(0), n = a.dim(1);
   if (n == 0) return fill(out, 0);
-  constexpr int64_t elements = int64_t{1} << 25;  // of the product that are kept at a time
-  int64_t rows = std::clamp<int64_t>(elements / n, 1, std::max<int64_t>(1, m));
+  constexpr int64_t elements = int64_t{1} << 25, most = 8192;  // of the product that are kept at a time, and its rows
+  int64_t rows = std::clamp<int64_t>(elements / n, 1, std::clamp<int64_t>(m, 1, most));
   auto product = scratch<float>(rows * n);
   for (int64_t i = 0; i < m; i += rows) {
     throwIfCancelled();

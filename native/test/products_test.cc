@@ -10,7 +10,14 @@ TEST_CASE("gemm") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);
     for (DType dtype : {DType::f32, DType::bf16}) {
-      for (const Shape& shape : {Shape{1, 1, 1}, {3, 5, 7}, {17, 1, 33}, {1, 67, 13}, {65, 31, 2}, {130, 97, 101}}) {
+      for (const Shape& shape : {Shape{1, 1, 1},
+                                 {3, 5, 7},
+                                 {17, 1, 33},
+                                 {1, 67, 13},
+                                 {65, 31, 2},
+                                 {31, 101, 67},
+                                 {130, 97, 101},
+                                 {32, 50, 5000}}) {
         int64_t m = shape[0], n = shape[1], k = shape[2];
         for (int turns = 0; turns < 4; turns++) {
           CAPTURE(m);
@@ -50,7 +57,7 @@ TEST_CASE("a product over nothing is beta times what was there") {
 TEST_CASE("quadratic forms") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);
-    for (auto [m, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 192}, {193, 67}, {9, 193}, {5, 401}}) {
+    for (auto [m, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 192}, {193, 67}, {9, 193}, {400, 401}}) {
       CAPTURE(n);
       Tensor a = normal(DType::f32, {m, n}, 1), x = normal(DType::f32, {n, n}, 2);
       Numbers factor = numbersOf(x), symmetric(factor.size());

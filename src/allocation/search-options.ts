@@ -53,7 +53,7 @@ export interface AllocationCandidate {
 export type AllocationSearchEvent =
   | { type: 'start'; model: string; work: string; pattern: string; objective: SearchObjective; blocks: number }
   /** With `calibration.ownWindows`: the share of them that the model has written. */
-  | { type: 'write'; share: number }
+  | { type: 'generate'; share: number }
   | { type: 'evaluation'; windows: number; length: number; hash: string; note?: string }
   /** What an earlier call with this work folder finished. */
   | { type: 'resume'; blocks: number; candidates: number }

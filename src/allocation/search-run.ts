@@ -3,6 +3,7 @@ import { Checkpoint } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
 import type { Stream } from '../device/stream.js';
 import { throwIfAborted } from '../errors.js';
+import { withOwnWindows } from '../generation/own-windows.js';
 import { DecoderModel, type Precision } from '../model/decoder.js';
 import { type PruneOptions, prune } from '../prune.js';
 import { isRowwise } from '../pruning/options.js';
@@ -33,6 +34,7 @@ export interface SearchParts {
   precision: Precision;
   stream: Stream;
   dense: DecoderModel;
+  /** Without what the model writes itself. */
   calibration: TokenWindows | undefined;
   windows: SearchWindows;
   state: SearchState;
@@ -159,10 +161,11 @@ export class Search {
     pattern: Pattern,
     candidate?: { gain: number; allocation: LayerSparsities },
   ): Promise<string> {
-    const { given, state, devices, precision, calibration, announce } = this.#parts;
+    const { given, state, devices, precision, announce } = this.#parts;
     const { gain, allocation } = candidate ?? {};
     const { path, isThere } = await state.model(gain === undefined ? what : `${what}-${gain}`);
     if (isThere) return path;
+    const calibration = await this.#calibration();
     const { work: _, evaluation: _e, objective: _o, timeLimit: _t, restart: _r, ...pruning } = given;
     const asked = isNm(pattern) ? { pattern, sparsity: undefined } : { pattern: undefined, ...pattern };
     const options: PruneOptions = {
@@ -179,6 +182,22 @@ export class Search {
     };
     await prune(options);
     return path;
+  }
+
+  /** The calibration's windows; what of them the model writes itself is kept in the record. */
+  async #calibration(): Promise<TokenWindows | undefined> {
+    const { given, calibration, dense, stream, precision, state, announce } = this.#parts;
+    if (!calibration) return undefined;
+    const model = DecoderModel.open(dense.checkpoint, stream, precision);
+    return await withOwnWindows(model, calibration, given.calibration!, {
+      signal: given.signal,
+      onProgress: (share) => announce({ type: 'generate', share }),
+      found: state.record.ownWindows,
+      keep: async (ids) => {
+        state.record.ownWindows = ids.map((window) => [...window]);
+        await state.save();
+      },
+    });
   }
 
   #windowLoss(windows: SearchWindows['choice']): Promise<WindowLoss> {

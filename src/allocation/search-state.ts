@@ -12,6 +12,8 @@ export interface SearchRecord {
   baseLoss?: number;
   /** Losses of each measured block's units, by stage. */
   blocks: number[][];
+  /** Of the calibration: windows that the model wrote itself. */
+  ownWindows?: number[][];
   /** Begins with the base, gain 0. */
   candidates: AllocationCandidate[];
 }

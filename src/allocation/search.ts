@@ -1,9 +1,10 @@
 import { dirname, resolve } from 'node:path';
+import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { checkOutput, makeFolder } from '../checkpoint/output-folder.js';
 import { openDevices } from '../device/team.js';
 import { AlpsError, aborted, throwIfAborted } from '../errors.js';
-import { calibrationWindows } from '../generation/own-windows.js';
+import { calibrationKey } from '../generation/own-windows.js';
 import { DecoderModel } from '../model/decoder.js';
 import { checkWidths, choosePrecision, deviceOptions, fingerprintOf, reportedOptions } from '../prune.js';
 import { describePattern } from '../pruning/pattern.js';
@@ -61,11 +62,7 @@ export async function searchAllocation(given: AllocationSearchOptions): Promise<
       blocks: dense.config.layers,
     });
     const calibration =
-      given.calibration &&
-      (await calibrationWindows(DecoderModel.open(checkpoint, stream, precision), given.calibration, {
-        signal,
-        onProgress: (share) => announce({ type: 'write', share }),
-      }));
+      given.calibration && (await loadCalibration(given.model, dense.config, given.calibration, { signal }));
     const windows = await loadSearchWindows(dense.config, given, calibration, parsed.windows);
     const { windows: counts, ...evaluated } = windows.described;
     announce({ type: 'evaluation', windows: counts[0] + counts[1], ...evaluated });
@@ -74,7 +71,7 @@ export async function searchAllocation(given: AllocationSearchOptions): Promise<
       devices,
       parsed: parsed.parsed,
       reported: reportedOptions(options, parsed.parsed, precision),
-      calibration: calibration?.hash,
+      calibration: calibration && calibrationKey(calibration, given.calibration!),
       signal,
     });
     const { objective } = parsed;
@@ -112,7 +109,7 @@ function announcerOf({ model, onEvent, logger }: AllocationSearchOptions) {
   return (event: AllocationSearchEvent) => {
     onEvent?.(event);
     if (event.type === 'prune') return;
-    logger?.[event.type === 'write' ? 'debug' : 'info'](
+    logger?.[event.type === 'generate' ? 'debug' : 'info'](
       { model, ...event },
       `searching an allocation for ${model}: ${event.type}`,
     );

@@ -30,13 +30,13 @@ export interface CalibrationOptions {
   windows?: number;
   /** Tokens of a window. Default 2048, at most what the model takes; shortened where the text is shorter. */
   length?: number;
-  /** Which windows of the text are taken. Default 0. The same text and seed give the same tokens. */
+  /** Which windows of the text are taken, and what the model writes beside them. Default 0. The same text and seed give the same tokens. */
   seed?: number;
   /** The text is read up to this many tokens. Default 16 × windows × length. */
   maxTokens?: number;
   /**
    * So many windows more that the model writes itself before it is pruned, for what it knows beyond the text (docs/quality.md). Each goes on from the
-   * first eighth of one of the other windows. The device must hold the whole model meanwhile. Default 0.
+   * first eighth of one of the other windows, evenly over all. The device must hold the whole model meanwhile. Default 0.
    */
   ownWindows?: number;
 }
@@ -213,7 +213,7 @@ function checkedLength(windows: TokenWindows, config: DecoderConfig): TokenWindo
 }
 
 /** Token ids of a `.json` file: a list of windows, or an object with such lists by name. */
-async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
+export async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
   const path = Array.isArray(text) && text.length === 1 ? text[0] : text;
   if (typeof path !== 'string' || !path.endsWith('.json')) return undefined;
   return windowsIn(await readTokenJson(path), path, name);

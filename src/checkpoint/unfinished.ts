@@ -12,6 +12,8 @@ export type Fingerprint = Record<string, unknown>;
 /** What a run that may be gone on with leaves behind, beside its hidden folder. */
 interface Progress {
   fingerprint: Fingerprint;
+  /** What was made before the first step, for those who go on. */
+  prepared?: unknown;
   /** Of each finished step: what the caller wants back, and the tensors that were written by then. */
   steps: { record: unknown; tensors: string[] }[];
 }
@@ -48,6 +50,7 @@ export class Unfinished {
       if (found) {
         checkSameRun(`An unfinished run for ${out} is there`, found.fingerprint, now);
         unfinished.#progress.steps.push(...found.steps);
+        unfinished.#progress.prepared = found.prepared;
       }
       return unfinished;
     } catch (error) {
@@ -59,6 +62,21 @@ export class Unfinished {
   /** The finished steps, in order. */
   get steps(): readonly { record: unknown; tensors: readonly string[] }[] {
     return this.#progress.steps;
+  }
+
+  get prepared(): unknown {
+    return this.#progress.prepared;
+  }
+
+  /** Keeps what was made before the first step, on the disk when the promise settles. */
+  async prepare(prepared: unknown): Promise<void> {
+    this.#progress.prepared = prepared;
+    await replaceFile(this.#file, JSON.stringify(this.#progress));
+  }
+
+  /** Whether there is nothing to go on with. */
+  get isEmpty(): boolean {
+    return this.steps.length === 0 && this.prepared === undefined;
   }
 
   /** Adds a finished step, on the disk when the promise settles. */
@@ -89,7 +107,7 @@ export class Unfinished {
 
   /** Lets others at it. What is finished stays for them, unless nothing is, or `done`. */
   async close(done: boolean): Promise<void> {
-    if (done || this.steps.length === 0) await rm(this.#file, { force: true }).catch(() => undefined);
+    if (done || this.isEmpty) await rm(this.#file, { force: true }).catch(() => undefined);
     await this.#lock.release();
   }
 
@@ -102,9 +120,9 @@ export class Unfinished {
       throw fileSystemError('read', this.#file, cause);
     }
     try {
-      const { fingerprint, steps } = JSON.parse(text) as Progress;
+      const { fingerprint, prepared, steps } = JSON.parse(text) as Progress;
       const good = Array.isArray(steps) && steps.every(({ tensors }) => Array.isArray(tensors));
-      if (typeof fingerprint === 'object' && fingerprint !== null && good) return { fingerprint, steps };
+      if (typeof fingerprint === 'object' && fingerprint !== null && good) return { fingerprint, prepared, steps };
     } catch {
       // Not JSON: said below.
     }

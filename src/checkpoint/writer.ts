@@ -95,7 +95,7 @@ export class CheckpointWriter {
   /** Opens what an earlier run left; false when there is nothing, or not what its record says. */
   async #takeUp(): Promise<boolean> {
     const unfinished = this.#unfinished;
-    if (!unfinished || unfinished.steps.length === 0) return false;
+    if (!unfinished || unfinished.isEmpty) return false;
     for (const index of this.#options.source.shards.keys()) {
       const { path, positions, size } = this.#layout(index);
       const handle = await openUnfinishedShard(path, size);
@@ -140,6 +140,17 @@ export class CheckpointWriter {
   /** What was recorded of the steps that earlier runs finished. */
   get finishedSteps(): readonly unknown[] {
     return this.#unfinished?.steps.map(({ record }) => record) ?? [];
+  }
+
+  /** What an earlier run kept by {@link prepare}. */
+  get prepared(): unknown {
+    return this.#unfinished?.prepared;
+  }
+
+  /** Keeps a value for a later run, before the first step. Does nothing without `resume`. */
+  async prepare(value: unknown): Promise<void> {
+    this.#checkOpen();
+    await this.#unfinished?.prepare(value);
   }
 
   /**
@@ -273,7 +284,7 @@ export class CheckpointWriter {
   async #remove(): Promise<void> {
     await Promise.allSettled(this.#shards.splice(0).map(({ handle }) => handle.close()));
     // An error here would hide the one that led here.
-    const kept = this.finishedSteps.length > 0;
+    const kept = this.#unfinished?.isEmpty === false;
     if (!kept) await rm(this.#partial, { recursive: true, force: true }).catch(() => undefined);
     await this.#unfinished?.close(false);
   }

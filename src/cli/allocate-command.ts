@@ -112,7 +112,7 @@ function progressOf(progress: Progress): (event: AllocationSearchEvent) => void 
   let candidates = 0;
   const update = (part: number, share: number, doing: string) => progress.update((part + share) / 5, doing);
   return (event) => {
-    if (event.type === 'write') progress.writing(event.share);
+    if (event.type === 'generate') progress.writing(event.share);
     if (event.type === 'candidate') candidates++;
     if (event.type === 'block') update(2, (event.block + 1) / event.blocks, `sensitivities, block ${event.block}`);
     if (event.type !== 'prune' || event.event.type !== 'block') return;

@@ -14,7 +14,7 @@ export class Progress {
   readonly #terminal: Terminal;
   readonly #enabled: boolean;
   readonly #color: boolean;
-  readonly #began = performance.now();
+  #began = performance.now();
   #drawn = false;
   #lastDraw = Number.NEGATIVE_INFINITY;
 
@@ -41,9 +41,10 @@ export class Progress {
     this.#drawn = true;
   }
 
-  /** Of the text that a model writes before its pruning begins. @param share of it that is written */
+  /** Of the text that a model writes before its pruning begins, which is timed for itself. @param share of it that is written */
   writing(share: number): void {
-    this.update(0, `writing text of its own, ${(100 * share).toFixed(0)} % done`);
+    if (share === 0 || share === 1) this.#began = performance.now();
+    if (share < 1) this.update(share, 'writing text of its own');
   }
 
   /** Takes the line away. */

@@ -23,7 +23,7 @@ What the model reads meanwhile:
   --own-windows N        so many more that the model writes itself, each going on from the beginning of one of those: what it knows beyond
                          the text is kept better (default 0; takes memory for the whole model)
   --length N             tokens of a window (default 2048, at most what the model takes)
-  --seed N               which windows (default 0)
+  --seed N               which windows, and what the model writes itself (default 0)
 
 How:
   --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none
@@ -109,7 +109,7 @@ export const pruneCommand: Command = {
           stdout.write(`Going on behind block ${event.finished} of ${event.blocks}, which an earlier run finished.\n`);
       }
       if (event.type === 'start') progress.update(0, 'reading the calibration text');
-      if (event.type === 'write') progress.writing(event.share);
+      if (event.type === 'generate') progress.writing(event.share);
       if (event.type === 'layer')
         progress.update(++done / layers, `block ${event.block}, ${event.name.split('.').pop()}`);
     };

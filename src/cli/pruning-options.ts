@@ -48,6 +48,8 @@ export const pruningOptions = {
 /** The same as the library takes them. */
 export function pruningOptionsOf(values: Values) {
   const files = list(values, 'calibration');
+  if (files.length === 0 && values['own-windows'] !== undefined)
+    throw new UsageError('--own-windows go on from the windows of a --calibration');
   return {
     sparsity: number(values, 'sparsity'),
     pattern: pattern(values),

@@ -6,6 +6,7 @@ import { Device } from '../device/device.js';
 import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
 import { describeProtocol } from '../evaluate.js';
 import { taskOf } from '../evaluation/tasks/definitions.js';
+import { ownWindowsOf } from '../generation/own-windows.js';
 import { readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
@@ -33,7 +34,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   distinct('tasks', options.tasks?.map(({ task }) => task) ?? []);
   if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
     throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
-  if ((options.calibration as CalibrationOptions | undefined)?.ownWindows)
+  if (ownWindowsOf((options.calibration ?? {}) as CalibrationOptions) > 0)
     throw new AlpsError(
       'INVALID_ARGUMENT',
       'A comparison takes no calibration.ownWindows: generateText() writes them once, and their file or ids are a part of the calibration',

@@ -8,11 +8,14 @@ import type { DecoderModel } from '../model/decoder.js';
 import { Embedding } from '../model/embedding.js';
 import type { Architecture } from '../model/families/family.js';
 import { Head } from '../model/head.js';
-import { activationBytes, keyValueBytes, type TokenCounts } from '../model/memory.js';
+import { activationBytes, keyValueBytes, numberBytes, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 
-/** Windows at a time: more do not make a step's products faster. */
-const mostTogether = 64;
+/**
+ * Windows at a time. The processor's products have the same bits for any number of rows up to this one, so that a window's tokens do not depend on
+ * how many fit into memory; more do not make a step's products faster.
+ */
+const mostTogether = 32;
 
 /** Behind the first token, as in LLM-QAT. */
 const greedyTokens = 3;
@@ -61,12 +64,12 @@ function angleBytes({ ropes }: DecoderConfig, length: number): number {
   return ropes.reduce((sum, { dimensions }) => sum + 4 * length * dimensions, 0);
 }
 
-/** Numbers of a block's matrices. */
-function blockSize(architecture: Architecture, layer: number): number {
+/** Bytes of a block's matrices as they are stored, and turned where they are. */
+function storedBytes(architecture: Architecture, layer: number): number {
   const { attention, mlp } = architecture.block(layer);
   return [attention, ...mlp].flat(2).reduce((sum, spec) => {
     const [outputs, inputs] = linearShape(architecture.config, spec);
-    return sum + outputs * inputs;
+    return sum + (spec.transposed ? 8 : 4) * outputs * inputs;
   }, 0);
 }
 
@@ -87,13 +90,13 @@ export function writingBytes(
     4 * config.maxPositions * (architecture.positions ? config.hidden : 0), // float32 whatever the others are
   );
   // What is being loaded is there as it is stored too: a block; the embedding's table, before them, or the head's, behind them.
-  const block = Math.max(...Array.from({ length: config.layers }, (_, layer) => blockSize(architecture, layer)));
+  const block = Math.max(...Array.from({ length: config.layers }, (_, layer) => storedBytes(architecture, layer)));
   const tables = 8 * config.vocabulary * config.embeddingSize;
   const window = windowBytes(config, length, number);
   const written = (together: number) =>
     Math.max(
       weights + angleBytes(config, length) + together * window,
-      weights + 4 * block,
+      weights + block,
       tables + (config.tiedEmbeddings ? 0 : weights),
     );
   return Math.min(written(Math.min(windows, mostTogether)), Math.max(written(1), limit));
@@ -138,7 +141,7 @@ class Writer {
     const { config, device, precision } = this.#model;
     const { memoryLimit, memoryUsed } = device.info();
     const free = memoryLimit - memoryUsed - angleBytes(config, length);
-    return Math.floor(free / windowBytes(config, length, precision === 'bfloat16' ? 2 : 4));
+    return Math.floor(free / windowBytes(config, length, numberBytes(precision)));
   }
 
   async write(plan: WritingPlan, { signal, onProgress }: WritingControl): Promise<Uint32Array<ArrayBuffer>[]> {

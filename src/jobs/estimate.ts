@@ -1,3 +1,4 @@
+import { readTokenFile } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
 import { AlpsError } from '../errors.js';
@@ -7,7 +8,7 @@ import { writingBytes } from '../generation/writer.js';
 import type { DecoderConfig } from '../model/config.js';
 import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
-import { activationBytes, chunkRows, type TokenCounts } from '../model/memory.js';
+import { activationBytes, chunkRows, numberBytes, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
@@ -112,8 +113,8 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       return Math.max(4096, ...matricesByName(checkpoint).map(({ shape }) => 17 * shape[0]! * shape[1]! + 4096));
     }
     const { config } = architecture;
-    const tokens = options.calibration && tokensOf(options.calibration, config);
-    const number = precision === 'bfloat16' ? 2 : 4;
+    const tokens = options.calibration && (await tokensOf(options.calibration, config));
+    const number = numberBytes(precision);
     const dense = tokens !== undefined && parseDenseTarget(options.denseTarget, parsed) !== undefined;
     const activations = tokens ? (dense ? 2 : 1) * activationBytes(config, tokens, number) : 0;
     // The table as it is stored and as it is used, and the ids.
@@ -147,10 +148,7 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
     const own = options.calibration ? ownWindowsOf(options.calibration) : 0;
     if (!tokens || own === 0) return pruned;
     const { length } = tokens;
-    return Math.max(
-      pruned,
-      writingBytes(architecture, { windows: own, length }, number, device.info().memoryLimit) + vectors,
-    );
+    return Math.max(pruned, writingBytes(architecture, { windows: own, length }, number, device.info().memoryLimit));
   } finally {
     await checkpoint.close();
   }
@@ -162,10 +160,15 @@ function sizeOf(config: DecoderConfig, specs: readonly LinearSpec[]): { m: numbe
 }
 
 /** At most: a text that is short gives fewer. */
-function tokensOf(calibration: NonNullable<PruneOptions['calibration']>, config: DecoderConfig): TokenCounts {
-  const { tokenIds, windows = 128, length } = calibration;
+async function tokensOf(
+  calibration: NonNullable<PruneOptions['calibration']>,
+  config: DecoderConfig,
+): Promise<TokenCounts> {
+  const { text, shares, windows = 128, length } = calibration;
   const own = ownWindowsOf(calibration);
-  if (tokenIds) return { windows: tokenIds.length + own, length: tokenIds[0]?.length ?? 0 };
+  const tokenIds = calibration.tokenIds ?? (text && !shares ? await readTokenFile(text, 'calibration') : undefined);
+  if (tokenIds)
+    return { windows: tokenIds.length + own, length: (tokenIds[0] as { length?: number } | undefined)?.length ?? 0 };
   return { windows: windows + own, length: Math.min(length ?? 2048, config.maxPositions) };
 }
 

@@ -1,6 +1,7 @@
 import { Scope } from '../device/tensor.js';
 import type { Block, MlpParts } from './block.js';
 import type { DecoderModel, F32, Float } from './decoder.js';
+import { chunkTokens } from './memory.js';
 
 /** Where an expert's tokens are: their rows of the residual stream, and their rows among all experts' activations. */
 interface Share {
@@ -8,8 +9,6 @@ interface Share {
   weights: Float32Array<ArrayBuffer>;
   start: number;
 }
-
-const chunkRows = 4096;
 
 /** A mixture of experts on all tokens: each expert sees the tokens that the router sends to it, in their order. */
 export class ExpertRun {
@@ -28,7 +27,7 @@ export class ExpertRun {
     const { device, precision, config } = model;
     const { intermediate, perToken } = config.experts!;
     const tokens = residual.shape[0]!;
-    const rows = Math.min(chunkRows, tokens);
+    const rows = Math.min(chunkTokens, tokens);
     this.#model = model;
     this.#residual = residual;
     const hold = this.#scope.hold.bind(this.#scope);
@@ -52,10 +51,10 @@ export class ExpertRun {
     using scope = new Scope();
     const ids = scope.hold(device.tensor('uint32', [tokens, perToken], 'the tokens’ experts'));
     const weights = scope.hold(device.tensor('float32', [tokens, perToken], 'the experts’ weights'));
-    const logits = scope.hold(device.tensor('float32', [Math.min(chunkRows, tokens), count], 'the router’s logits'));
-    for (let start = 0; start < tokens; start += chunkRows) {
+    const logits = scope.hold(device.tensor('float32', [Math.min(chunkTokens, tokens), count], 'the router’s logits'));
+    for (let start = 0; start < tokens; start += chunkTokens) {
       using piece = new Scope();
-      const rows = Math.min(chunkRows, tokens - start);
+      const rows = Math.min(chunkTokens, tokens - start);
       const x = piece.hold(this.#gathered.rows(0, rows));
       const scores = piece.hold(logits.rows(0, rows));
       this.#model.applyNorm(piece.hold(this.#residual.rows(start, start + rows)), block.mlpNorm, x);
@@ -94,8 +93,8 @@ export class ExpertRun {
 
   #eachChunk(expert: number, use: (rows: Uint32Array<ArrayBuffer>, start: number, first: number) => void): void {
     const { rows, start } = this.#shares[expert]!;
-    for (let first = 0; first < rows.length; first += chunkRows)
-      use(rows.slice(first, first + chunkRows), start + first, first);
+    for (let first = 0; first < rows.length; first += chunkTokens)
+      use(rows.slice(first, first + chunkTokens), start + first, first);
   }
 
   #normalised(block: Block, rows: Uint32Array<ArrayBuffer>): Float {

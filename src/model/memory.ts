@@ -1,4 +1,8 @@
 import type { DecoderConfig } from './config.js';
+import type { Precision } from './decoder.js';
+
+/** Of a number in the products. */
+export const numberBytes = (precision: Precision) => (precision === 'bfloat16' ? 2 : 4);
 
 export interface TokenCounts {
   windows: number;

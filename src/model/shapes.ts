@@ -47,8 +47,12 @@ function* normTensors(config: DecoderConfig, name: string, size = config.hidden)
   if (config.norm === 'layer') yield [`${name}.bias`, [size]];
 }
 
-/** Every tensor that a decoder needs, with its shape. */
-export function* expectedTensors(architecture: Architecture): Iterable<[name: string, shape: number[]]> {
+/** Every tensor that a decoder needs, each once, with its shape. */
+export function expectedTensors(architecture: Architecture): Map<string, number[]> {
+  return new Map(namedTensors(architecture)); // experts may lie in one tensor
+}
+
+function* namedTensors(architecture: Architecture): Iterable<[string, number[]]> {
   const { config, embedding, positions, projectIn, projectOut, finalNorm, head } = architecture;
   const { hidden, vocabulary, embeddingSize } = config;
   yield [`${embedding}.weight`, [vocabulary, embeddingSize]];

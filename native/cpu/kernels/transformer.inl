@@ -257,8 +257,12 @@ static inline __attribute__((always_inline)) void narrowTile(const float* x, con
 #pragma GCC unroll 4
       for (size_t v = 0; v < narrowVectors; v++) sums[r][v] += b[r * ldb + l] * factors[v];
   }
-  for (size_t r = 0; r < rows; r++)
-    for (size_t v = 0; v < narrowVectors; v++) store(sums[r][v], out + r * narrowColumns + v * floatLanes);
+  for (size_t r = 0; r < rows; r++) {
+    for (size_t v = 0; v < narrowVectors; v++) {
+      float* at = out + r * narrowColumns + v * floatLanes;
+      store(load(at) + sums[r][v], at);
+    }
+  }
 }
 
 static void narrowProduct(const float* x, const float* b, size_t ldb, size_t k, size_t rows, float* out) {
