@@ -1,6 +1,6 @@
 import { setImmediate } from 'node:timers/promises';
 import { Checkpoint } from './checkpoint/folder.js';
-import { Device, type DeviceName } from './device/device.js';
+import { Device, type JobDevice } from './device/device.js';
 import { AlpsError, invalidArgument, throwIfAborted } from './errors.js';
 import { type TaskDefinition, type TaskItem, taskOf } from './evaluation/tasks/definitions.js';
 import { encodePair, type Likelihood, likelihoods, type TokenPair } from './evaluation/tasks/likelihood.js';
@@ -16,7 +16,7 @@ export interface TaskSource {
   file: string;
 }
 
-export interface EvaluateTasksOptions {
+export interface EvaluateTasksOptions extends JobDevice {
   /** Folder of the model. */
   model: string;
   tasks: readonly TaskSource[];
@@ -24,10 +24,6 @@ export interface EvaluateTasksOptions {
   limit?: number;
   /** Whether each item's likelihoods and choices are returned. Default false. */
   samples?: boolean;
-  /** Default `auto`. */
-  device?: DeviceName;
-  threads?: number;
-  memoryLimit?: number;
   /** Default `float32`. */
   precision?: Precision | 'auto';
   signal?: AbortSignal;

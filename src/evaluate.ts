@@ -3,12 +3,12 @@ import { type PerplexityProtocol, protocols } from './calibration/protocols.js';
 import type { TextSource } from './calibration/text.js';
 import type { TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
-import { Device, type DeviceName } from './device/device.js';
+import { Device, type JobDevice } from './device/device.js';
 import { type Perplexity, perplexity } from './evaluation/perplexity.js';
 import { DecoderModel, type Precision, readArchitecture } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 
-export interface EvaluateOptions {
+export interface EvaluateOptions extends JobDevice {
   /** Folder of the model. */
   model: string;
   /** Text files (.txt, .jsonl, .gz, .parquet), strings, or token ids as a `.json` file. */
@@ -21,10 +21,6 @@ export interface EvaluateOptions {
   length?: number;
   /** At most this many windows. Default: all. */
   windows?: number;
-  /** Default `auto`. */
-  device?: DeviceName;
-  threads?: number;
-  memoryLimit?: number;
   /** Default `float32`: the same numbers as transformers in float32. */
   precision?: Precision | 'auto';
   signal?: AbortSignal;

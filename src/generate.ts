@@ -1,7 +1,7 @@
 import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } from './calibration/calibration.js';
 import { join, shortened, type TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
-import { Device, type DeviceName } from './device/device.js';
+import { Device, type JobDevice } from './device/device.js';
 import { invalidArgument, throwIfAborted } from './errors.js';
 import { passageLength, type WritingPlan, writeWindows } from './generation/writer.js';
 import type { DecoderConfig } from './model/config.js';
@@ -9,7 +9,7 @@ import { DecoderModel, type Precision } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 import { integerFrom, numberIn } from './pruning/options.js';
 
-export interface GenerateOptions {
+export interface GenerateOptions extends JobDevice {
   /** Folder of the model. */
   model: string;
   /** Number of token windows. Default 16. */
@@ -26,10 +26,6 @@ export interface GenerateOptions {
   seed?: number;
   /** Logits are divided by it before a token is drawn. Default 1: the model's own distribution. */
   temperature?: number;
-  /** Default `auto`. */
-  device?: DeviceName;
-  threads?: number;
-  memoryLimit?: number;
   /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
   precision?: Precision | 'auto';
   signal?: AbortSignal;

@@ -1,7 +1,7 @@
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import type { PerplexityProtocol } from '../calibration/protocols.js';
 import type { TextSource } from '../calibration/text.js';
-import type { DeviceName } from '../device/device.js';
+import type { JobDevice } from '../device/device.js';
 import type { TaskResult, TaskSource } from '../evaluate-tasks.js';
 import type { Precision } from '../model/decoder.js';
 import type { Propagation } from '../traversal.js';
@@ -16,7 +16,7 @@ export interface ComparisonText {
   protocol?: PerplexityProtocol;
 }
 
-export interface CompareOptions {
+export interface CompareOptions extends JobDevice {
   /** Folder of the model. */
   model: string;
   /** Folder for the finished cells and the reports; a run that was stopped goes on where it was. */
@@ -41,9 +41,6 @@ export interface CompareOptions {
   propagation?: Propagation;
   /** Of pruning and evaluation. Default `auto`. */
   precision?: Precision | 'auto';
-  device?: DeviceName;
-  threads?: number;
-  memoryLimit?: number;
   /** What the files are called in the commands that the report shows. */
   names?: { calibration?: string | readonly string[]; texts?: Record<string, string> };
   signal?: AbortSignal;

@@ -38,6 +38,12 @@ export interface DeviceInfo {
  */
 export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 
+/** Where a job with one device runs. */
+export interface JobDevice extends Pick<DeviceOptions, 'threads' | 'memoryLimit'> {
+  /** Default `auto`. */
+  device?: DeviceName;
+}
+
 /** As the addon takes them; 0 and '' stand for the default. */
 type Settings = { threads: number; memoryLimit: number; isa: string };
 
