@@ -144,7 +144,7 @@ test('a gain beyond the range of float16 stays as it was', async () => {
   }
   await checkpoint.close();
   await writeSafetensors(join(folder, 'model.safetensors'), tensors);
-  await run('', 'half-out', { model: folder, sparsity: 0.3 });
+  await run('', 'half-out', { model: folder, sparsity: 0.1 }); // a third of the gains would grow
   const after = await lastNorm(join(scratch, 'half-out'));
   const unchanged = after.gain.filter((gain) => gain === 65504).length;
   expect(after.gain.every(Number.isFinite)).toBe(true);
