@@ -189,12 +189,12 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       device: describeDevices(devices),
       precision,
     });
-    const given =
+    const read =
       model && options.calibration
         ? await loadCalibration(options.model, model.config, options.calibration, { signal })
         : undefined;
     const reported = reportedOptions(options, parsed, precision);
-    const calibration = given && calibrationKey(given, options.calibration!);
+    const calibration = read && calibrationKey(read, options.calibration!);
     const resume = options.resume && {
       restart: options.restart,
       fingerprint: await fingerprintOf({ checkpoint, devices, parsed, reported, calibration, signal }),
@@ -208,8 +208,8 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
     });
     const output = writer;
     const tokens =
-      given &&
-      (await withOwnWindows(model!, given, options.calibration!, {
+      read &&
+      (await withOwnWindows(model!, read, options.calibration!, {
         signal,
         onProgress: (share) => onEvent({ type: 'generate', share }),
         found: output.prepared,

@@ -89,8 +89,8 @@ constexpr int64_t fewRows = 2 * narrowColumns;
 // out [m, n] = alpha * a [m, k] b [n, k]ᵀ + beta * out, for few rows: b is read once, as it lies. Sums over pieces of k
 // are added up, which keeps long ones exact.
 void CpuBackend::narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta) {
-  constexpr int64_t panel = narrowColumns, strip = 48,
-                    piece = 256;  // rows of a together; rows of b a task; a sum's length
+  constexpr int64_t panel = narrowColumns;    // rows of a together
+  constexpr int64_t strip = 48, piece = 256;  // rows of b a task, and the length of a sum
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(1), panels = (m + panel - 1) / panel;
   std::vector<float> turned(static_cast<size_t>(panels * panel * k));  // [panels, k, panel], zeros behind m
   for (int64_t i = 0; i < m; i++)

@@ -194,7 +194,7 @@ export class Search {
       onProgress: (share) => announce({ type: 'generate', share }),
       found: state.record.ownWindows,
       keep: async (ids) => {
-        state.record.ownWindows = ids.map((window) => [...window]);
+        state.record.ownWindows = ids;
         await state.save();
       },
     });

@@ -20,7 +20,7 @@ export function calibrationKey(given: TokenWindows, options: CalibrationOptions)
 export interface KeptWindows {
   /** What an earlier run kept. */
   found: unknown;
-  keep(ids: readonly (readonly number[])[]): Promise<void>;
+  keep(ids: number[][]): Promise<void>;
 }
 
 /**
