@@ -253,7 +253,7 @@ export function cases(n, tokens) {
     add(`admmUpdate ${title}`, f, 5 * n * width, (22 + (dtype === f ? 4 : 2)) * n * width, (t, s) => {
       const [b, base, state] = [t.floats(f, n, width), t.floats(f, n, width), t.floats(f, n, width)];
       const [mask, y] = [t.mask(0.3, n, width), t.zeros(dtype, n, width)];
-      return { run: () => s.admmUpdate(b, base, state, mask, y, pattern, all) };
+      return { run: () => s.admmUpdate({ base, b, state, mask, y }, 1.2, pattern, all) };
     });
   }
   add('admmRescale', f, square, 17 * square, (t, s) => {

@@ -22,6 +22,7 @@ const [rows, columns] = [37, 131];
 const size = rows * columns;
 const segments = { rowEnds: [10, 37], keep: [400, 1500] };
 const unstructured = { keep: 0, of: 0 };
+const relaxation = 1.3;
 
 interface State {
   base: Floats;
@@ -95,7 +96,7 @@ function expectUpdate(
   bound: number,
 ) {
   const b = Float64Array.from(data.base, (x, i) => x + data.product[i]!);
-  const state = b.map((x, i) => x + (data.mask[i] ? 0 : data.state[i]!));
+  const state = b.map((x, i) => relaxation * x + (data.mask[i] ? 1 - relaxation : 1) * data.state[i]!);
   expect(nmse(out.b, b)).toBeLessThan(bounds.float32);
   expect(nmse(out.state, state)).toBeLessThan(bounds.float32);
   // The mask is that of the rounded scores exactly.
@@ -146,7 +147,8 @@ for (const isa of opDevices())
             dtype,
             data,
             shape,
-            (stream, { b, base, state, mask, y }) => stream.admmUpdate(b, base, state, mask, y, pattern, parts),
+            (stream, { b, base, state, mask, y }) =>
+              stream.admmUpdate({ b, base, state, mask, y }, relaxation, pattern, parts),
             skip,
           );
           expectUpdate(out, data, shape, pattern, parts, bound);
@@ -171,10 +173,11 @@ for (const isa of opDevices())
                 const operator =
                   dtype === 'float32' ? f32 : stream.upload('bfloat16', [36, 36], toBf16(Float32Array.from(gram)));
                 stream.admmStart(base, mask, state, y);
-                if (together) stream.admmIterate(operator, 0.7, { base, b, state, mask, y }, pattern, parts, count);
+                if (together)
+                  stream.admmIterate(operator, 0.7, { base, b, state, mask, y }, relaxation, pattern, parts, count);
                 for (let i = 0; i < count && !together; i++) {
                   stream.gemm(y, operator, b, { alpha: 0.7 });
-                  stream.admmUpdate(b, base, state, mask, y, pattern, parts);
+                  stream.admmUpdate({ b, base, state, mask, y }, relaxation, pattern, parts);
                 }
               }),
             );
@@ -204,7 +207,7 @@ test('an update has the same bits for any number of threads, on many tiles', asy
       const device = Device.open('cpu', { threads });
       results.push(
         await run(device, 'float32', data, shape, (stream, { b, base, state, mask, y }) =>
-          stream.admmUpdate(b, base, state, mask, y, pattern, parts),
+          stream.admmUpdate({ b, base, state, mask, y }, relaxation, pattern, parts),
         ),
       );
     }
@@ -230,7 +233,8 @@ describe.each(['float32', 'bfloat16'] as const)('large updates on cuda with Y in
             dtype,
             data,
             shape,
-            (stream, { b, base, state, mask, y }) => stream.admmUpdate(b, base, state, mask, y, unstructured, parts),
+            (stream, { b, base, state, mask, y }) =>
+              stream.admmUpdate({ b, base, state, mask, y }, relaxation, unstructured, parts),
             skip,
           ),
         );
@@ -246,7 +250,7 @@ describe.each(['float32', 'bfloat16'] as const)('large updates on cuda with Y in
         await run(device, dtype, small, [5, 264], (stream, { b, base, state, mask, y }) => {
           stream.admmStart(base, mask, state, y);
           stream.admmRescale(base, state, mask, y, 0.9);
-          stream.admmUpdate(b, base, state, mask, y, { keep: 30, of: 66 }, { rowEnds: [5], keep: [0] });
+          stream.admmUpdate({ b, base, state, mask, y }, relaxation, { keep: 30, of: 66 }, { rowEnds: [5], keep: [0] });
         }),
       );
     for (const result of results) expect(result).toEqual(results[0]);

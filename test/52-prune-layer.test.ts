@@ -21,18 +21,44 @@ const patterns: TestPattern[] = [
 ];
 
 describe('pruneLayer', () => {
-  test.each(patterns)('%j: the published schedule gives what the paper’s form gives in float64', async (pattern) => {
-    const expected = referenceAlps(weight, gram, m, n, pattern);
-    const result = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern), ...published });
-    const expectedError = relativeError(weight, expected.weight, gram, m, n);
-    expect(result.kept).toBe(expected.kept);
-    expect(result.mask.reduce((sum, bit) => sum + bit, 0)).toBe(expected.kept);
-    expect(result.iterations).toBe(expected.iterations);
-    const differing = result.mask.reduce((sum, bit, i) => sum + (bit === expected.mask[i] ? 0 : 1), 0);
-    expect(differing).toBeLessThanOrEqual(0.01 * expected.kept);
-    expect(result.error / expectedError).toBeGreaterThan(0.99);
-    expect(result.error / expectedError).toBeLessThan(1.002);
-    expect(result.trace.at(-1)?.iteration).toBe(result.iterations);
+  test.each([
+    ...patterns.map((pattern) => [pattern, 1] as const),
+    [patterns[1]!, 1.3],
+    [patterns[2]!, 1.6],
+    [patterns[3]!, 0.9],
+  ] as const)(
+    '%j, relaxation %d: the published schedule gives what the paper’s form gives in float64',
+    async (pattern, relaxation) => {
+      const expected = referenceAlps(weight, gram, m, n, pattern, relaxation);
+      const result = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern), ...published, relaxation });
+      const expectedError = relativeError(weight, expected.weight, gram, m, n);
+      expect(result.kept).toBe(expected.kept);
+      expect(result.mask.reduce((sum, bit) => sum + bit, 0)).toBe(expected.kept);
+      expect(result.iterations).toBe(expected.iterations);
+      const differing = result.mask.reduce((sum, bit, i) => sum + (bit === expected.mask[i] ? 0 : 1), 0);
+      expect(differing).toBeLessThanOrEqual(0.01 * expected.kept);
+      expect(result.error / expectedError).toBeGreaterThan(0.99);
+      expect(result.error / expectedError).toBeLessThan(1.002);
+      expect(result.trace.at(-1)?.iteration).toBe(result.iterations);
+    },
+  );
+
+  test('over-relaxation is the default of the ladders where few weights stay, not with groups, and not of the published schedule', async () => {
+    const given = { weight, shape, gram };
+    for (const [options, relaxation] of [
+      [{ sparsity: 0.9 }, 1.6],
+      [{ sparsity: 0.7, schedule: 'short' }, 1.2],
+      [{ sparsity: 0.5 }, 1],
+      [{ pattern: { keep: 1, of: 4 } }, 1],
+      [{ sparsity: 0.9, ...published }, 1],
+    ] as const) {
+      const usual = await pruneLayer({ ...given, ...options });
+      const spelled = await pruneLayer({ ...given, ...options, relaxation });
+      expect(usual.weight).toEqual(spelled.weight);
+    }
+    const relaxed = await pruneLayer({ ...given, sparsity: 0.9 });
+    const plain = await pruneLayer({ ...given, sparsity: 0.9, relaxation: 1 });
+    expect(relaxed.weight).not.toEqual(plain.weight);
   });
 
   test.each(patterns)('%j: the reported error is that of the returned weights', async (pattern) => {

@@ -68,6 +68,12 @@ describe('bad options are refused in words', () => {
       { schedule: 'ladder', metric: 'diagonal' },
       'The ladders need the metric "obs"',
     ],
+    [
+      'no relaxation',
+      { relaxation: 0 },
+      'Expected a number above 0 and below 2 for relaxation but received 0 of type number',
+    ],
+    ['a relaxation of 2', { relaxation: 2 }, 'Expected a number above 0 and below 2 for relaxation but received 2 of'],
     ['a negative ridge', { ridge: -1 }, 'Expected a number from 0 to 1000000 for ridge but received -1 of type number'],
     [
       'half an iteration',

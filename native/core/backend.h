@@ -107,12 +107,13 @@ class Backend {
   // ---- ADMM in Douglas-Rachford form (docs/algorithm.md) ------------------------------------------------------------
   // S = mask ? B0 : 0;  Y = (mask ? S : −S) − B0.   y f32 or bf16, here and below.
   virtual void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) = 0;
-  // b holds Y·K on entry. B = B0 + b;  S = B + (mask ? 0 : S);  mask = project(|S|);  Y = (mask ? S : −S) − B0. b := B.
-  virtual void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
-                          Counts keep) = 0;
+  // b holds Y·K on entry. B = B0 + b;  S = ωB + (mask ? (1 − ω)S : S), ω the relaxation, in (0, 2);
+  // mask = project(|S|);  Y = (mask ? S : −S) − B0. b := B.
+  virtual void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
+                          Pattern pattern, Counts rowEnds, Counts keep) = 0;
   // `count` times { b = rho * Y * op; admmUpdate }. op [n, n] of y's dtype; b is B at the end. Stops when cancelled.
   virtual void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
-                           Pattern pattern, Counts rowEnds, Counts keep, int64_t count) = 0;
+                           double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) = 0;
   // New ρ: S *= factor off the mask (factor = ρ_old / ρ_new), and Y again.
   virtual void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) = 0;
 

@@ -241,17 +241,18 @@ void admmStart(const Tensor& base, const Tensor& mask, const Tensor& state, cons
 }
 
 void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
-                const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
+                double relaxation, const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
   admm(base, mask, state, y);
   dtype("b", b, DType::f32);
   sameShape("b", b, "base", base);
+  require(relaxation > 0 && relaxation < 2, "Expected a relaxation between 0 and 2 but received ", relaxation);
   patternOf(mask, pattern, rowEnds, keep);
 }
 
 void admmIterate(const Tensor& op, double rho, const Tensor& base, const Tensor& b, const Tensor& state,
-                 const Tensor& mask, const Tensor& y, const Pattern& pattern, const Counts& rowEnds, const Counts& keep,
-                 int64_t count) {
-  admmUpdate(b, base, state, mask, y, pattern, rowEnds, keep);
+                 const Tensor& mask, const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds,
+                 const Counts& keep, int64_t count) {
+  admmUpdate(b, base, state, mask, y, relaxation, pattern, rowEnds, keep);
   dtype("operator", op, y.dtype);
   matrix("operator", op);
   require(op.dim(0) == base.dim(1) && op.dim(1) == base.dim(1), "Expected a square operator as wide as base, ",

@@ -33,18 +33,20 @@ void CpuBackend::admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) {
   });
 }
 
-void CpuBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
-                            Counts keep) {
-  admmPass(b, base, state, mask, y, pattern, rowEnds, keep, nullptr);
+void CpuBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
+                            Pattern pattern, Counts rowEnds, Counts keep) {
+  admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, nullptr);
 }
 
 // expected: what one pass tells the next (select.h).
-void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
-                          Counts keep, std::vector<Expected>* expected) {
+void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
+                          Pattern pattern, Counts rowEnds, Counts keep, std::vector<Expected>* expected) {
   const PruningKernels& kernels = kernels_.pruning;
-  auto makeState = [&](int64_t at, int64_t n) {
-    kernels.admmState(b.as() + at, base.as() + at, state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(n));
+  const float omega = static_cast<float>(relaxation);
+  auto stateOf = [&](float* sum, float* out, int64_t at, int64_t n) {
+    kernels.admmState(sum, base.as() + at, out, mask.as<uint8_t>() + at, omega, static_cast<size_t>(n));
   };
+  auto makeState = [&](int64_t at, int64_t n) { stateOf(b.as() + at, state.as() + at, at, n); };
   if (pattern.group > 0) {
     forGroups(pool_, base.size(), pattern.group, [&](int64_t at, int64_t n) {
       makeState(at, n);
@@ -58,7 +60,7 @@ void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tens
     float sum[SelectionLoops::chunk];
     std::copy_n(b.as() + at, n, sum);
     std::copy_n(state.as() + at, n, out);
-    kernels.admmState(sum, base.as() + at, out, mask.as<uint8_t>() + at, static_cast<size_t>(n));
+    stateOf(sum, out, at, n);
   };
   loops.make = makeState;
   loops.use = [&](int64_t at, int64_t n, int32_t above) {
@@ -69,12 +71,12 @@ void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tens
 }
 
 void CpuBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
-                             Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+                             double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
   std::vector<Expected> expected;
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
     gemm(y, op, b, false, false, rho, 0);
-    admmPass(b, base, state, mask, y, pattern, rowEnds, keep, &expected);
+    admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, &expected);
   }
 }
 

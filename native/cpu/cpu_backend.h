@@ -42,10 +42,10 @@ class CpuBackend final : public Backend {
   void projectRows(Tensor scores, Tensor mask, int64_t keep) override;
   void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) override;
   void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
-  void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
-                  Counts keep) override;
-  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, Pattern pattern,
-                   Counts rowEnds, Counts keep, int64_t count) override;
+  void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
+                  Counts rowEnds, Counts keep) override;
+  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+                   Pattern pattern, Counts rowEnds, Counts keep, int64_t count) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
   void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
@@ -76,8 +76,8 @@ class CpuBackend final : public Backend {
  private:
   bool bf16InHardware() const;
   void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
-  void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
-                Counts keep, std::vector<Expected>* expected);
+  void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
+                Counts rowEnds, Counts keep, std::vector<Expected>* expected);
 
   struct Account;  // bytes in use against the limit, shared with the storages
   BackendOptions options_;

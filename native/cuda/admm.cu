@@ -23,6 +23,7 @@ struct UpdatePass {
   Y* y;
   bool aligned;
   bool storeB;          // else b keeps the product: another one is to follow
+  float relaxation;     // ω
   const float* scores;  // state
 
   static constexpr bool makes = true;
@@ -39,8 +40,8 @@ struct UpdatePass {
     Raw raw = read<whole>(at, range);
     for (int j = 0; j < 4; j++) score[j] = scoreOf(raw, j, raw.base[j] + raw.b[j]);
   }
-  __device__ static float scoreOf(const Raw& raw, int j, float sum) {
-    return sum + (raw.mask >> (8 * j) & 0xff ? 0.0f : raw.state[j]);
+  __device__ float scoreOf(const Raw& raw, int j, float sum) const {
+    return relaxation * sum + (raw.mask >> (8 * j) & 0xff ? 1 - relaxation : 1.0f) * raw.state[j];
   }
   template <bool whole>
   __device__ Raw read(int64_t at, Range range) const {
@@ -90,7 +91,7 @@ __device__ uint32_t bitsOf(uint32_t mask) {
   return bits;
 }
 
-// S = B + (mask ? 0 : S); b := B.
+// S = ωB + (mask ? (1 − ω)S : S); b := B.
 struct MakeState {
   template <bool whole, typename Pass>
   __device__ void operator()(const Pass& pass, int64_t at, Range range) const {
@@ -148,7 +149,7 @@ __global__ void quadsKernel(Pass pass, int64_t size, Action action) {
 
 template <typename Y>
 UpdatePass<Y> passOf(float* b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y) {
-  UpdatePass<Y> pass{b, base.as(), state.as(), mask.as<uint8_t>(), y.as<Y>(), false, true, state.as()};
+  UpdatePass<Y> pass{b, base.as(), state.as(), mask.as<uint8_t>(), y.as<Y>(), false, true, 1, state.as()};
   pass.aligned =
       holdsQuads(b) && holdsQuads(pass.base) && holdsQuads(pass.state) && holdsQuads(pass.mask) && holdsQuads(pass.y);
   return pass;
@@ -178,12 +179,14 @@ void CudaBackend::admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, 
 
 // One update; with a selection where the pattern is unstructured.
 void CudaBackend::queueUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask,
-                              const Tensor& y, const Pattern& pattern, const Selection* selection, bool storeB) {
+                              const Tensor& y, double relaxation, const Pattern& pattern, const Selection* selection,
+                              bool storeB) {
   dispatch(y.dtype, [&](auto* type) {
     using Y = std::remove_pointer_t<decltype(type)>;
     auto pass = passOf<Y>(b.as(), base, state, mask, y);
     using Pass = decltype(pass);
     pass.storeB = storeB;
+    pass.relaxation = static_cast<float>(relaxation);
     int64_t size = base.size();
     if (selection) return selection->run(pass);
     if (pattern.group <= largestShuffled) return maskGroups(queue(), pass, size, pattern.group, pattern.kept);
@@ -194,23 +197,23 @@ void CudaBackend::queueUpdate(const Tensor& b, const Tensor& base, const Tensor&
   });
 }
 
-void CudaBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern,
-                             Counts rowEnds, Counts keep) {
+void CudaBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
+                             Pattern pattern, Counts rowEnds, Counts keep) {
   if (base.size() == 0) return;
   std::optional<Selection> selection;
   if (pattern.group == 0) selection.emplace(*runtime_, base.columns(), rowEnds, keep);
-  queueUpdate(b, base, state, mask, y, pattern, selection ? &*selection : nullptr, true);
+  queueUpdate(b, base, state, mask, y, relaxation, pattern, selection ? &*selection : nullptr, true);
 }
 
 void CudaBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
-                              Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+                              double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
   constexpr int64_t fewestRecorded = 6;  // to make a graph takes about as long as to launch so many iterations
   if (base.size() == 0) return;
   std::optional<Selection> selection;
   if (pattern.group == 0) selection.emplace(*runtime_, base.columns(), rowEnds, keep);
   auto iterate = [&](bool storeB) {
     gemm(y, op, b, false, false, rho, 0);
-    queueUpdate(b, base, state, mask, y, pattern, selection ? &*selection : nullptr, storeB);
+    queueUpdate(b, base, state, mask, y, relaxation, pattern, selection ? &*selection : nullptr, storeB);
   };
   std::unique_ptr<Graph> graph;
   for (int64_t i = 0; i < count; i++) {

@@ -77,10 +77,10 @@ class CudaBackend final : public Backend {
   void projectRows(Tensor scores, Tensor mask, int64_t keep) override;
   void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) override;
   void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
-  void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, Pattern pattern, Counts rowEnds,
-                  Counts keep) override;
-  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, Pattern pattern,
-                   Counts rowEnds, Counts keep, int64_t count) override;
+  void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
+                  Counts rowEnds, Counts keep) override;
+  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+                   Pattern pattern, Counts rowEnds, Counts keep, int64_t count) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
   void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
@@ -118,7 +118,7 @@ class CudaBackend final : public Backend {
   Failure* failure();
   void throwIfCancelled() const;
   void queueUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
-                   const Pattern& pattern, const Selection* selection, bool storeB);
+                   double relaxation, const Pattern& pattern, const Selection* selection, bool storeB);
   template <typename T>
   Scratch<T> scratch(int64_t count) {
     return Scratch<T>(*runtime_, count);

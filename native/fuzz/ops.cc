@@ -82,7 +82,7 @@ void projectRows(Backend& backend, Arguments& from) {
 void admmUpdate(Backend& backend, Arguments& from) {
   call<&Backend::admmUpdate, check::admmUpdate>(
       backend, from, "f:m,n f:m,n f:m,n b:m,n h:m,n",
-      [](const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
+      [](const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double,
          const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
         if (apart({b, base, state, y})) keepsExactly(mask, pattern, rowEnds, keep);
       });
@@ -91,7 +91,7 @@ void admmUpdate(Backend& backend, Arguments& from) {
 void admmIterate(Backend& backend, Arguments& from) {
   Op<&Backend::admmIterate, check::admmIterate> op;
   bool right = op.read(from, "h:n,n f:m,n f:m,n f:m,n b:m,n h:m,n #w");
-  std::get<10>(op.arguments) %= 4;  // any number of iterations is allowed: time is what it takes
+  std::get<11>(op.arguments) %= 4;  // any number of iterations is allowed: time is what it takes
   if (right) op.run(backend);
 }
 

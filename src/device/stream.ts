@@ -9,6 +9,16 @@ type F32 = Tensor<'float32'>;
 type Float = Tensor<'float32' | 'bfloat16'>;
 type Mask = Tensor<'uint8'>;
 
+/** What an iteration of ADMM works on (docs/algorithm.md, "ADMM"), all [m, n]. */
+export interface AdmmTensors {
+  base: F32;
+  b: F32;
+  /** S */
+  state: F32;
+  mask: Mask;
+  y: Float;
+}
+
 /** Layers solved as one matrix of concatenated rows: the row after each one's last, and how many weights each one keeps. */
 export interface Segments {
   rowEnds: number[];
@@ -212,8 +222,16 @@ export class Stream {
   admmStart(base: F32, mask: Mask, state: F32, y: Float): void {
     this.#op('admmStart', base.handle, mask.handle, state.handle, y.handle);
   }
-  /** b holds Y K: B = B₀ + b; S = B + (mask ? 0 : S); mask = project(|S|); Y = (mask ? S : −S) − B₀; b := B. */
-  admmUpdate(b: F32, base: F32, state: F32, mask: Mask, y: Float, pattern: NativePattern, segments: Segments): void {
+  /**
+   * b holds Y K: B = B₀ + b; S = ωB + (mask ? (1 − ω)S : S); mask = project(|S|); Y = (mask ? S : −S) − B₀; b := B.
+   * @param relaxation ω, between 0 and 2; 1 is the plain iteration
+   */
+  admmUpdate(
+    { base, b, state, mask, y }: AdmmTensors,
+    relaxation: number,
+    pattern: NativePattern,
+    segments: Segments,
+  ): void {
     this.#op(
       'admmUpdate',
       b.handle,
@@ -221,6 +239,7 @@ export class Stream {
       state.handle,
       mask.handle,
       y.handle,
+      relaxation,
       pattern,
       segments.rowEnds,
       segments.keep,
@@ -230,12 +249,12 @@ export class Stream {
   admmIterate(
     operator: Float,
     rho: number,
-    iterate: { base: F32; b: F32; state: F32; mask: Mask; y: Float },
+    { base, b, state, mask, y }: AdmmTensors,
+    relaxation: number,
     pattern: NativePattern,
     segments: Segments,
     count: number,
   ): void {
-    const { base, b, state, mask, y } = iterate;
     this.#op(
       'admmIterate',
       operator.handle,
@@ -245,6 +264,7 @@ export class Stream {
       state.handle,
       mask.handle,
       y.handle,
+      relaxation,
       pattern,
       segments.rowEnds,
       segments.keep,

@@ -191,11 +191,13 @@ class Admm {
   #run(count: number): void {
     const { stream, base, segments, m, n } = this.#problem;
     const pattern = nativePattern(this.#options.pattern);
+    const iterate = { base, ...this.#iterate };
+    const { relaxation } = this.#options;
     // An op holds its device: large layers go one iteration at a time, small ones several.
     const together = Math.max(1, Math.floor(productsTogether / (2 * m * n * n)));
     for (let done = 0; done < count; done += together) {
       const iterations = Math.min(together, count - done);
-      stream.admmIterate(this.#operator, this.#rho, { base, ...this.#iterate }, pattern, segments, iterations);
+      stream.admmIterate(this.#operator, this.#rho, iterate, relaxation, pattern, segments, iterations);
     }
     this.#iteration += count;
   }

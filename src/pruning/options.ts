@@ -60,6 +60,11 @@ export interface PruningOptions {
   metric?: Metric;
   /** Exponent γ of the `obs` metric. Default min(0.9, 1.45 √d) where a share d of the weights stays. */
   obsExponent?: number;
+  /**
+   * Over-relaxation ω of ADMM, above 0 and below 2. Default max(1, 1.8 − 2 d) with the ladders where a share d of the weights stays, without
+   * groups; else 1, none, as published.
+   */
+  relaxation?: number;
   /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
   ridge?: number;
   /** Iterations of the conjugate gradient that refits the kept weights; 0 leaves them. Default 10. */
@@ -92,6 +97,7 @@ export interface ParsedPruningOptions {
   schedule: ScheduleName;
   metric: Metric;
   obsExponent: number;
+  relaxation: number;
   ridge: number;
   refineIterations: number;
   refineTolerance: number;
@@ -112,6 +118,13 @@ export function oneOf<T extends string>(name: string, values: readonly T[], valu
 export function numberIn(name: string, value: unknown, low: number, high: number): number {
   if (typeof value !== 'number' || !(value >= low && value <= high)) {
     throw invalidArgument(name, `a number from ${low} to ${high}`, value);
+  }
+  return value;
+}
+
+function between(name: string, value: unknown, low: number, high: number): number {
+  if (typeof value !== 'number' || !(value > low && value < high)) {
+    throw invalidArgument(name, `a number above ${low} and below ${high}`, value);
   }
   return value;
 }
@@ -147,6 +160,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
   // Checks.
   const pattern = parsePattern(options);
   const { obsExponent = usualObsExponent(pattern) } = options;
+  const { relaxation = isLadder(schedule) ? usualRelaxation(pattern) : 1 } = options;
   const parsed: ParsedPruningOptions = {
     pattern,
     method: oneOf('method', methods, method),
@@ -155,6 +169,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     schedule: oneOf('schedule', ['alps', 'ladder', 'short', 'fixed'], schedule),
     metric: oneOf('metric', ['diagonal', 'obs'], metric),
     obsExponent: numberIn('obsExponent', obsExponent, 0, 1),
+    relaxation: between('relaxation', relaxation, 0, 2),
     ridge: numberIn('ridge', ridge, 0, 1e6),
     refineIterations: integerFrom('refineIterations', refineIterations, 0),
     refineTolerance: numberIn('refineTolerance', refineTolerance, 0, 1),
@@ -185,10 +200,18 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
   return parsed;
 }
 
-/** Measured: the fewer weights stay, the less they make up for one another (docs/algorithm.md, "Metric"). */
+function keptShare(pattern: Pattern): number {
+  return isNm(pattern) ? pattern.keep / pattern.of : 1 - pattern.sparsity;
+}
+
+/** Measured: the fewer weights stay, the less they make up for one another (docs/algorithm.md, "The OBS metric"). */
 function usualObsExponent(pattern: Pattern): number {
-  const kept = isNm(pattern) ? pattern.keep / pattern.of : 1 - pattern.sparsity;
-  return Math.min(0.9, 1.45 * Math.sqrt(kept));
+  return Math.min(0.9, 1.45 * Math.sqrt(keptShare(pattern)));
+}
+
+/** Measured as well (docs/algorithm.md, "ADMM"). */
+function usualRelaxation(pattern: Pattern): number {
+  return isNm(pattern) ? 1 : Math.max(1, 1.8 - 2 * keptShare(pattern));
 }
 
 function parseDsnot(options: DsnotOptions | undefined, pattern: Pattern): Required<DsnotOptions> {

@@ -83,6 +83,7 @@ export function referenceAlps(
   m: number,
   n: number,
   pattern: TestPattern,
+  relaxation = 1,
 ) {
   const mean = Array.from({ length: n }, (_, i) => gram[i * n + i]!).reduce((a, b) => a + b, 0) / n;
   const h = Float64Array.from(gram);
@@ -112,10 +113,11 @@ export function referenceAlps(
       m,
       n,
     );
-    const s = b.map((value, j) => value + v[j]! / rho);
+    const relaxed = b.map((value, j) => relaxation * value + (1 - relaxation) * d[j]!);
+    const s = relaxed.map((value, j) => value + v[j]! / rho);
     const mask = topMask(s, pattern);
     d = s.map((value, j) => (mask[j] ? value : 0));
-    v = v.map((value, j) => value + rho * (b[j]! - d[j]!));
+    v = v.map((value, j) => value + rho * (relaxed[j]! - d[j]!));
     if ((i + 1) % 3 !== 0) continue;
     const changed = mask.reduce((sum, bit, j) => sum + (bit === previous[j] ? 0 : 1), 0);
     previous = mask;

@@ -247,11 +247,12 @@ static size_t countChanges(const uint8_t* __restrict mask, uint8_t* __restrict p
 // ------------------------------------------------------------------------------------------------------------
 
 static void admmState(float* __restrict b, const float* __restrict base, float* __restrict state,
-                      const uint8_t* __restrict mask, size_t n) {
+                      const uint8_t* __restrict mask, float relaxation, size_t n) {
+  const float rest = 1 - relaxation;
   for (size_t i = 0; i < n; i++) {
     float sum = base[i] + b[i], before = state[i];
     b[i] = sum;
-    state[i] = sum + (mask[i] ? 0.0f : before);
+    state[i] = relaxation * sum + (mask[i] ? rest : 1.0f) * before;
   }
 }
 
