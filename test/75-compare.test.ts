@@ -104,6 +104,47 @@ describe('compare', () => {
     expect(cellsOf(false)).toHaveLength(1);
   });
 
+  test('windows that the model writes itself are written once, for all cells and the next run', async () => {
+    const folder = join(out, 'own');
+    const written = { ...calibration, windows: 3, ownWindows: 2, seed: 4 };
+    const change = { out: folder, methods: ['mp', 'wanda'], sparsities: [0.5], patterns: [], tasks: [] };
+    const writing = () =>
+      events.filter((event) => event.type === 'progress' && event.doing === 'writing windows of its own').length;
+    const controller = new AbortController();
+    const stop = (event: CompareEvent) => event.type === 'progress' && event.share > 0.5 && controller.abort();
+    await expect(
+      compare(options({ ...change, calibration: written, signal: controller.signal, onEvent: stop })),
+    ).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(await readdir(join(folder, 'cells'))).toEqual([]);
+
+    events.length = 0;
+    const first = await compare(options({ ...change, calibration: written }));
+    expect(writing()).toBeGreaterThan(1);
+    expect(first.calibration).toMatchObject({ windows: 5, ownWindows: 2, length: 128, tokens: 640, seed: 4 });
+    const cell = first.cells.find(({ method }) => method === 'wanda')!;
+    expect(cell.commands[0]).toContain(' --windows 3 --own-windows 2 --length 128 --seed 4');
+    const pruned = join(out, 'own-again');
+    const again = await prune({ model, out: pruned, sparsity: 0.5, method: 'wanda', calibration: written });
+    expect(again.calibration!.hash).toBe(first.calibration.hash);
+    expect(again.meanError).toBe(cell.meanError);
+    await rm(pruned, { recursive: true });
+
+    events.length = 0;
+    const methods = ['mp', 'wanda', 'sparsegpt'];
+    const second = await compare(options({ ...change, methods, calibration: written }));
+    expect(writing()).toBe(0);
+    expect(cellsOf(true)).toHaveLength(2);
+    expect(cellsOf(false)).toHaveLength(1);
+    expect(second.calibration).toEqual(first.calibration);
+    await writeComparison(second, folder, 'alps compare');
+    expect(await readFile(join(folder, 'report.html'), 'utf8')).toContain(
+      '5 windows of 128 tokens, 2 of them the model’s own, seed 4',
+    );
+
+    await compare(options({ ...change, calibration: { ...written, seed: 5 } }));
+    expect(writing()).toBeGreaterThan(1);
+  });
+
   test('the same tokens in shorter windows: other cells', async () => {
     events.length = 0;
     const tokens = { methods: ['mp'], sparsities: [0.5], patterns: [], tasks: [] };

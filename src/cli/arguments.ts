@@ -27,6 +27,7 @@ export const calibrationOptions: Options = {
   shares: { type: 'string' },
   field: { type: 'string' },
   windows: { type: 'string' },
+  'own-windows': { type: 'string' },
   length: { type: 'string' },
   seed: { type: 'string' },
 };

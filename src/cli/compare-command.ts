@@ -33,7 +33,8 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
                          (default mp,wanda,dsnot,sparsegpt,alps)
   --sparsity LIST        such as 0.5,0.6,0.7 (default 0.5,0.6,0.7,0.8 unless --pattern is given)
   --pattern LIST         such as 2:4,4:8
-  --calibration FILE, --shares A,B, --field NAME, --windows N, --length N, --seed N    as for alps prune
+  --calibration FILE, --shares A,B, --field NAME, --windows N, --own-windows N, --length N, --seed N    as for alps prune; what the
+                         model writes itself is written once
   --text [NAME=]FILE     text for the perplexity; may be given more than once; not needed with --tasks
   --protocol [NAME=]P    how all texts, or the one of that name, become tokens: text (default), wikitext2, ptb or c4, as for
                          alps eval; may be given more than once
@@ -133,6 +134,7 @@ export function comparisonOf(model: string, values: Values) {
       shares: numbers(values, 'shares'),
       field: string(values, 'field'),
       windows: number(values, 'windows'),
+      ownWindows: number(values, 'own-windows'),
       length: number(values, 'length'),
       seed: number(values, 'seed'),
     },

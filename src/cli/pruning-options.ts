@@ -22,7 +22,6 @@ export const pruningOptions = {
   sparsity: { type: 'string' },
   pattern: { type: 'string' },
   ...calibrationOptions,
-  'own-windows': { type: 'string' },
   method: { type: 'string' },
   refit: { type: 'string' },
   'comparison-group': { type: 'string' },

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { type CalibrationOptions, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
+import { join } from 'node:path';
+import { loadEvaluationWindows } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
@@ -12,6 +13,8 @@ import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { choosePrecision, deviceOptions } from '../prune.js';
 import { keptWeights, type Pattern, parsePattern } from '../pruning/pattern.js';
+import { comparisonCalibration } from './calibration.js';
+import { CellStore } from './cell-store.js';
 import type { CompareOptions, Comparison, ComparisonCell } from './comparison.js';
 import { ComparisonRun, type Prepared, type PreparedTask } from './comparison-run.js';
 import { fingerprint } from './fingerprint.js';
@@ -34,11 +37,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   distinct('tasks', options.tasks?.map(({ task }) => task) ?? []);
   if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
     throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
-  if (ownWindowsOf((options.calibration ?? {}) as CalibrationOptions) > 0)
-    throw new AlpsError(
-      'INVALID_ARGUMENT',
-      'A comparison takes no calibration.ownWindows: generateText() writes them once, and their file or ids are a part of the calibration',
-    );
+  const ownWindows = ownWindowsOf(options.calibration ?? {});
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
@@ -56,7 +55,10 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       methods: methods.map(({ id }) => id),
       patterns: patterns.map(patternTitle),
     });
-    const calibration = await loadCalibration(options.model, config, options.calibration, { signal });
+    const weights = await fingerprint(checkpoint, signal);
+    const store = await CellStore.open(join(options.out, 'cells'));
+    const parts = { checkpoint, device, precision, fingerprint: weights, store };
+    const calibration = await comparisonCalibration(options, parts);
     const texts: Prepared['texts'] = [];
     for (const { name, text, field, protocol = 'text' } of options.texts) {
       const asked = { text, field, protocol, length: options.length, windows: options.windows };
@@ -66,10 +68,10 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       folder: options.model,
       type: config.modelType,
       blocks: config.layers,
-      fingerprint: await fingerprint(checkpoint, signal),
+      fingerprint: weights,
     };
     const tasks = await readTasks(options);
-    const run = new ComparisonRun(options, { model, device, precision, calibration, texts, tasks });
+    const run = new ComparisonRun(options, { model, device, precision, calibration, texts, tasks, store });
     const dense = await run.dense(checkpoint);
     const cells: ComparisonCell[] = [];
     for (const pattern of patterns) {
@@ -99,7 +101,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       device: device.info().details,
       precision,
       propagation: options.propagation ?? 'sequential',
-      calibration: { windows, length, tokens: windows * length, seed, hash, ...(note ? { note } : {}) },
+      calibration: { windows, ownWindows, length, tokens: windows * length, seed, hash, ...(note ? { note } : {}) },
       texts: texts.map(({ name, protocol, windows: w }) => ({
         name,
         protocol: describeProtocol(w, protocol),

@@ -1,5 +1,5 @@
 import { rm } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { basename } from 'node:path';
 import type { PerplexityProtocol } from '../calibration/protocols.js';
 import { eachWindow, type TokenWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
@@ -11,7 +11,7 @@ import { version } from '../package-version.js';
 import { deviceOptions, type PruneOptions, prune } from '../prune.js';
 import type { Pattern } from '../pruning/pattern.js';
 import { quoted } from '../quoted.js';
-import { CellStore } from './cell-store.js';
+import type { CellStore } from './cell-store.js';
 import type { CompareOptions, Comparison, TaskScore } from './comparison.js';
 import { type MethodSpec, patternFlags, patternTitle } from './method-spec.js';
 
@@ -28,6 +28,7 @@ export interface Prepared {
   calibration: TokenWindows;
   texts: { name: string; protocol: PerplexityProtocol; windows: TokenWindows }[];
   tasks: PreparedTask[];
+  store: CellStore;
 }
 
 const fieldFlag = (field: string | undefined) => (field === undefined ? '' : ` --field ${quoted(field)}`);
@@ -38,12 +39,10 @@ const isPaths = (text: unknown): text is string | string[] =>
 export class ComparisonRun {
   readonly #options: CompareOptions;
   readonly #prepared: Prepared;
-  readonly #store: Promise<CellStore>;
 
   constructor(options: CompareOptions, prepared: Prepared) {
     this.#options = options;
     this.#prepared = prepared;
-    this.#store = CellStore.open(join(options.out, 'cells'));
   }
 
   /** All that a cell's numbers depend on. */
@@ -62,7 +61,7 @@ export class ComparisonRun {
   }
 
   async dense(checkpoint: Checkpoint): Promise<Comparison['dense']> {
-    const store = await this.#store;
+    const { store } = this.#prepared;
     const { result, stored } = await store.take(this.#key({ dense: true }), async () => {
       const began = performance.now();
       const perplexity = await this.#perplexities(checkpoint, 'dense');
@@ -78,7 +77,7 @@ export class ComparisonRun {
     const propagation = method.options.propagation ?? this.#options.propagation ?? 'sequential';
     const { propagation: _, ...options } = method.options;
     const key = this.#key({ calibration: [calibration.hash, calibration.length], pattern, propagation, options });
-    const store = await this.#store;
+    const { store } = this.#prepared;
     const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.scratch('model')));
     // Titles and commands are of this run, whoever computed the numbers.
     return { result: { ...result, ...this.#labels(method, pattern) }, stored };
@@ -192,13 +191,15 @@ export class ComparisonRun {
       .flat()
       .map((path) => `--calibration ${quoted(path)}`)
       .join(' ');
-    const { windows, length } = this.#prepared.calibration;
+    const { length, windows: all } = this.#prepared.calibration;
+    const { ownWindows = 0 } = calibration;
+    const windows = `--windows ${all - ownWindows}${ownWindows > 0 ? ` --own-windows ${ownWindows}` : ''}`;
     const how = propagation === 'block' && !flags.includes('--propagation') ? ' --propagation block' : '';
     const shares = calibration.shares ? ` --shares ${calibration.shares.join(',')}` : '';
     const seed = calibration.seed ? ` --seed ${calibration.seed}` : '';
     return (
       `alps prune ${quoted(model)} --out PRUNED ${patternFlags(pattern)} ${flags}${how} --precision ${precision} ` +
-      `${files}${shares}${fieldFlag(calibration.field)} --windows ${windows} --length ${length}${seed}`
+      `${files}${shares}${fieldFlag(calibration.field)} ${windows} --length ${length}${seed}`
     );
   }
 

@@ -25,8 +25,8 @@ export interface CompareOptions extends JobDevice {
   methods: readonly string[];
   sparsities?: readonly number[];
   patterns?: readonly { keep: number; of: number }[];
-  /** Text that the model writes itself is given as token ids, from {@link generateText}, so that it is written once. */
-  calibration: Omit<CalibrationOptions, 'ownWindows'>;
+  /** For all cells. With `ownWindows` the model writes them once. */
+  calibration: CalibrationOptions;
   /** Texts for the perplexities. */
   texts: readonly ComparisonText[];
   /** Zero-shot tasks, evaluated for each cell. */
@@ -90,7 +90,16 @@ export interface Comparison {
   device: string;
   precision: Precision;
   propagation: Propagation;
-  calibration: { windows: number; length: number; tokens: number; seed: number; hash: string; note?: string };
+  /** `windows` with the `ownWindows` of them that the model wrote itself. */
+  calibration: {
+    windows: number;
+    ownWindows: number;
+    length: number;
+    tokens: number;
+    seed: number;
+    hash: string;
+    note?: string;
+  };
   texts: { name: string; protocol: string; windows: number; length: number; hash: string }[];
   tasks: { task: string; file: string; protocol: string }[];
   dense: {

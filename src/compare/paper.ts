@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
 import { invalidArgument, throwIfAborted } from '../errors.js';
@@ -11,6 +10,7 @@ import { deviceOptions } from '../prune.js';
 import { parsePattern } from '../pruning/pattern.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
+import { comparisonCalibration } from './calibration.js';
 import { CellStore } from './cell-store.js';
 import { compare } from './compare.js';
 import type { CompareOptions, Comparison } from './comparison.js';
@@ -80,7 +80,7 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
     const { refitSparsities = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9] } = options;
     const layerOf = async (name: string): Promise<DenseLayer> => {
       using stream = device.stream({ signal });
-      const windows = await loadCalibration(options.model, config, options.calibration, { signal });
+      const windows = await comparisonCalibration(options, { checkpoint, device, precision, fingerprint, store });
       return await denseLayer(DecoderModel.open(checkpoint, stream, precision), windows, name);
     };
     onEvent?.({ type: 'progress', share: 0, doing: 'the support by iteration' });

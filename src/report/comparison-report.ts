@@ -118,11 +118,12 @@ export function comparisonPage(comparison: Comparison, command: string): Page {
 
 export function factsOf(comparison: Comparison, command: string): [string, string][] {
   const { model, device, precision, propagation, calibration, texts, version } = comparison;
+  const own = calibration.ownWindows > 0 ? `, ${calibration.ownWindows} of them the model’s own` : '';
   return [
     ['Model', `${model.folder} (${model.type}, ${model.blocks} blocks, SHA-256 ${model.fingerprint.slice(0, 12)}…)`],
     [
       'Calibration',
-      `${calibration.windows} windows of ${calibration.length} tokens, seed ${calibration.seed}` +
+      `${calibration.windows} windows of ${calibration.length} tokens${own}, seed ${calibration.seed}` +
         `${calibration.note ? `; ${calibration.note}` : ''}`,
     ],
     ...texts.map(({ name, protocol }): [string, string] => [`Text “${name}”`, protocol]),
