@@ -8,6 +8,7 @@ import { parseMethods } from '../src/compare/method-spec.js';
 import { evaluatePerplexity } from '../src/evaluate.js';
 import { prune } from '../src/prune.js';
 import { writeComparison } from '../src/report/comparison-report.js';
+import { cancellingModel } from './helpers/cancelling-model.js';
 
 const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
 const tasks = fileURLToPath(new URL('fixtures/tasks/', import.meta.url));
@@ -35,6 +36,7 @@ const options = (change: Partial<CompareOptions> = {}): CompareOptions => ({
   onEvent: (event) => events.push(event),
   ...change,
 });
+
 const cellsOf = (stored: boolean) => events.filter((event) => event.type === 'cell' && event.stored === stored);
 
 describe('compare', () => {
@@ -143,6 +145,38 @@ describe('compare', () => {
 
     await compare(options({ ...change, calibration: { ...written, seed: 5 } }));
     expect(writing()).toBeGreaterThan(1);
+  });
+
+  test('a cell without finite numbers is told and left out; the others and the report are there', async () => {
+    const fragile = join(out, 'fragile');
+    await cancellingModel(fragile);
+    const folder = join(out, 'failing');
+    const change = {
+      ...{ model: fragile, out: folder, methods: ['mp'], sparsities: [0], patterns: [{ keep: 1, of: 2 }], tasks: [] },
+      precision: 'float32',
+    } as const;
+    events.length = 0;
+    const report = await compare(options(change));
+    expect(report.cells.map(({ pattern }) => pattern)).toEqual(['0 %']);
+    const [failed, ...others] = report.failures;
+    expect(failed).toMatchObject({ method: 'mp', pattern: '1:2', code: 'NOT_FINITE' });
+    const message = 'of the Gram matrix of model.layers.0.mlp.down_proj are NaN or infinite';
+    expect(failed!.message).toContain(message);
+    expect(failed!.commands[0]).toContain('--pattern 1:2 --method mp');
+    expect(others).toEqual([]);
+    const told = events.filter(({ type }) => type === 'failure');
+    expect(told).toMatchObject([{ stored: false, done: 2, cells: 2, method: 'mp', pattern: '1:2' }]);
+    expect((await readdir(join(folder, 'cells'))).filter((name) => name.includes('partial'))).toEqual([]);
+
+    events.length = 0;
+    expect(await compare(options(change))).toEqual(report);
+    expect(events.filter((event) => event.type === 'failure' && event.stored)).toHaveLength(1);
+    await writeComparison(report, folder, 'alps compare');
+    expect(await readFile(join(folder, 'report.html'), 'utf8')).toContain(`without numbers: ${failed!.message}`);
+    await expect(compare(options({ ...change, sparsities: [] }))).rejects.toMatchObject({
+      code: 'NOT_FINITE',
+      message: `No cell has numbers. The first: ${failed!.message}`,
+    });
   });
 
   test('the same tokens in shorter windows: other cells', async () => {

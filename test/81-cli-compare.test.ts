@@ -3,6 +3,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { cancellingModel } from './helpers/cancelling-model.js';
 
 // The compiled command, as users run it; `npm test` compiles it first.
 const main = fileURLToPath(new URL('../lib/cli/main.js', import.meta.url));
@@ -27,7 +28,7 @@ function alps(args: string[], until?: { text: string; count: number }) {
   return new Promise<{ code: number | null; events: Record<string, unknown>[]; stderr: string }>((resolve) =>
     child.on('close', (code) => {
       const lines = stdout.split('\n').slice(0, -1);
-      resolve({ code, events: code === 0 ? lines.map((line) => JSON.parse(line)) : [], stderr });
+      resolve({ code, events: code === 0 || code === 1 ? lines.map((line) => JSON.parse(line)) : [], stderr });
     }),
   );
 }
@@ -55,6 +56,39 @@ test('alps compare: killed, it goes on where it was and leaves the same reports'
   const html = await readFile(join(scratch, 'killed', 'report.html'), 'utf8');
   expect(html.match(/<svg/g)!.length).toBe(2 * 5);
 });
+
+test('alps compare: a cell without numbers is told, the report is written, the exit code is 1', async () => {
+  const fragile = join(scratch, 'fragile');
+  await cancellingModel(fragile);
+  const out = join(scratch, 'failing');
+  const { code, events, stderr } = await alps([
+    ...[
+      'compare',
+      fragile,
+      '--out',
+      out,
+      '--methods',
+      'mp',
+      '--sparsity',
+      '0',
+      '--pattern',
+      '1:2',
+      '--precision',
+      'float32',
+    ],
+    ...['--calibration', join(model, 'calibration.txt.gz'), '--windows', '2', '--length', '64', '--own-windows', '1'],
+    ...['--text', `speeches=${join(model, 'held-out.txt.gz')}`, '--text-length', '64', '--text-windows', '2'],
+  ]);
+  expect({ code, stderr }).toEqual({ code: 1, stderr: '' });
+  expect(events.filter(({ type }) => type === 'cell')).toMatchObject([{ pattern: '0 %', done: 1 }]);
+  expect(events.filter(({ type }) => type === 'failure')).toMatchObject([
+    { pattern: '1:2', code: 'NOT_FINITE', done: 2 },
+  ]);
+  expect(events.at(-1)).toEqual({ type: 'done', out });
+  const html = await readFile(join(out, 'report.html'), 'utf8');
+  expect(html).toContain('without numbers: ');
+  expect(html).toContain('3 windows of 64 tokens, 1 of them the model’s own, seed 0');
+}, 60_000);
 
 test('alps compare: commands of files with blanks in their names, protocols by text', async () => {
   const lines = ['The Union.', 'The states of the Union sent their senators to the Congress.', 'They met there.'];

@@ -48,7 +48,8 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
   --out DIR              report.html, report.json, report.csv, layers.csv, and the finished parts in cells/
   --json                 one JSON line an event on standard output (the default when it is not a terminal)
 
-A run that was stopped goes on where it was: the same command computes only what is missing.
+A run that was stopped goes on where it was: the same command computes only what is missing. A method that cannot prune to a pattern, or
+leaves a model whose outputs are not finite, is told and left out of the report; exit code 1 then, with the report written.
 
 Example:
   alps compare ./SmolLM2-135M --out ./comparison --methods mp,wanda,sparsegpt,dsnot,alps --sparsity 0.5,0.7 --pattern 2:4,4:8 \\
@@ -91,7 +92,7 @@ export const compareCommand: Command = {
       progress.clear();
       if (json) stdout.write(`${JSON.stringify({ type: 'done', out })}\n`);
       else stdout.write(`\nWritten to ${out}: report.html, report.json, report.csv, layers.csv\n`);
-      return 0;
+      return comparison.failures.length > 0 ? 1 : 0;
     } finally {
       progress.clear();
     }
@@ -169,9 +170,11 @@ export function reporter(values: Values, context: CommandContext) {
       return;
     }
     progress.clear();
-    if (event.type === 'cell') done = event.done;
+    if (event.type === 'cell' || event.type === 'failure') done = event.done;
     if (json) writeEvent(event);
     else if (event.type === 'dense') stdout.write(`${row('dense', '', event.perplexity)}\n`);
+    else if (event.type === 'failure')
+      stdout.write(`${`${event.method.padEnd(22)} ${event.pattern.padStart(5)}`}  no numbers: ${event.message}\n`);
     else if (event.type === 'cell') {
       const error = `error ${event.meanError.toPrecision(3)}`;
       stdout.write(

@@ -23,7 +23,7 @@ pruning: time, error, speed-up; (d) perplexities; (e) zero-shot tasks where --ta
   --out DIR              report.html, report.json, report.csv, layers.csv, support.csv, refit.csv, and the finished parts in cells/
   --json                 one JSON line an event on standard output (the default when it is not a terminal)
 
-A run that was stopped goes on where it was.
+A run that was stopped goes on where it was. Methods that fail are told and left out, as by alps compare.
 
 Example:
   alps paper ./SmolLM2-135M --out ./paper --calibration speeches.jsonl --windows 32 --length 1024 --text held-out.jsonl --text-length 1024
@@ -70,7 +70,7 @@ export const paperCommand: Command = {
       progress.clear();
       if (json) stdout.write(`${JSON.stringify({ type: 'done', out: asked.out })}\n`);
       else stdout.write(`\nWritten to ${asked.out}: report.html, report.json and .csv files\n`);
-      return 0;
+      return report.comparison.failures.length > 0 ? 1 : 0;
     } finally {
       progress.clear();
     }

@@ -15,14 +15,14 @@ import { choosePrecision, deviceOptions } from '../prune.js';
 import { keptWeights, type Pattern, parsePattern } from '../pruning/pattern.js';
 import { comparisonCalibration } from './calibration.js';
 import { CellStore } from './cell-store.js';
-import type { CompareOptions, Comparison, ComparisonCell } from './comparison.js';
+import type { CompareOptions, Comparison, ComparisonCell, ComparisonFailure } from './comparison.js';
 import { ComparisonRun, type Prepared, type PreparedTask } from './comparison-run.js';
 import { fingerprint } from './fingerprint.js';
 import { parseMethods, patternTitle } from './method-spec.js';
 
 /**
  * Prunes a model with several methods at several sparsities, from the same calibration tokens, and measures each: the layers' errors,
- * the perplexity on each text, time and memory. Finished cells are kept in `out` and not computed twice.
+ * the perplexity on each text, time and memory. Finished cells are kept in `out` and not computed twice; those that give no numbers are told and left out.
  * @throws AlpsError with a `code`
  */
 export async function compare(options: CompareOptions): Promise<Comparison> {
@@ -74,25 +74,26 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
     const run = new ComparisonRun(options, { model, device, precision, calibration, texts, tasks, store });
     const dense = await run.dense(checkpoint);
     const cells: ComparisonCell[] = [];
+    const failures: ComparisonFailure[] = [];
     for (const pattern of patterns) {
       for (const method of methods) {
         throwIfAborted(signal);
-        const { result, stored } = await run.cell(method, pattern);
-        cells.push(result);
-        const { perplexity, meanError } = result;
-        const done = cells.length;
-        onEvent?.({
-          type: 'cell',
-          stored,
-          done,
-          cells: methods.length * patterns.length,
-          method: method.id,
-          pattern: result.pattern,
-          meanError,
-          perplexity,
-        });
+        const { cell, failure, stored } = await run.cell(method, pattern);
+        const done = cells.length + failures.length + 1;
+        const of = { stored, done, cells: methods.length * patterns.length };
+        if (failure) {
+          failures.push(failure);
+          const { pattern: title, code, message } = failure;
+          onEvent?.({ type: 'failure', ...of, method: method.id, pattern: title, code, message });
+        } else {
+          cells.push(cell);
+          const { pattern: title, meanError, perplexity } = cell;
+          onEvent?.({ type: 'cell', ...of, method: method.id, pattern: title, meanError, perplexity });
+        }
       }
     }
+    if (cells.length === 0)
+      throw new AlpsError(failures[0]!.code, `No cell has numbers. The first: ${failures[0]!.message}`);
     const { windows, length, hash, note } = calibration;
     const seed = options.calibration.seed ?? 0;
     return {
@@ -112,6 +113,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       tasks: tasks.map(({ task, file, protocol }) => ({ task, file, protocol })),
       dense,
       cells,
+      failures,
     };
   } catch (error) {
     if (signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED')) throw aborted(signal);

@@ -4,6 +4,7 @@ import type { PerplexityProtocol } from '../calibration/protocols.js';
 import { eachWindow, type TokenWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import type { Device } from '../device/device.js';
+import { AlpsError } from '../errors.js';
 import { evaluateWindows } from '../evaluate.js';
 import { evaluateTasks, type TaskSource } from '../evaluate-tasks.js';
 import type { Precision } from '../model/decoder.js';
@@ -12,7 +13,7 @@ import { deviceOptions, type PruneOptions, prune } from '../prune.js';
 import type { Pattern } from '../pruning/pattern.js';
 import { quoted } from '../quoted.js';
 import type { CellStore } from './cell-store.js';
-import type { CompareOptions, Comparison, TaskScore } from './comparison.js';
+import type { CompareOptions, Comparison, ComparisonFailure, TaskScore } from './comparison.js';
 import { type MethodSpec, patternFlags, patternTitle } from './method-spec.js';
 
 export interface PreparedTask extends TaskSource {
@@ -34,6 +35,14 @@ export interface Prepared {
 const fieldFlag = (field: string | undefined) => (field === undefined ? '' : ` --field ${quoted(field)}`);
 const isPaths = (text: unknown): text is string | string[] =>
   typeof text === 'string' || (Array.isArray(text) && text.every((path) => typeof path === 'string'));
+
+/** What is kept of a cell that gives no numbers, since it would give none the next time either; other errors end the comparison. */
+function failureOf(error: unknown, scratch: string): { failure: Pick<ComparisonFailure, 'code' | 'message'> } {
+  if (!(error instanceof AlpsError)) throw error;
+  const { code, message } = error;
+  if (code !== 'NOT_FINITE' && code !== 'NOT_POSITIVE_DEFINITE') throw error;
+  return { failure: { code, message: message.replaceAll(scratch, 'PRUNED') } };
+}
 
 /** The cells of one comparison. */
 export class ComparisonRun {
@@ -78,9 +87,15 @@ export class ComparisonRun {
     const { propagation: _, ...options } = method.options;
     const key = this.#key({ calibration: [calibration.hash, calibration.length], pattern, propagation, options });
     const { store } = this.#prepared;
-    const { result, stored } = await store.take(key, () => this.#compute(method, pattern, store.scratch('model')));
+    const scratch = store.scratch('model');
+    const { result, stored } = await store.take(key, () =>
+      this.#compute(method, pattern, scratch).catch((error: unknown) => failureOf(error, scratch)),
+    );
     // Titles and commands are of this run, whoever computed the numbers.
-    return { result: { ...result, ...this.#labels(method, pattern) }, stored };
+    const labels = this.#labels(method, pattern);
+    if (!('failure' in result)) return { cell: { ...result, ...labels }, stored };
+    const { title, commands } = labels;
+    return { failure: { method: method.id, title, pattern: labels.pattern, ...result.failure, commands }, stored };
   }
 
   #labels(method: MethodSpec, pattern: Pattern) {
@@ -151,7 +166,10 @@ export class ComparisonRun {
     for (const [i, { name, windows }] of texts.entries()) {
       const onProgress = (share: number) => onEvent?.({ type: 'progress', share: (i + share) / texts.length, doing });
       const shared = { ...this.#shared(), precision, signal, onProgress };
-      result[name] = (await evaluateWindows(checkpoint, windows, shared)).perplexity;
+      const { perplexity } = await evaluateWindows(checkpoint, windows, shared);
+      if (!Number.isFinite(perplexity))
+        throw new AlpsError('NOT_FINITE', `The perplexity of ${checkpoint.folder} on ${name} is beyond all numbers`);
+      result[name] = perplexity;
     }
     return result;
   }

@@ -54,7 +54,22 @@ export type CompareEvent =
   | ({ type: 'cell'; stored: boolean; done: number; cells: number } & Pick<
       ComparisonCell,
       'method' | 'pattern' | 'meanError' | 'perplexity'
+    >)
+  | ({ type: 'failure'; stored: boolean; done: number; cells: number } & Pick<
+      ComparisonFailure,
+      'method' | 'pattern' | 'code' | 'message'
     >);
+
+/** A cell without numbers: the method could not prune to the pattern, or what it left gives no finite ones. The other cells go on. */
+export interface ComparisonFailure {
+  method: string;
+  title: string;
+  pattern: string;
+  code: 'NOT_FINITE' | 'NOT_POSITIVE_DEFINITE';
+  message: string;
+  /** What fails in the same way. */
+  commands: string[];
+}
 
 /** One method at one pattern. */
 export interface ComparisonCell {
@@ -109,4 +124,5 @@ export interface Comparison {
     commands: string[];
   };
   cells: ComparisonCell[];
+  failures: ComparisonFailure[];
 }

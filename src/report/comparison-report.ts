@@ -117,7 +117,7 @@ export function comparisonPage(comparison: Comparison, command: string): Page {
 }
 
 export function factsOf(comparison: Comparison, command: string): [string, string][] {
-  const { model, device, precision, propagation, calibration, texts, version } = comparison;
+  const { model, device, precision, propagation, calibration, texts, failures, version } = comparison;
   const own = calibration.ownWindows > 0 ? `, ${calibration.ownWindows} of them the model’s own` : '';
   return [
     ['Model', `${model.folder} (${model.type}, ${model.blocks} blocks, SHA-256 ${model.fingerprint.slice(0, 12)}…)`],
@@ -129,6 +129,10 @@ export function factsOf(comparison: Comparison, command: string): [string, strin
     ...texts.map(({ name, protocol }): [string, string] => [`Text “${name}”`, protocol]),
     ['Propagation', `${propagation}, unless the method says otherwise`],
     ['Computed on', `${device}; products in ${precision}`],
+    ...failures.map(({ title, pattern, message }): [string, string] => [
+      `${title} at ${pattern}`,
+      `without numbers: ${message}`,
+    ]),
     ['Made by', `${command} (alps-prune ${version})`],
   ];
 }
