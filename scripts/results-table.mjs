@@ -26,6 +26,7 @@ function table(head, pick, { best = false, denseValue } = {}) {
   for (const title of titles) {
     const values = patterns.map((pattern, i) => {
       const cell = cellOf(title, pattern);
+      if (!cell) return '–'; // it gave no numbers
       const value = pick(cell);
       return best && value === lowest[i] ? `**${show(value)}**` : show(value);
     });

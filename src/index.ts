@@ -22,6 +22,7 @@ export type {
   CompareOptions,
   Comparison,
   ComparisonCell,
+  ComparisonFailure,
   ComparisonText,
   TaskScore,
 } from './compare/comparison.js';

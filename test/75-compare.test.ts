@@ -110,10 +110,9 @@ describe('compare', () => {
     const folder = join(out, 'own');
     const written = { ...calibration, windows: 3, ownWindows: 2, seed: 4 };
     const change = { out: folder, methods: ['mp', 'wanda'], sparsities: [0.5], patterns: [], tasks: [] };
-    const writing = () =>
-      events.filter((event) => event.type === 'progress' && event.doing === 'writing windows of its own').length;
+    const writing = () => events.filter(({ type }) => type === 'generate').length;
     const controller = new AbortController();
-    const stop = (event: CompareEvent) => event.type === 'progress' && event.share > 0.5 && controller.abort();
+    const stop = (event: CompareEvent) => event.type === 'generate' && event.share > 0.5 && controller.abort();
     await expect(
       compare(options({ ...change, calibration: written, signal: controller.signal, onEvent: stop })),
     ).rejects.toMatchObject({ code: 'ABORTED' });
@@ -170,13 +169,37 @@ describe('compare', () => {
 
     events.length = 0;
     expect(await compare(options(change))).toEqual(report);
-    expect(events.filter((event) => event.type === 'failure' && event.stored)).toHaveLength(1);
+    expect(cellsOf(true)).toHaveLength(1);
+    expect(events.filter(({ type }) => type === 'failure')).toMatchObject([{ stored: false }]); // it was tried again
     await writeComparison(report, folder, 'alps compare');
     expect(await readFile(join(folder, 'report.html'), 'utf8')).toContain(`without numbers: ${failed!.message}`);
+    expect(await readFile(join(folder, 'report.csv'), 'utf8')).toMatch(/^method.*\ndense,.*\nmp,0 %,[^\n]*\n$/s);
     await expect(compare(options({ ...change, sparsities: [] }))).rejects.toMatchObject({
       code: 'NOT_FINITE',
-      message: `No cell has numbers. The first: ${failed!.message}`,
+      message: `No cell gives numbers. ${failed!.title} at 1:2: ${failed!.message}`,
     });
+  });
+
+  test('so is one that is pruned, and whose perplexity is not finite then', async () => {
+    const fragile = join(out, 'fragile-later');
+    await cancellingModel(fragile, 200);
+    const report = await compare(
+      options({
+        ...{ model: fragile, out: join(out, 'failing-later'), methods: ['mp', 'wanda'], sparsities: [0], tasks: [] },
+        patterns: [{ keep: 1, of: 2 }],
+        precision: 'float32',
+        calibration: { tokenIds: [Array.from({ length: 128 }, (_, i) => i)] },
+      }),
+    );
+    expect(report.cells.map(({ method, pattern }) => [method, pattern])).toEqual([
+      ['mp', '0 %'],
+      ['wanda', '0 %'],
+    ]);
+    const message = 'The model in PRUNED gives NaN or infinite outputs';
+    expect(report.failures).toMatchObject([
+      { method: 'mp', pattern: '1:2', message },
+      { method: 'wanda', pattern: '1:2', message },
+    ]);
   });
 
   test('the same tokens in shorter windows: other cells', async () => {

@@ -41,7 +41,8 @@ struct UpdatePass {
     for (int j = 0; j < 4; j++) score[j] = scoreOf(raw, j, raw.base[j] + raw.b[j]);
   }
   __device__ float scoreOf(const Raw& raw, int j, float sum) const {
-    return relaxation * sum + (raw.mask >> (8 * j) & 0xff ? 1 - relaxation : 1.0f) * raw.state[j];
+    // Rounded alike wherever it stands: which of the two products is fused is not left to the compiler.
+    return fmaf(relaxation, sum, (raw.mask >> (8 * j) & 0xff ? 1 - relaxation : 1.0f) * raw.state[j]);
   }
   template <bool whole>
   __device__ Raw read(int64_t at, Range range) const {

@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -79,18 +80,26 @@ void projectRows(Backend& backend, Arguments& from) {
       });
 }
 
+// Any finite number to one that is allowed.
+void toRelaxation(double& number) { number = 1 + 0.9 * std::sin(number); }
+
 void admmUpdate(Backend& backend, Arguments& from) {
-  call<&Backend::admmUpdate, check::admmUpdate>(
-      backend, from, "f:m,n f:m,n f:m,n b:m,n h:m,n",
+  Op<&Backend::admmUpdate, check::admmUpdate> op;
+  if (!op.read(from, "f:m,n f:m,n f:m,n b:m,n h:m,n")) return;
+  toRelaxation(std::get<5>(op.arguments));
+  if (!op.run(backend)) return;
+  std::apply(
       [](const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double,
          const Pattern& pattern, const Counts& rowEnds, const Counts& keep) {
         if (apart({b, base, state, y})) keepsExactly(mask, pattern, rowEnds, keep);
-      });
+      },
+      op.arguments);
 }
 
 void admmIterate(Backend& backend, Arguments& from) {
   Op<&Backend::admmIterate, check::admmIterate> op;
   bool right = op.read(from, "h:n,n f:m,n f:m,n f:m,n b:m,n h:m,n #w");
+  toRelaxation(std::get<7>(op.arguments));
   std::get<11>(op.arguments) %= 4;  // any number of iterations is allowed: time is what it takes
   if (right) op.run(backend);
 }

@@ -48,8 +48,9 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
   --out DIR              report.html, report.json, report.csv, layers.csv, and the finished parts in cells/
   --json                 one JSON line an event on standard output (the default when it is not a terminal)
 
-A run that was stopped goes on where it was: the same command computes only what is missing. A method that cannot prune to a pattern, or
-leaves a model whose outputs are not finite, is told and left out of the report; exit code 1 then, with the report written.
+A run that was stopped goes on where it was: the same command computes only what is missing. A method that leaves a model with outputs that
+are not finite, or whose Gram matrices cannot be factorised, is told and left out of the report, and tried again by the next run; exit code 1
+then. The report is written if one method at least has numbers.
 
 Example:
   alps compare ./SmolLM2-135M --out ./comparison --methods mp,wanda,sparsegpt,dsnot,alps --sparsity 0.5,0.7 --pattern 2:4,4:8 \\
@@ -165,6 +166,11 @@ export function reporter(values: Values, context: CommandContext) {
   let [done, cells] = [0, 1];
   const onEvent = (event: CompareEvent) => {
     if (event.type === 'start') cells = Math.max(event.cells, 1);
+    if (event.type === 'generate') {
+      writeEvent(event);
+      progress.writing(event.share);
+      return;
+    }
     if (event.type === 'progress') {
       progress.update((done + 0.9 * event.share) / cells, event.doing);
       return;

@@ -40,6 +40,7 @@ How:
   --rho R                alps: the fixed rho, or the one that the published schedule begins with (default 0.1)
   --max-iterations N     alps: iterations of the fixed and the published schedule at most (default 300)
   --metric M             alps: obs (default with the ladders) or diagonal, the published one
+  --relaxation W         alps: over-relaxation of ADMM, 1 for none (default with the ladders and no groups up to 1.8, the sparser the more)
   --propagation P        sequential (default) or block, the published one
   --dense-target A,B     alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5; of the others none); none: as published

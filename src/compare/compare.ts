@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { loadEvaluationWindows } from '../calibration/calibration.js';
+import { loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
@@ -55,22 +55,22 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       methods: methods.map(({ id }) => id),
       patterns: patterns.map(patternTitle),
     });
-    const weights = await fingerprint(checkpoint, signal);
-    const store = await CellStore.open(join(options.out, 'cells'));
-    const parts = { checkpoint, device, precision, fingerprint: weights, store };
-    const calibration = await comparisonCalibration(options, parts);
+    const given = await loadCalibration(options.model, config, options.calibration, { signal });
     const texts: Prepared['texts'] = [];
     for (const { name, text, field, protocol = 'text' } of options.texts) {
       const asked = { text, field, protocol, length: options.length, windows: options.windows };
       texts.push({ name, protocol, windows: await loadEvaluationWindows(options.model, config, asked, { signal }) });
     }
+    const tasks = await readTasks(options);
     const model = {
       folder: options.model,
       type: config.modelType,
       blocks: config.layers,
-      fingerprint: weights,
+      fingerprint: await fingerprint(checkpoint, signal),
     };
-    const tasks = await readTasks(options);
+    const store = await CellStore.open(join(options.out, 'cells'));
+    const parts = { checkpoint, device, precision, fingerprint: model.fingerprint, store };
+    const calibration = await comparisonCalibration(given, options, parts);
     const run = new ComparisonRun(options, { model, device, precision, calibration, texts, tasks, store });
     const dense = await run.dense(checkpoint);
     const cells: ComparisonCell[] = [];
@@ -78,22 +78,24 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
     for (const pattern of patterns) {
       for (const method of methods) {
         throwIfAborted(signal);
-        const { cell, failure, stored } = await run.cell(method, pattern);
+        const { stored, ...outcome } = await run.cell(method, pattern);
         const done = cells.length + failures.length + 1;
         const of = { stored, done, cells: methods.length * patterns.length };
-        if (failure) {
-          failures.push(failure);
-          const { pattern: title, code, message } = failure;
+        if ('failure' in outcome) {
+          failures.push(outcome.failure);
+          const { pattern: title, code, message } = outcome.failure;
           onEvent?.({ type: 'failure', ...of, method: method.id, pattern: title, code, message });
         } else {
-          cells.push(cell);
-          const { pattern: title, meanError, perplexity } = cell;
+          cells.push(outcome.cell);
+          const { pattern: title, meanError, perplexity } = outcome.cell;
           onEvent?.({ type: 'cell', ...of, method: method.id, pattern: title, meanError, perplexity });
         }
       }
     }
-    if (cells.length === 0)
-      throw new AlpsError(failures[0]!.code, `No cell has numbers. The first: ${failures[0]!.message}`);
+    if (cells.length === 0) {
+      const told = failures.map(({ title, pattern, message }) => `${title} at ${pattern}: ${message}`);
+      throw new AlpsError(failures[0]!.code, `No cell gives numbers. ${told.join('; ')}`);
+    }
     const { windows, length, hash, note } = calibration;
     const seed = options.calibration.seed ?? 0;
     return {

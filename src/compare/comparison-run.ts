@@ -9,11 +9,12 @@ import { evaluateWindows } from '../evaluate.js';
 import { evaluateTasks, type TaskSource } from '../evaluate-tasks.js';
 import type { Precision } from '../model/decoder.js';
 import { version } from '../package-version.js';
-import { deviceOptions, type PruneOptions, prune } from '../prune.js';
+import { deviceOptions, type PruneOptions, parsePruneOptions, prune, reportedOptions } from '../prune.js';
 import type { Pattern } from '../pruning/pattern.js';
+import { withPreset } from '../pruning/preset.js';
 import { quoted } from '../quoted.js';
 import type { CellStore } from './cell-store.js';
-import type { CompareOptions, Comparison, ComparisonFailure, TaskScore } from './comparison.js';
+import type { CompareOptions, Comparison, ComparisonCell, ComparisonFailure, TaskScore } from './comparison.js';
 import { type MethodSpec, patternFlags, patternTitle } from './method-spec.js';
 
 export interface PreparedTask extends TaskSource {
@@ -36,12 +37,22 @@ const fieldFlag = (field: string | undefined) => (field === undefined ? '' : ` -
 const isPaths = (text: unknown): text is string | string[] =>
   typeof text === 'string' || (Array.isArray(text) && text.every((path) => typeof path === 'string'));
 
-/** What is kept of a cell that gives no numbers, since it would give none the next time either; other errors end the comparison. */
-function failureOf(error: unknown, scratch: string): { failure: Pick<ComparisonFailure, 'code' | 'message'> } {
+/** The errors that leave a cell without numbers; others end the comparison. */
+function failureOf(error: unknown, out: string): Pick<ComparisonFailure, 'code' | 'message'> {
   if (!(error instanceof AlpsError)) throw error;
   const { code, message } = error;
   if (code !== 'NOT_FINITE' && code !== 'NOT_POSITIVE_DEFINITE') throw error;
-  return { failure: { code, message: message.replaceAll(scratch, 'PRUNED') } };
+  return { code, message: message.replaceAll(out, 'PRUNED') };
+}
+
+/** `result`, which JSON can hold. @throws AlpsError `NOT_FINITE` */
+function finite<T>(model: string, result: T): T {
+  JSON.stringify(result, (name, value: unknown) => {
+    if (typeof value === 'number' && !Number.isFinite(value))
+      throw new AlpsError('NOT_FINITE', `${model} gives ${value} for “${name}”`);
+    return value;
+  });
+  return result;
 }
 
 /** The cells of one comparison. */
@@ -75,27 +86,32 @@ export class ComparisonRun {
       const began = performance.now();
       const perplexity = await this.#perplexities(checkpoint, 'dense');
       const tasks = await this.#tasks(this.#options.model, 'dense');
-      return { perplexity, tasks, milliseconds: performance.now() - began };
+      return finite(this.#options.model, { perplexity, tasks, milliseconds: performance.now() - began });
     });
     this.#options.onEvent?.({ type: 'dense', perplexity: result.perplexity, stored });
     return { ...result, commands: this.#evaluationCommands(this.#options.model) };
   }
 
-  async cell(method: MethodSpec, pattern: Pattern) {
-    const { calibration } = this.#prepared;
-    const propagation = method.options.propagation ?? this.#options.propagation ?? 'sequential';
-    const { propagation: _, ...options } = method.options;
-    const key = this.#key({ calibration: [calibration.hash, calibration.length], pattern, propagation, options });
-    const { store } = this.#prepared;
-    const scratch = store.scratch('model');
-    const { result, stored } = await store.take(key, () =>
-      this.#compute(method, pattern, scratch).catch((error: unknown) => failureOf(error, scratch)),
-    );
+  /** Options are told apart as they are meant, with all defaults: another default is another cell. What fails is not kept. */
+  async cell(
+    method: MethodSpec,
+    pattern: Pattern,
+  ): Promise<{ stored: boolean } & ({ cell: ComparisonCell } | { failure: ComparisonFailure })> {
+    const { calibration, precision, store } = this.#prepared;
+    const options = this.#pruneOptions(method, pattern, store.scratch('model'));
+    const parsed = parsePruneOptions(options);
+    const meant = { method: parsed.method, ...reportedOptions(withPreset(options), parsed, precision) };
+    const key = this.#key({ calibration: [calibration.hash, calibration.length], pattern, options: meant });
     // Titles and commands are of this run, whoever computed the numbers.
     const labels = this.#labels(method, pattern);
-    if (!('failure' in result)) return { cell: { ...result, ...labels }, stored };
-    const { title, commands } = labels;
-    return { failure: { method: method.id, title, pattern: labels.pattern, ...result.failure, commands }, stored };
+    try {
+      const { result, stored } = await store.take(key, () => this.#compute(method, pattern, options));
+      return { cell: { ...result, ...labels }, stored };
+    } catch (error) {
+      const { title, commands } = labels;
+      const failure = failureOf(error, options.out);
+      return { failure: { method: method.id, title, pattern: labels.pattern, ...failure, commands }, stored: false };
+    }
   }
 
   #labels(method: MethodSpec, pattern: Pattern) {
@@ -111,38 +127,45 @@ export class ComparisonRun {
     };
   }
 
-  async #compute(method: MethodSpec, pattern: Pattern, out: string) {
+  #pruneOptions(method: MethodSpec, pattern: Pattern, out: string): PruneOptions {
+    const { model, propagation, signal } = this.#options;
+    const { calibration, precision } = this.#prepared;
+    return {
+      ...this.#shared(),
+      propagation,
+      ...method.options,
+      ...('of' in pattern ? { pattern } : { sparsity: pattern.sparsity }),
+      model,
+      out,
+      overwrite: true,
+      precision,
+      calibration: { tokenIds: eachWindow(calibration) },
+      signal,
+    };
+  }
+
+  async #compute(method: MethodSpec, pattern: Pattern, options: PruneOptions) {
     const { signal, onEvent } = this.#options;
-    const { calibration, device, precision } = this.#prepared;
+    const { device } = this.#prepared;
+    const { out } = options;
     const phases = { read: 0, forward: 0, solve: 0, write: 0 };
     const doing = `${method.id}, ${patternTitle(pattern)}`;
     try {
       device.resetPeak();
-      const tokenIds = eachWindow(calibration);
-      const pruneOptions: PruneOptions = {
-        ...this.#shared(),
-        propagation: this.#options.propagation,
-        ...method.options,
-        ...('of' in pattern ? { pattern } : { sparsity: pattern.sparsity }),
-        model: this.#options.model,
-        out,
-        overwrite: true,
-        precision,
-        calibration: { tokenIds },
-        signal,
+      const report = await prune({
+        ...options,
         onEvent: (event) => {
           if (event.type !== 'block') return;
           for (const phase of Object.keys(phases) as (keyof typeof phases)[]) phases[phase] += event.phases[phase];
           onEvent?.({ type: 'progress', share: (event.block + 1) / event.blocks, doing });
         },
-      };
-      const report = await prune(pruneOptions);
+      });
       const peakBytes = device.info().memoryPeak;
       const began = performance.now();
       const pruned = await Checkpoint.open(out, { signal });
       try {
         const perplexity = await this.#perplexities(pruned, `evaluating ${doing}`);
-        return {
+        return finite(out, {
           sparsity: report.sparsity,
           meanError: report.meanError!,
           layers: report.layers.map(({ block, name, error, sparsity }) => ({ block, name, error, sparsity })),
@@ -150,7 +173,7 @@ export class ComparisonRun {
           tasks: await this.#tasks(out, doing),
           milliseconds: { prune: report.milliseconds.total, ...phases, evaluate: performance.now() - began },
           peakBytes,
-        };
+        });
       } finally {
         await pruned.close();
       }
@@ -166,10 +189,7 @@ export class ComparisonRun {
     for (const [i, { name, windows }] of texts.entries()) {
       const onProgress = (share: number) => onEvent?.({ type: 'progress', share: (i + share) / texts.length, doing });
       const shared = { ...this.#shared(), precision, signal, onProgress };
-      const { perplexity } = await evaluateWindows(checkpoint, windows, shared);
-      if (!Number.isFinite(perplexity))
-        throw new AlpsError('NOT_FINITE', `The perplexity of ${checkpoint.folder} on ${name} is beyond all numbers`);
-      result[name] = perplexity;
+      result[name] = (await evaluateWindows(checkpoint, windows, shared)).perplexity;
     }
     return result;
   }

@@ -49,6 +49,8 @@ export interface CompareOptions extends JobDevice {
 
 export type CompareEvent =
   | { type: 'start'; cells: number; methods: string[]; patterns: string[] }
+  /** With `ownWindows`: the share of them that the model has written. */
+  | { type: 'generate'; share: number }
   | { type: 'dense'; perplexity: Record<string, number>; stored: boolean }
   | { type: 'progress'; share: number; doing: string }
   | ({ type: 'cell'; stored: boolean; done: number; cells: number } & Pick<

@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
 import { invalidArgument, throwIfAborted } from '../errors.js';
@@ -7,6 +8,7 @@ import { DecoderModel, readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { deviceOptions } from '../prune.js';
+import { type PruningOptions, parsePruningOptions } from '../pruning/options.js';
 import { parsePattern } from '../pruning/pattern.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
@@ -54,6 +56,17 @@ export interface PaperReport {
 }
 
 const supportIterations = 100;
+const fixed = (rho: number) => ({ initialRho: rho, checkEvery: 1, maxIterations: supportIterations });
+const schedules = [
+  { title: 'ALPS, published schedule', options: { schedule: 'alps', metric: 'diagonal' } },
+  { title: 'ALPS, ladder and OBS metric', options: { schedule: 'ladder' } },
+  { title: 'fixed ρ = 0.3', options: { schedule: 'fixed', alpsSchedule: fixed(0.3) } },
+  { title: 'fixed ρ = 3', options: { schedule: 'fixed', alpsSchedule: fixed(3) } },
+] as const;
+const refitOptions = { method: 'magnitude', refit: 'pcg' } as const;
+
+/** Options with all defaults: another default is another result. */
+const meant = (options: PruningOptions, sparsity: number) => parsePruningOptions({ ...options, sparsity });
 
 /**
  * The figures and tables of the ALPS paper (NeurIPS 2024) on any model: layer errors and perplexities by method and sparsity, zero-shot
@@ -80,17 +93,23 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
     const { refitSparsities = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9] } = options;
     const layerOf = async (name: string): Promise<DenseLayer> => {
       using stream = device.stream({ signal });
-      const windows = await comparisonCalibration(options, { checkpoint, device, precision, fingerprint, store });
+      const given = await loadCalibration(options.model, config, options.calibration, { signal });
+      const parts = { checkpoint, device, precision, fingerprint, store };
+      const windows = await comparisonCalibration(given, options, parts);
       return await denseLayer(DecoderModel.open(checkpoint, stream, precision), windows, name);
     };
     onEvent?.({ type: 'progress', share: 0, doing: 'the support by iteration' });
     const support = await store.take(
-      { ...key, support: [supportLayer, supportSparsity, supportIterations] },
+      {
+        ...key,
+        support: [supportLayer, supportIterations, ...schedules.map(({ options }) => meant(options, supportSparsity))],
+      },
       async () => supportFigure(await layerOf(supportLayer), supportSparsity, device, signal),
     );
     onEvent?.({ type: 'progress', share: 0.5, doing: 'conjugate gradients against backsolve' });
-    const refit = await store.take({ ...key, refit: [refitLayer, refitSparsities] }, async () =>
-      refitFigure(await layerOf(refitLayer), refitSparsities, device, signal),
+    const refit = await store.take(
+      { ...key, refit: [refitLayer, ...refitSparsities.map((sparsity) => meant(refitOptions, sparsity))] },
+      async () => refitFigure(await layerOf(refitLayer), refitSparsities, device, signal),
     );
     return { comparison, support: support.result, refit: refit.result };
   } finally {
@@ -124,13 +143,6 @@ async function supportFigure(
 ): Promise<PaperReport['support']> {
   const { weight, gram, shape, name } = layer;
   const given = { weight, gram, shape, name, sparsity, device, signal, traceEvery: 1, traceErrors: true };
-  const fixed = (rho: number) => ({ initialRho: rho, checkEvery: 1, maxIterations: supportIterations });
-  const schedules = [
-    { title: 'ALPS, published schedule', options: { schedule: 'alps', metric: 'diagonal' } },
-    { title: 'ALPS, ladder and OBS metric', options: { schedule: 'ladder' } },
-    { title: 'fixed ρ = 0.3', options: { schedule: 'fixed', alpsSchedule: fixed(0.3) } },
-    { title: 'fixed ρ = 3', options: { schedule: 'fixed', alpsSchedule: fixed(3) } },
-  ] as const;
   const curves: SupportCurve[] = [];
   for (const { title, options } of schedules) {
     const { trace, kept, iterations, error } = await pruneLayer({ ...given, ...options });

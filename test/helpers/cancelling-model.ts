@@ -6,8 +6,11 @@ import { writeSafetensors } from '../../src/checkpoint/safetensors.js';
 
 const model = fileURLToPath(new URL('../../models/union-4m', import.meta.url));
 
-/** The bundled model with one pair of huge weights that cancel for as long as both are there. */
-export async function cancellingModel(folder: string): Promise<void> {
+/**
+ * The bundled model with a pair of huge weights in two layers that cancel for as long as both are there.
+ * @param harmless token ids below this do not reach them
+ */
+export async function cancellingModel(folder: string, harmless = 0): Promise<void> {
   await cp(model, folder, { recursive: true });
   const source = await Checkpoint.open(model);
   const tensors = await Promise.all(
@@ -20,9 +23,12 @@ export async function cancellingModel(folder: string): Promise<void> {
   const bits = (name: string) => new Uint16Array(tensors.find((tensor) => tensor.name === name)!.bytes.buffer);
   const [hidden, vocabulary] = [256, 3072];
   const embedding = bits('model.embed_tokens.weight');
-  for (let token = 0; token < vocabulary; token++) embedding[token * hidden + 1] = embedding[token * hidden]!;
+  for (let token = 0; token < vocabulary; token++) {
+    if (token < harmless) embedding[token * hidden] = 0;
+    embedding[token * hidden + 1] = embedding[token * hidden]!;
+  }
   const attention = bits('model.layers.0.self_attn.o_proj.weight');
-  attention.copyWithin(hidden, 0, hidden);
+  attention.fill(0, 0, 2 * hidden);
   const norm = bits('model.layers.0.post_attention_layernorm.weight');
   norm[1] = norm[0]!;
   for (const name of ['gate', 'up']) {
