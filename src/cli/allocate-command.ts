@@ -31,7 +31,7 @@ What is measured:
   --json                 one JSON line an event on standard output (the default when it is not a terminal)
 
 How the model is pruned, as for alps prune: --calibration, --shares, --field, --windows, --own-windows, --length, --seed, --preset, --method,
---refit, --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric,
+--refit, --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric, --relaxation,
 --propagation, --dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --precision, --device, --threads, --memory-limit
 
 The model is pruned uniformly and, for what each part of it tolerates, a little sparser; then up to two candidates are pruned and compared
