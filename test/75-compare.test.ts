@@ -164,13 +164,13 @@ describe('compare', () => {
     expect(failed!.commands[0]).toContain('--pattern 1:2 --method mp');
     expect(others).toEqual([]);
     const told = events.filter(({ type }) => type === 'failure');
-    expect(told).toMatchObject([{ stored: false, done: 2, cells: 2, method: 'mp', pattern: '1:2' }]);
+    expect(told).toMatchObject([{ done: 2, cells: 2, method: 'mp', pattern: '1:2' }]);
     expect((await readdir(join(folder, 'cells'))).filter((name) => name.includes('partial'))).toEqual([]);
 
     events.length = 0;
     expect(await compare(options(change))).toEqual(report);
     expect(cellsOf(true)).toHaveLength(1);
-    expect(events.filter(({ type }) => type === 'failure')).toMatchObject([{ stored: false }]); // it was tried again
+    expect(events.filter(({ type }) => type === 'failure')).toHaveLength(1);
     await writeComparison(report, folder, 'alps compare');
     expect(await readFile(join(folder, 'report.html'), 'utf8')).toContain(`without numbers: ${failed!.message}`);
     expect(await readFile(join(folder, 'report.csv'), 'utf8')).toMatch(/^method.*\ndense,.*\nmp,0 %,[^\n]*\n$/s);

@@ -78,17 +78,17 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
     for (const pattern of patterns) {
       for (const method of methods) {
         throwIfAborted(signal);
-        const { stored, ...outcome } = await run.cell(method, pattern);
-        const done = cells.length + failures.length + 1;
-        const of = { stored, done, cells: methods.length * patterns.length };
+        const outcome = await run.cell(method, pattern);
+        const of = { done: cells.length + failures.length + 1, cells: methods.length * patterns.length };
         if ('failure' in outcome) {
           failures.push(outcome.failure);
           const { pattern: title, code, message } = outcome.failure;
           onEvent?.({ type: 'failure', ...of, method: method.id, pattern: title, code, message });
         } else {
-          cells.push(outcome.cell);
-          const { pattern: title, meanError, perplexity } = outcome.cell;
-          onEvent?.({ type: 'cell', ...of, method: method.id, pattern: title, meanError, perplexity });
+          const { cell, stored } = outcome;
+          cells.push(cell);
+          const { pattern: title, meanError, perplexity } = cell;
+          onEvent?.({ type: 'cell', stored, ...of, method: method.id, pattern: title, meanError, perplexity });
         }
       }
     }

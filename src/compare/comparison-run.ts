@@ -96,7 +96,7 @@ export class ComparisonRun {
   async cell(
     method: MethodSpec,
     pattern: Pattern,
-  ): Promise<{ stored: boolean } & ({ cell: ComparisonCell } | { failure: ComparisonFailure })> {
+  ): Promise<{ cell: ComparisonCell; stored: boolean } | { failure: ComparisonFailure }> {
     const { calibration, precision, store } = this.#prepared;
     const options = this.#pruneOptions(method, pattern, store.scratch('model'));
     const parsed = parsePruneOptions(options);
@@ -110,7 +110,7 @@ export class ComparisonRun {
     } catch (error) {
       const { title, commands } = labels;
       const failure = failureOf(error, options.out);
-      return { failure: { method: method.id, title, pattern: labels.pattern, ...failure, commands }, stored: false };
+      return { failure: { method: method.id, title, pattern: labels.pattern, ...failure, commands } };
     }
   }
 

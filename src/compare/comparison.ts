@@ -57,7 +57,8 @@ export type CompareEvent =
       ComparisonCell,
       'method' | 'pattern' | 'meanError' | 'perplexity'
     >)
-  | ({ type: 'failure'; stored: boolean; done: number; cells: number } & Pick<
+  /** It is not kept: another run tries again. */
+  | ({ type: 'failure'; done: number; cells: number } & Pick<
       ComparisonFailure,
       'method' | 'pattern' | 'code' | 'message'
     >);
