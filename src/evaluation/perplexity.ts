@@ -48,7 +48,7 @@ export async function meanTokenLoss(activations: Activations, input: Windows): P
   return finiteLoss(activations.model, sum / (input.windows * (input.length - 1)));
 }
 
-/** @throws AlpsError `NOT_FINITE` when the model's outputs are, as a mean of them shows */
+/** @throws AlpsError `NOT_FINITE` when the model's outputs are, as a sum or mean of losses shows */
 export async function finiteLoss({ stream, checkpoint }: DecoderModel, mean: number): Promise<number> {
   if (Number.isFinite(mean)) return mean;
   await stream.sync();

@@ -5,6 +5,7 @@ import { Activations } from '../../model/block-run.js';
 import type { DecoderModel } from '../../model/decoder.js';
 import { eachLogits } from '../../model/head.js';
 import type { Tokenizer } from '../../model/tokenizer.js';
+import { finiteLoss } from '../perplexity.js';
 
 /** A context and a continuation as token ids. */
 export interface TokenPair {
@@ -108,14 +109,17 @@ async function batchLikelihoods(model: DecoderModel, pairs: TokenPair[], length:
   );
   const [nll, best] = await Promise.all([stream.read(losses), stream.read(likeliest)]);
   let at = 0;
-  return pairs.map(({ scored }) => {
+  const scores = pairs.map(({ scored }) => {
     let [logLikelihood, greedy] = [0, true];
     for (let j = 0; j < scored; j++, at++) {
       logLikelihood -= nll[at]!;
       greedy &&= best[at] === targets[at];
     }
-    if (!Number.isFinite(logLikelihood))
-      throw new AlpsError('NOT_FINITE', `The model in ${model.checkpoint.folder} gives NaN or infinite outputs`);
     return { logLikelihood, greedy };
   });
+  await finiteLoss(
+    model,
+    scores.reduce((sum, { logLikelihood }) => sum + logLikelihood, 0),
+  );
+  return scores;
 }
