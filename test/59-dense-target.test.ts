@@ -125,17 +125,28 @@ describe('denseTarget', () => {
 });
 
 describe('the option', () => {
-  const alps = { method: 'alps', refit: 'pcg' } as const;
-  test('defaults: half for ALPS, none for the others', () => {
+  const pattern = { sparsity: 0.7 };
+  const alps = { method: 'alps', refit: 'pcg', pattern } as const;
+  const wanda = { method: 'wanda', refit: 'pcg', pattern } as const;
+  test('defaults: half for ALPS at 70 %, none for the others', () => {
     expect(parseDenseTarget(undefined, alps)).toEqual({ strength: 0.5, residualStrength: 0.5 });
     expect(parseDenseTarget(true, alps)).toEqual({ strength: 0.5, residualStrength: 0.5 });
-    expect(parseDenseTarget(undefined, { method: 'wanda', refit: 'pcg' })).toBeUndefined();
+    expect(parseDenseTarget(undefined, wanda)).toBeUndefined();
     expect(parseDenseTarget(false, alps)).toBeUndefined();
     expect(parseDenseTarget({ strength: 0, residualStrength: 0 }, alps)).toBeUndefined();
-    expect(parseDenseTarget({ strength: 0.2 }, { method: 'wanda', refit: 'pcg' })).toEqual({
-      strength: 0.2,
-      residualStrength: 0.5,
-    });
+    expect(parseDenseTarget({ strength: 0.2 }, wanda)).toEqual({ strength: 0.2, residualStrength: 0.5 });
+  });
+  test.each([
+    [{ sparsity: 0.3 }, 0.25],
+    [{ sparsity: 0.5 }, 0.25],
+    [{ keep: 2, of: 4 }, 0.25],
+    [{ sparsity: 0.6 }, 0.375],
+    [{ sparsity: 0.9 }, 0.5],
+    [{ keep: 1, of: 4 }, 0.5],
+  ])('at %j: %d', (other, strength) => {
+    const target = parseDenseTarget(true, { ...alps, pattern: other })!;
+    expect(target.strength).toBeCloseTo(strength, 12);
+    expect(target.residualStrength).toBe(target.strength);
   });
   test.each([
     [{ denseTarget: 1 as never }, 'denseTarget'],

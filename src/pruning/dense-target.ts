@@ -3,6 +3,7 @@ import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError, invalidArgument } from '../errors.js';
 import { checkedDiagonal, type LayerGroup, lambdaOf, wholeGram } from './layer-problem.js';
 import { numberIn, type ParsedPruningOptions } from './options.js';
+import { isNm, type Pattern } from './pattern.js';
 
 type F32 = Tensor<'float32'>;
 
@@ -10,11 +11,11 @@ type F32 = Tensor<'float32'>;
 export interface DenseTargetOptions {
   /**
    * α: from what a layer's own weights give on the pruned model's inputs (0) to what the dense layer gives on the dense model's inputs (1).
-   * Default 0.5.
+   * Default 0.5 from 70 % on, 0.25 up to 50 % and for 2:4, linear between.
    */
   strength?: number;
   /**
-   * β: the share of the residual stream's difference to the dense model's that the layers which add to it are asked to undo. Default 0.5.
+   * β: the share of the residual stream's difference to the dense model's that the layers which add to it are asked to undo. Default as `strength`.
    */
   residualStrength?: number;
 }
@@ -35,12 +36,13 @@ export interface DenseInputs {
  */
 export function parseDenseTarget(
   given: boolean | DenseTargetOptions | undefined,
-  { method, refit }: Pick<ParsedPruningOptions, 'method' | 'refit'>,
+  { method, refit, pattern }: Pick<ParsedPruningOptions, 'method' | 'refit' | 'pattern'>,
 ): DenseTarget | undefined {
   const isObject = typeof given === 'object' && given !== null;
   if (given !== undefined && typeof given !== 'boolean' && !isObject)
     throw invalidArgument('denseTarget', 'true, false or { strength, residualStrength }', given);
-  const { strength = 0.5, residualStrength = 0.5 } = isObject ? given : {};
+  const usual = usualStrength(pattern);
+  const { strength = usual, residualStrength = usual } = isObject ? given : {};
   numberIn('denseTarget.strength', strength, 0, 1);
   numberIn('denseTarget.residualStrength', residualStrength, 0, 1);
   if (!(given ?? method === 'alps') || (strength === 0 && residualStrength === 0)) return undefined;
@@ -51,6 +53,12 @@ export function parseDenseTarget(
     );
   }
   return { strength, residualStrength };
+}
+
+/** Measured: where less is lost, less is to be undone, and the calibration's noise is as large (docs/quality.md). */
+function usualStrength(pattern: Pattern): number {
+  const sparsity = isNm(pattern) ? 1 - pattern.keep / pattern.of : pattern.sparsity;
+  return Math.max(0.25, 0.5 - 1.25 * Math.max(0, 0.7 - sparsity));
 }
 
 /**
