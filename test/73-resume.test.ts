@@ -93,7 +93,8 @@ describe('a run that was stopped', () => {
   });
 
   test('is not gone on with by another one: what differs is told, a restart drops it', async () => {
-    const options = { model: union, calibration, sparsity: 0.6, resume: true, out: join(scratch, 'out') };
+    const shared = { denseTarget: { strength: 0.5, residualStrength: 0.5 } }; // whose default depends on the sparsity
+    const options = { ...shared, model: union, calibration, sparsity: 0.6, resume: true, out: join(scratch, 'out') };
     await stopped(options, 1);
     const other = { ...options, sparsity: 0.5, calibration: { ...calibration, seed: 3 } };
     await expect(prune(other)).rejects.toMatchObject({
