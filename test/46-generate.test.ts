@@ -5,8 +5,6 @@ import { fileURLToPath } from 'node:url';
 import { searchAllocation } from '../src/allocation/search.js';
 import { loadCalibration } from '../src/calibration/calibration.js';
 import { Checkpoint } from '../src/checkpoint/folder.js';
-import { compare } from '../src/compare/compare.js';
-import type { CompareOptions } from '../src/compare/comparison.js';
 import { Device } from '../src/device/device.js';
 import { type GenerateOptions, generateText } from '../src/generate.js';
 import { Activations } from '../src/model/block-run.js';
@@ -424,20 +422,5 @@ describe('windows that a model writes before it is pruned', () => {
     expect(await failure(run)).toMatchObject({ code: 'ABORTED' });
     expect(device.info().memoryUsed).toBe(0);
     expect(existsSync(out)).toBe(false);
-  });
-
-  test('a comparison says how to give them', async () => {
-    const run = compare({
-      model: llama,
-      out: join(await temporaryFolder(), 'comparison'),
-      methods: ['mp'],
-      sparsities: [0.5],
-      texts: [],
-      calibration,
-    } as CompareOptions);
-    expect(await failure(run)).toMatchObject({
-      code: 'INVALID_ARGUMENT',
-      message: expect.stringContaining('generateText()'),
-    });
   });
 });

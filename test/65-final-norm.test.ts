@@ -154,10 +154,12 @@ test('a gain beyond the range of float16 stays as it was', async () => {
 
 test('several devices: the same norm but for rounding', async () => {
   const two = [Device.open('cpu', { threads: 1 }), Device.open('cpu', { threads: 2, memoryLimit: 2 ** 30 })];
-  await run('llama-plain', 'one', { rowWeights: false });
-  await run('llama-plain', 'two', { rowWeights: false, device: two });
+  // ADMM's choice among near equals would make more of the rounding.
+  const steady = { method: 'magnitude', refit: 'pcg', denseTarget: true } as const;
+  await run('llama-plain', 'one', steady);
+  await run('llama-plain', 'two', { ...steady, device: two });
   const [one, other] = [await lastNorm(join(scratch, 'one')), await lastNorm(join(scratch, 'two'))];
-  for (const [j, gain] of one.gain.entries()) expect(other.gain[j]).toBeCloseTo(gain, 2);
+  for (const [j, gain] of one.gain.entries()) expect(other.gain[j]).toBeCloseTo(gain, 3);
   expect(device.info().memoryUsed).toBe(0);
 });
 
