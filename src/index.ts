@@ -10,7 +10,7 @@ export type {
   SearchObjective,
 } from './allocation/search-options.js';
 export type { UnitSensitivity } from './allocation/units.js';
-export type { CalibrationOptions } from './calibration/calibration.js';
+export type { CalibrationOptions, CalibrationReport } from './calibration/calibration.js';
 export type { PerplexityProtocol } from './calibration/protocols.js';
 export type { TextSource } from './calibration/text.js';
 export { Checkpoint } from './checkpoint/folder.js';

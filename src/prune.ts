@@ -1,6 +1,11 @@
 import { dirname, resolve } from 'node:path';
 import { allocate, type LayerBudget, type LayerSparsities, parseLayerSparsities } from './allocation/allocation.js';
-import { type CalibrationOptions, loadCalibration } from './calibration/calibration.js';
+import {
+  type CalibrationOptions,
+  type CalibrationReport,
+  calibrationReport,
+  loadCalibration,
+} from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { checkOutput, makeFolder } from './checkpoint/output-folder.js';
 import type { Fingerprint } from './checkpoint/unfinished.js';
@@ -126,16 +131,7 @@ export interface PruneReport {
     allocation?: LayerSparsities;
     precision: Precision;
   };
-  calibration: {
-    windows: number;
-    /** Of these: what the model wrote itself. */
-    ownWindows: number;
-    length: number;
-    tokens: number;
-    seed: number;
-    hash: string;
-    note?: string;
-  } | null;
+  calibration: CalibrationReport | null;
   /** For people; names and details of all where there are several. */
   device: string;
   layers: LayerReport[];
@@ -251,17 +247,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       description: describePattern(parsed.pattern),
       pattern: parsed.pattern,
       options: reported,
-      calibration: tokens
-        ? {
-            windows: tokens.windows,
-            ownWindows: options.calibration?.ownWindows ?? 0,
-            length: tokens.length,
-            tokens: tokens.windows * tokens.length,
-            seed: options.calibration?.seed ?? 0,
-            hash: tokens.hash,
-            ...(tokens.note ? { note: tokens.note } : {}),
-          }
-        : null,
+      calibration: tokens ? calibrationReport(tokens, options.calibration!) : null,
       device: describeDevices(devices),
       layers,
       sparsity: overallSparsity(layers),

@@ -43,6 +43,27 @@ export interface CalibrationOptions {
 
 const mostEvaluationTokens = 1 << 27;
 
+/** What a report says of the calibration. */
+export interface CalibrationReport {
+  windows: number;
+  /** Of these: what the model wrote itself. */
+  ownWindows: number;
+  length: number;
+  tokens: number;
+  seed: number;
+  /** Of the token ids. */
+  hash: string;
+  note?: string;
+}
+
+/** Of all windows, with those that the model wrote itself. */
+export function calibrationReport(
+  { windows, length, hash, note }: TokenWindows,
+  { ownWindows = 0, seed = 0 }: CalibrationOptions,
+): CalibrationReport {
+  return { windows, ownWindows, length, tokens: windows * length, seed, hash, ...(note ? { note } : {}) };
+}
+
 /** The calibration windows of a model, but for `ownWindows`; see {@link CalibrationOptions}. */
 export async function loadCalibration(
   folder: string,

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
+import { calibrationReport, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
@@ -37,7 +37,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   distinct('tasks', options.tasks?.map(({ task }) => task) ?? []);
   if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
     throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
-  const ownWindows = ownWindowsOf(options.calibration ?? {});
+  ownWindowsOf(options.calibration ?? {}); // checked before the model is read
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
@@ -96,15 +96,13 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       const told = failures.map(({ title, pattern, message }) => `${title} at ${pattern}: ${message}`);
       throw new AlpsError(failures[0]!.code, `No cell gives numbers. ${told.join('; ')}`);
     }
-    const { windows, length, hash, note } = calibration;
-    const seed = options.calibration.seed ?? 0;
     return {
       version,
       model,
       device: device.info().details,
       precision,
       propagation: options.propagation ?? 'sequential',
-      calibration: { windows, ownWindows, length, tokens: windows * length, seed, hash, ...(note ? { note } : {}) },
+      calibration: calibrationReport(calibration, options.calibration),
       texts: texts.map(({ name, protocol, windows: w }) => ({
         name,
         protocol: describeProtocol(w, protocol),

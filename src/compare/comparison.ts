@@ -1,4 +1,4 @@
-import type { CalibrationOptions } from '../calibration/calibration.js';
+import type { CalibrationOptions, CalibrationReport } from '../calibration/calibration.js';
 import type { PerplexityProtocol } from '../calibration/protocols.js';
 import type { TextSource } from '../calibration/text.js';
 import type { JobDevice } from '../device/device.js';
@@ -108,16 +108,7 @@ export interface Comparison {
   device: string;
   precision: Precision;
   propagation: Propagation;
-  /** `windows` with the `ownWindows` of them that the model wrote itself. */
-  calibration: {
-    windows: number;
-    ownWindows: number;
-    length: number;
-    tokens: number;
-    seed: number;
-    hash: string;
-    note?: string;
-  };
+  calibration: CalibrationReport;
   texts: { name: string; protocol: string; windows: number; length: number; hash: string }[];
   tasks: { task: string; file: string; protocol: string }[];
   dense: {
