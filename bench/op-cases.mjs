@@ -396,6 +396,11 @@ export function cases(n, tokens) {
     const targets = t.uint32(range(headRows, (i) => (i * 7919) % vocabulary));
     return { run: () => s.crossEntropy(logits, targets, out) };
   });
+  add('divergence', f, 8 * headRows * vocabulary, 8 * headRows * vocabulary, (t, s) => {
+    const [p, q] = [t.floats(f, headRows, vocabulary), t.floats(f, headRows, vocabulary)];
+    const out = t.zeros('float64', headRows);
+    return { run: () => s.divergence(p, q, out) };
+  });
   add('sample', f, 4 * headRows * vocabulary, 4 * headRows * vocabulary, (t, s) => {
     const [logits, ids] = [t.floats(f, headRows, vocabulary), t.zeros('uint32', headRows)];
     const draws = t.zeros('float64', headRows);

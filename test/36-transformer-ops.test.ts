@@ -115,6 +115,12 @@ function referenceLoss(logits: ArrayLike<number>, targets: ArrayLike<number>, vo
   });
 }
 
+function logSoftmax(row: readonly number[]): number[] {
+  const top = row.reduce((a, b) => Math.max(a, b));
+  const logSum = Math.log(row.reduce((sum, x) => sum + Math.exp(x - top), 0)) + top;
+  return row.map((x) => x - logSum);
+}
+
 describe.each(opDevices())('forward ops on %s', (isa) => {
   const device = opDevice(isa);
   let scope: Scope;
@@ -285,6 +291,55 @@ describe.each(opDevices())('forward ops on %s', (isa) => {
     expect(last).toBeNaN();
   });
 
+  test.each([
+    [1, 1],
+    [3, 17],
+    [5, 1000],
+    [2, 4099],
+    [1, 262144],
+  ])('divergence of %i × %i: within 5e-7, also of logits that are nearly the same', async (rows, vocabulary) => {
+    const next = random(10);
+    const scales = [1, 1e-3];
+    const p = Float32Array.from({ length: rows * vocabulary }, (_, i) => (next() - 0.5) * (1 + (i % 20)) - 90);
+    for (const scale of scales) {
+      const q = p.map((x) => x + 3 + scale * (next() - 0.5));
+      const out = scope.hold(device.tensor('float64', [rows]));
+      const [a, b] = [p, q].map((x) => scope.hold(stream.upload('float32', [rows, vocabulary], x)));
+      stream.divergence(a!, b!, out);
+      const actual = await stream.read(out);
+      for (const [row, divergence] of actual.entries()) {
+        const part = (x: Float32Array) => Array.from(x.subarray(row * vocabulary, (row + 1) * vocabulary));
+        const [first, second] = [logSoftmax(part(p)), logSoftmax(part(q))];
+        const expected = first.reduce((sum, value, i) => sum + Math.exp(value) * (value - second[i]!), 0);
+        expect(Math.abs(divergence - expected)).toBeLessThan(5e-7);
+      }
+    }
+  });
+
+  test('divergence of equal rows is 0, of huge logits does not overflow; NaN and infinity show', async () => {
+    const no = Number.NEGATIVE_INFINITY;
+    const p = [
+      [1e4, -1e4, 0],
+      [1e4, -1e4, 0],
+      [0, Number.NaN, 0],
+      [0, 0, 0],
+    ];
+    const q = [
+      [1e4, -1e4, 0],
+      [0, 0, 0],
+      [0, 0, 0],
+      [0, no, 0],
+    ];
+    const [a, b] = [p, q].map((rows) => scope.hold(stream.upload('float32', [4, 3], Float32Array.from(rows.flat()))));
+    const out = scope.hold(device.tensor('float64', [4]));
+    stream.divergence(a!, b!, out);
+    const [same, far, bad, excluded] = await stream.read(out);
+    expect(same).toBe(0);
+    expect(far).toBeCloseTo(Math.log(3), 6);
+    expect(bad).toBeNaN();
+    expect(excluded).toBe(Infinity);
+  });
+
   async function sample(logits: number[], draws: number[], temperature: number): Promise<number[]> {
     const rows = draws.flatMap(() => logits);
     const ids = scope.hold(stream.upload('uint32', [draws.length], new Uint32Array(draws.length).fill(2 ** 32 - 1)));
@@ -414,6 +469,8 @@ async function forward(device: Device, tokens: number, width: number): Promise<B
   stream.rope(x, cosine, sine, 64, tokens);
   stream.gatedActivation(x, up, x, 'silu');
   stream.crossEntropy(x, targets, loss);
+  const divergence = scope.hold(device.tensor('float64', [tokens]));
+  stream.divergence(x, up, divergence);
   stream.layerNorm(x, weight, weight, 1e-5, short);
   stream.rope(short, cosine, sine, 64, tokens);
   stream.activate(short, short, 'gelu');
@@ -424,6 +481,7 @@ async function forward(device: Device, tokens: number, width: number): Promise<B
   const read = [
     await stream.read(x),
     await stream.read(loss),
+    await stream.read(divergence),
     await stream.read(short),
     await stream.read(rows),
     await stream.read(ids),

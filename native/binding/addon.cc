@@ -75,6 +75,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(scatterAddRows);
   OP(addTo);
   OP(crossEntropy);
+  OP(divergence);
   OP(sample);
 #undef OP
   return exports;

@@ -443,6 +443,12 @@ void crossEntropy(const Tensor& logits, const Tensor& targets, const Tensor& out
   dtype("out", out, DType::f64), length("out", out, logits.dim(0));
 }
 
+void divergence(const Tensor& p, const Tensor& q, const Tensor& out) {
+  dtype("p", p, DType::f32), matrix("p", p);
+  dtype("q", q, DType::f32), sameShape("q", q, "p", p);
+  dtype("out", out, DType::f64), length("out", out, p.dim(0));
+}
+
 void sample(const Tensor& logits, const Tensor& draws, const Tensor& ids, double temperature) {
   dtype("logits", logits, DType::f32), matrix("logits", logits);
   require(logits.dim(1) > 0, "Expected logits of at least one id but received ", describe(logits));

@@ -60,6 +60,7 @@ void gatherRows(const Tensor& x, const Tensor& ids, const Tensor& out);
 void scatterAddRows(const Tensor& y, const Tensor& ids, const Tensor& weights, const Tensor& x);
 void addTo(const Tensor& y, const Tensor& x);
 void crossEntropy(const Tensor& logits, const Tensor& targets, const Tensor& out);
+void divergence(const Tensor& p, const Tensor& q, const Tensor& out);
 void sample(const Tensor& logits, const Tensor& draws, const Tensor& ids, double temperature);
 
 }  // namespace alps::check

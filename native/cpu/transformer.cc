@@ -139,6 +139,19 @@ void CpuBackend::crossEntropy(Tensor logits, Tensor targets, Tensor out) {
   });
 }
 
+void CpuBackend::divergence(Tensor p, Tensor q, Tensor out) {
+  size_t n = static_cast<size_t>(p.dim(1));
+  const TransformerKernels& kernels = kernels_.transformer;
+  pool_.ranges(p.dim(0), rowGrain(p.dim(1)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const float *a = p.as() + i * p.dim(1), *b = q.as() + i * p.dim(1);
+      float topA = kernels.maximum(a, n), topB = kernels.maximum(b, n);
+      double sumA = kernels.sumExponentials(a, topA, n), sumB = kernels.sumExponentials(b, topB, n);
+      out.as<double>()[i] = kernels.weightedDifference(a, b, topA, topB, n) / sumA + std::log(sumB / sumA);
+    }
+  });
+}
+
 void CpuBackend::sample(Tensor logits, Tensor draws, Tensor ids, double temperature) {
   int64_t n = logits.dim(1);
   pool_.ranges(logits.dim(0), 1, [&](int64_t begin, int64_t) {

@@ -106,6 +106,7 @@ class CudaBackend final : public Backend {
   void scatterAddRows(Tensor y, Tensor ids, Tensor weights, Tensor x) override;
   void addTo(Tensor y, Tensor x) override;
   void crossEntropy(Tensor logits, Tensor targets, Tensor out) override;
+  void divergence(Tensor p, Tensor q, Tensor out) override;
   void sample(Tensor logits, Tensor draws, Tensor ids, double temperature) override;
 
  private:

@@ -145,6 +145,33 @@ __global__ void __launch_bounds__(lossThreads)
   out[blockIdx.x] = (static_cast<double>(top) - row[target]) + log(sum);
 }
 
+// One block a row; both rows are read once. They may lie differently in memory, so by single numbers.
+__global__ void __launch_bounds__(lossThreads)
+    divergenceKernel(const float* p, const float* q, int64_t columns, double* out) {
+  p += blockIdx.x * columns;
+  q += blockIdx.x * columns;
+  Exponentials mine, other;
+  // All differences less the first one: what rows have in common would take bits.
+  float common = columns > 0 ? p[0] - q[0] : 0;
+  double weighted = 0;  // the sum of exp(p − top) (p − q − common) so far
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < columns; i += lossThreads) {
+    Vector<float, 1> a = load<1>(p + i), b = load<1>(q + i);
+    float before = mine.top;
+    mine.add(a);
+    other.add(b);
+    if (mine.top > before) weighted *= static_cast<double>(expf(before - mine.top));
+    weighted += static_cast<double>(expf(a.at[0] - mine.top) * (a.at[0] - b.at[0] - common));
+  }
+  float top = blockMax(mine.top), otherTop = blockMax(other.top);
+  double factor = static_cast<double>(expf(mine.top - top));
+  double sum = blockSum(mine.sum * factor), difference = blockSum(weighted * factor);
+  double otherSum = blockSum(other.sum * static_cast<double>(expf(other.top - otherTop)));
+  if (threadIdx.x != 0) return;
+  double offset = static_cast<double>(common) + (static_cast<double>(otherTop) - top);
+  out[blockIdx.x] = difference / sum + offset + log(otherSum / sum);
+}
+
 constexpr int sampleThreads = 512, sampleWarps = sampleThreads / 32;
 
 // The block's largest value and its lowest index, in every thread.
@@ -285,6 +312,10 @@ void CudaBackend::rope(Tensor x, Tensor cosine, Tensor sine, int64_t headDim, in
 void CudaBackend::crossEntropy(Tensor logits, Tensor targets, Tensor out) {
   launch(queue(), crossEntropyKernel, {logits.dim(0)}, lossThreads, 0, logits.as(), targets.as<uint32_t>(),
          logits.dim(1), out.as<double>(), failure());
+}
+
+void CudaBackend::divergence(Tensor p, Tensor q, Tensor out) {
+  launch(queue(), divergenceKernel, {p.dim(0)}, lossThreads, 0, p.as(), q.as(), p.dim(1), out.as<double>());
 }
 
 void CudaBackend::sample(Tensor logits, Tensor draws, Tensor ids, double temperature) {

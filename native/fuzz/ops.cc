@@ -250,6 +250,7 @@ constexpr Call ops[] = {
     OP(scatterAddRows, "o:t,n u:t f:t f:k,n"),
     OP(addTo, "o:t,n f:t,n"),
     OP(crossEntropy, "f:t,n u:t d:t"),
+    OP(divergence, "f:t,n f:t,n d:t"),
     attentionStep,
     sample,
 };

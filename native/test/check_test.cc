@@ -242,6 +242,9 @@ TEST_CASE("the decoder's ops") {
   REFUSED("same shape for y and x", addTo(mn, nm));
   PASSES(crossEntropy(mn, u32({2}), f64({2})));
   REFUSED("2 elements for targets", crossEntropy(mn, u32({3}), f64({2})));
+  PASSES(divergence(mn, mn, f64({2})));
+  REFUSED("same shape for q and p", divergence(mn, nm, f64({2})));
+  REFUSED("2 elements for out", divergence(mn, mn, f64({3})));
   PASSES(sample(mn, f64({2}), u32({2}), 0));
   PASSES(sample(f32({0, 3}), f64({0}), u32({0}), 1e6));
   REFUSED("dtype float32 for logits", sample(bf16({2, 3}), f64({2}), u32({2}), 1));

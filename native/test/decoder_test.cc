@@ -223,6 +223,16 @@ TEST_CASE("embedding, rows, loss") {
     CHECK(nmse(numbersOf(loss), expected) < 1e-11);
     CHECK(codeOf([&] { device->crossEntropy(table, tensorOf(DType::u32, {9}, Numbers(9, 5.0)), loss); }) ==
           "INVALID_ARGUMENT");
+    Tensor other = normal(DType::f32, {9, 5}, 2);
+    Numbers others = numbersOf(other), divergences(9);
+    device->divergence(table, other, loss);
+    for (size_t t = 0; t < 9; t++) {
+      double total = 0, otherTotal = 0;
+      for (size_t j = t * 5; j < t * 5 + 5; j++) total += std::exp(rows[j]), otherTotal += std::exp(others[j]);
+      for (size_t j = t * 5; j < t * 5 + 5; j++)
+        divergences[t] += std::exp(rows[j]) / total * (rows[j] - others[j] + std::log(otherTotal / total));
+    }
+    CHECK(nmse(numbersOf(loss), divergences) < 1e-11);
   }
 }
 

@@ -201,6 +201,7 @@ export interface Addon {
   scatterAddRows(stream: S, y: T, ids: T, weights: T, x: T): void;
   addTo(stream: S, y: T, x: T): void;
   crossEntropy(stream: S, logits: T, targets: T, out: T): void;
+  divergence(stream: S, p: T, q: T, out: T): void;
   sample(stream: S, logits: T, draws: T, ids: T, temperature: number): void;
 }
 

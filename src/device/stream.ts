@@ -438,6 +438,10 @@ export class Stream {
   crossEntropy(logits: F32, targets: Tensor<'uint32'>, out: Tensor<'float64'>): void {
     this.#op('crossEntropy', logits.handle, targets.handle, out.handle);
   }
+  /** out[i] = KL(softmax(p[i]) ‖ softmax(q[i])); all logits finite, else NaN. */
+  divergence(p: F32, q: F32, out: Tensor<'float64'>): void {
+    this.#op('divergence', p.handle, q.handle, out.handle);
+  }
   /**
    * ids[i] drawn from softmax(logits[i] / temperature): the first up to which the probabilities sum to more than draws[i], in [0, 1).
    * Temperature 0: the largest, the first among equals.

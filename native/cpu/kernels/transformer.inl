@@ -138,6 +138,15 @@ __attribute__((flatten)) static double sumExponentials(const float* x, float shi
   return longSum(n, [&](size_t i, size_t count) { return expNegative(load(x + i, count, -__builtin_inff()) - shift); });
 }
 
+__attribute__((flatten)) static double weightedDifference(const float* x, const float* y, float shift, float yShift,
+                                                          size_t n) {
+  return longSum(n, [&](size_t i, size_t count) {
+    // Lanes past the end differ by nothing.
+    Floats v = load(x + i, count, shift) - shift;
+    return expNegative(v) * (v - (load(y + i, count, yShift) - yShift));
+  });
+}
+
 // ---- norms, rotary positions
 
 template <typename T, typename U>
@@ -278,6 +287,7 @@ static const TransformerKernels transformerTable = {
     exponentials<float>,
     exponentials<bf16_t>,
     sumExponentials,
+    weightedDifference,
     norm<float, float>,
     norm<float, bf16_t>,
     norm<bf16_t, float>,
