@@ -15,9 +15,10 @@ import { loadCalibration } from '../src/calibration/calibration.js';
 import { Checkpoint } from '../src/checkpoint/folder.js';
 import { SafetensorsFile, writeSafetensors } from '../src/checkpoint/safetensors.js';
 import { Device } from '../src/device/device.js';
+import type { Stream } from '../src/device/stream.js';
 import { evaluatePerplexity } from '../src/evaluate.js';
-import { meanDivergence } from '../src/evaluation/divergence.js';
-import { Activations } from '../src/model/block-run.js';
+import { meanDivergences, runBehind } from '../src/evaluation/divergence.js';
+import { Activations, type Windows } from '../src/model/block-run.js';
 import { DecoderModel, readArchitecture } from '../src/model/decoder.js';
 import { eachLogits } from '../src/model/head.js';
 import { prune } from '../src/prune.js';
@@ -50,58 +51,33 @@ function windowsOfIds(windows: number): number[][] {
 }
 
 describe('the rule', () => {
-  const measured = (rows: [block: number, stage: number, weights: number, sensitivity: number][]): UnitSensitivity[] =>
-    rows.map(([block, stage, weights, sensitivity]) => ({
+  const measured = (...rows: [weights: number, sensitivity: number][]): UnitSensitivity[] =>
+    rows.map(([weights, sensitivity], block) => ({
       block,
-      stage,
+      layers: [],
       weights,
       sensitivity,
-      lossIncrease: weights * sensitivity,
+      divergence: weights * sensitivity,
     }));
 
-  test('sensitivities are averaged over neighbouring blocks of a stage, and centred by weights', () => {
-    const logs = logSensitivities(
-      measured([
-        [0, 0, 10, 1],
-        [0, 3, 30, 5],
-        [4, 0, 10, 3],
-        [4, 3, 30, 5],
-      ]),
-    );
-    const near = Math.exp(-1);
-    const [a, b] = [Math.log((1 + 3 * near) / (1 + near)), Math.log((3 + near) / (1 + near))];
-    const mean = (10 * (a + b) + 60 * Math.log(5)) / 80;
-    for (const [i, log] of [a, Math.log(5), b, Math.log(5)].entries()) expect(logs[i]).toBeCloseTo(log - mean, 12);
+  test('logs of sensitivities, centred by weights', () => {
+    const logs = logSensitivities(measured([10, 1], [30, 5], [10, 3]));
+    const mean = (30 * Math.log(5) + 10 * Math.log(3)) / 50;
+    for (const [i, log] of [0, Math.log(5), Math.log(3)].entries()) expect(logs[i]).toBeCloseTo(log - mean, 12);
   });
 
-  test('none counts less than a quarter of its stage’s mean; a stage that gains, than a quarter of the model’s', () => {
-    const logs = logSensitivities(
-      measured([
-        [0, 0, 1, -7],
-        [100, 0, 1, 15],
-        [0, 1, 1, -2],
-        [100, 1, 1, -2],
-      ]),
-    );
-    const differences = logs.map((log) => Math.exp(log - logs[0]!));
-    expect(differences[0]).toBe(1); // a quarter of 4
-    expect(differences[1]).toBeCloseTo(15, 12);
-    expect(differences[2]).toBeCloseTo(0.25, 12); // a quarter of 1
+  test('none counts less than a hundredth of the model’s', () => {
+    const [a, b, c] = logSensitivities(measured([1, 0], [1, 8], [2, 4])) as [number, number, number];
+    expect(b - a).toBeCloseTo(Math.log(200), 12);
+    expect(b - c).toBeCloseTo(Math.log(2), 12);
   });
 
-  test('where the model gains as a whole, nothing is known', () => {
-    expect(
-      logSensitivities(
-        measured([
-          [0, 0, 1, 1],
-          [0, 1, 5, -1],
-        ]),
-      ),
-    ).toEqual([0, 0]);
+  test('where nothing diverges, nothing is known', () => {
+    expect(logSensitivities(measured([1, 0], [5, 0]))).toEqual([0, 0]);
   });
 
   test('a unit’s layers get the sparsity less gain times log, at most 0.2 from the mean and at most 0.99', () => {
-    const units: Unit[] = ['a', 'b', 'c'].map((name, stage) => ({ block: 0, stage, layers: [name], weights: 1 }));
+    const units: Unit[] = ['a', 'b', 'c'].map((name) => ({ block: 0, layers: [name], weights: 1 }));
     const all = sparsitiesAt(0.1, 0.7, [{ ...units[0]!, layers: ['a', 'a2'] }, ...units.slice(1)], [1, -0.5, -3]);
     expect(all.a).toBeCloseTo(0.6, 12);
     expect(all.a2).toBe(all.a);
@@ -137,7 +113,7 @@ describe('a search', () => {
 
   test('prunes and measures what it needs, and takes the best', async () => {
     expect(events.filter(({ type }) => type !== 'prune').map(({ type }) => type)).toEqual([
-      ...['start', 'evaluation', 'base', 'candidate'],
+      ...['start', 'evaluation', 'candidate'],
       ...Array(5).fill('block'),
       ...['candidate', 'candidate', 'done'],
     ]);
@@ -146,7 +122,8 @@ describe('a search', () => {
     expect(found).toMatchObject({ ended: 'done', pattern: { sparsity: 0.6 }, objective: 'crossEntropy' });
     expect(found.candidates.map(({ gain }) => gain).slice(0, 2)).toEqual([0, 0.08]);
     expect(found.gain).toBe(found.candidates.reduce((a, b) => (b.loss < a.loss ? b : a)).gain);
-    expect(found.sensitivities.map(({ block, stage }) => 4 * block + stage)).toEqual([...Array(20).keys()]);
+    expect(found.sensitivities.flatMap(({ layers }) => layers)).toEqual(Object.keys(found.layers));
+    expect(found.sensitivities.map(({ block }) => block)).toEqual([...Array(35).keys()].map((i) => Math.floor(i / 7)));
     expect(await readdir(at('found'))).toEqual(['search.json']);
   });
 
@@ -156,20 +133,18 @@ describe('a search', () => {
     const { layers } = await prune({ ...wanda, out: at('pruned'), allocation: found.layers });
     const total = (all: { kept: number }[]) => all.reduce((sum, { kept }) => sum + kept, 0);
     expect(total(layers)).toBe(total(even.layers));
-    const sparsityOf = (block: number, name: string) =>
-      layers.find((layer) => layer.block === block && layer.name.endsWith(name))!.sparsity;
     const logs = logSensitivities(found.sensitivities);
-    const units = found.sensitivities.map(({ block, stage }, i) => ({
+    const units = found.sensitivities.map((unit, i) => ({
       log: logs[i]!,
-      sparsity: sparsityOf(block, ['q_proj', 'o_proj', 'up_proj', 'down_proj'][stage]!),
+      sparsity: layers.find(({ name }) => name === unit.layers[0])!.sparsity,
     }));
     units.sort((a, b) => a.log - b.log);
     for (const [i, { sparsity }] of units.slice(1).entries()) expect(sparsity).toBeLessThan(units[i]!.sparsity + 1e-4); // a layer has whole weights
     expect(units[0]!.sparsity - units.at(-1)!.sparsity).toBeGreaterThan(0.05);
   });
 
-  test('a sensitivity is what the perplexity says of a checkpoint with the unit swapped', async () => {
-    const { sensitivities, baseLoss, evaluation } = found;
+  test('a sensitivity is how far a checkpoint with the unit swapped is from the base', async () => {
+    const { sensitivities, evaluation } = found;
     const base = at('even');
     await prune({ ...wanda, out: at('next'), sparsity: 0.65 });
     // The windows for the sensitivities are every second one of those with the seed behind the calibration's.
@@ -180,28 +155,28 @@ describe('a search', () => {
     expect(evaluation).toEqual({ windows: [2, 2], length: 64, hash: drawn.hash });
     const file = at('tokens.json');
     const windows = [0, 1, 2, 3].map((i) => Array.from(drawn.tokens.subarray(64 * i, 64 * (i + 1))));
-    await writeFile(file, JSON.stringify({ evaluation: [windows[0], windows[2]] }));
-    const { meanNll } = await evaluatePerplexity({ model: base, text: file, device: 'cpu' });
-    expect(baseLoss).toBe(meanNll);
-
     const swapped = at('swapped');
     await cp(base, swapped, { recursive: true });
     const [own, next] = [base, at('next')].map((path) => SafetensorsFile.open(join(path, 'model.safetensors')));
-    const unit = /^model\.layers\.1\.mlp\.(gate|up)_proj\.weight$/;
+    const name = 'model.layers.1.mlp.up_proj';
     const tensors = await Promise.all(
       [...(await own!).tensors.values()].map(async (tensor) => ({
         ...tensor,
-        bytes: await (await (unit.test(tensor.name) ? next! : own!)).read(tensor.name),
+        bytes: await (await (tensor.name === `${name}.weight` ? next! : own!)).read(tensor.name),
       })),
     );
     await writeSafetensors(join(swapped, 'model.safetensors'), tensors);
     await Promise.all([own!, next!].map(async (opened) => (await opened).close()));
-    const changed = await evaluatePerplexity({ model: swapped, text: file, device: 'cpu' });
-    expect(changed.meanNll).not.toBe(meanNll);
-    const measured = sensitivities.find(({ block, stage }) => block === 1 && stage === 2)!;
-    expect(measured.lossIncrease).toBe(changed.meanNll - meanNll);
-    expect(measured.weights).toBe(2 * 688 * 256);
-    expect(measured.sensitivity).toBe(measured.lossIncrease / measured.weights);
+    const tokens = Uint32Array.from([windows[0], windows[2]].flat() as number[]);
+    using stream = device.stream();
+    const run = (path: string) => behindLastBlock(path, stream, { tokens, windows: 2, length: 64 });
+    const [from, to] = [await run(base), await run(swapped)];
+    const [divergence = 0] = await meanDivergences(from, to.model, [to.residual]);
+    for (const { dispose } of [from, to]) await dispose();
+    expect(divergence).toBeGreaterThan(0);
+    const weights = 688 * 256;
+    const measured = { block: 1, layers: [name], weights, divergence, sensitivity: divergence / weights };
+    expect(sensitivities.find(({ layers }) => layers[0] === name)).toEqual(measured);
 
     // The others choose.
     await writeFile(file, JSON.stringify({ evaluation: [windows[1], windows[3]] }));
@@ -215,7 +190,7 @@ describe('a search', () => {
 
   test.each<[string, (event: AllocationSearchEvent) => boolean]>([
     ['in the base', (event) => event.type === 'prune' && event.what === 'base' && event.event.type === 'block'],
-    ['between the base and the next level', ({ type }) => type === 'base'],
+    ['between the base and the next level', (event) => event.type === 'candidate' && event.gain === 0],
     ['among the sensitivities', (event) => event.type === 'block' && event.block === 0],
     ['in a candidate', (event) => event.type === 'prune' && event.gain !== undefined && event.event.type === 'block'],
     ['between two candidates', (event) => event.type === 'candidate' && event.gain > 0],
@@ -238,7 +213,12 @@ describe('a search', () => {
   test('at the time limit it ends with what it has; the next call goes on', async () => {
     const expected = await search('small', small);
     const first = await search('timed', { ...small, timeLimit: 0 });
-    expect(first).toMatchObject({ ended: 'time', gain: 0, baseLoss: expected.baseLoss, sensitivities: [] });
+    expect(first).toMatchObject({
+      ended: 'time',
+      gain: 0,
+      candidates: expected.candidates.slice(0, 1),
+      sensitivities: [],
+    });
     expect(new Set(Object.values(first.layers))).toEqual(new Set([0.6]));
     expect(Object.keys(first.layers)).toEqual(Object.keys(expected.layers));
     expect(await search('timed', small)).toEqual(expected);
@@ -285,7 +265,7 @@ describe('a search', () => {
   test('two at once in one folder: the second is refused', async () => {
     let second: unknown;
     const onEvent = ({ type }: AllocationSearchEvent) => {
-      if (type === 'base') second ??= search('shared', small).catch((error: unknown) => error);
+      if (type === 'candidate') second ??= search('shared', small).catch((error: unknown) => error);
     };
     await search('shared', { ...small, onEvent });
     expect(await second).toMatchObject({
@@ -303,7 +283,7 @@ describe('a search', () => {
     expect(await readdir(at('foreign'))).toEqual(['base']);
   });
 
-  test('experts: all of a stage are one unit; N:M', async () => {
+  test('experts: those that do the same are one unit; N:M', async () => {
     const experts = folder('test/fixtures/models/qwen3-moe-fused');
     const options = { model: experts, method: 'magnitude', pattern: { keep: 2, of: 4 } } as const;
     const found = await searchAllocation({
@@ -314,22 +294,32 @@ describe('a search', () => {
     });
     expect(found).toMatchObject({ ended: 'done', evaluation: { windows: [2, 2], length: 32 } });
     expect(found.sensitivities.map(({ weights }) => weights)).toEqual(
-      [0, 1].flatMap(() => [(96 + 32 + 32) * 48, 48 * 96, 6 * 64 * 48, 6 * 48 * 32]),
+      [0, 1].flatMap(() => [96 * 48, 32 * 48, 32 * 48, 48 * 96, 6 * 64 * 48, 6 * 48 * 32]),
     );
     const report = await prune({ ...options, out: at('experts-pruned'), allocation: found.layers });
     expect(report.layers.map(({ name }) => name).sort()).toEqual(Object.keys(found.layers).sort());
   });
 });
 
+async function behindLastBlock(path: string, stream: Stream, windows: Windows) {
+  const checkpoint = await Checkpoint.open(path);
+  const behind = await runBehind(DecoderModel.open(checkpoint, stream), windows);
+  const dispose = async () => {
+    behind.residual.dispose();
+    await checkpoint.close();
+  };
+  return { ...behind, dispose };
+}
+
 const isInnerResume = (event: AllocationSearchEvent) => event.type === 'prune' && event.event.type === 'resume';
 
 describe('KL', () => {
-  test('of a base that lost nothing is 0, and grows with each unit', async () => {
+  test('of a base that lost nothing is 0, and above 0 with each unit', async () => {
     const options = { ...small, method: 'magnitude', sparsity: 0 } as const;
-    const { baseLoss, candidates, sensitivities, gain } = await search('kl', options);
-    expect([baseLoss, ...candidates.map(({ loss }) => loss)]).toEqual([0, 0, 0, 0]);
+    const { candidates, sensitivities, gain } = await search('kl', options);
+    expect(candidates.map(({ loss }) => loss)).toEqual([0, 0, 0]);
     expect(gain).toBe(0);
-    expect(Math.min(...sensitivities.map(({ lossIncrease }) => lossIncrease))).toBeGreaterThan(0);
+    expect(Math.min(...sensitivities.map(({ divergence }) => divergence))).toBeGreaterThan(0);
   });
 
   test('is what the logits of both models, each with its own last norm, give in double', async () => {
@@ -354,14 +344,17 @@ describe('KL', () => {
         const logSum = Math.log(row.reduce((sum, z) => sum + Math.exp(z), 0));
         return row.map((z) => z - logSum);
       });
-      return { checkpoint, activations, logProbabilities };
+      return { checkpoint, model: decoder, residual: activations.residual, activations, logProbabilities };
     };
     const [dense, pruned] = [await run(gemma), await run(at('gemma'))];
     let expected = 0;
     for (const [t, row] of dense.logProbabilities.entries())
       for (const [i, p] of row.entries()) expected += (Math.exp(p) * (p - pruned.logProbabilities[t]![i]!)) / 40;
     expect(expected).toBeGreaterThan(0.01);
-    expect(await meanDivergence(dense.activations, pruned.activations)).toBeCloseTo(expected, 6);
+    // Of two streams at once.
+    const [divergence, own] = await meanDivergences(dense, pruned.model, [pruned.residual, pruned.residual]);
+    expect(divergence).toBeCloseTo(expected, 6);
+    expect(own).toBe(divergence);
     for (const { activations, checkpoint } of [dense, pruned]) {
       activations.dispose();
       await checkpoint.close();

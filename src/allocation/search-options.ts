@@ -9,7 +9,7 @@ import type { UnitSensitivity } from './units.js';
 /** `crossEntropy`: of the text's own next tokens. `kl`: KL(dense ‖ pruned) of the next token's distribution. Nats, mean over the tokens. */
 export type SearchObjective = 'crossEntropy' | 'kl';
 
-/** What a search measures the loss on. */
+/** What a search measures sensitivities and losses on. */
 export interface SearchEvaluation
   extends Pick<CalibrationOptions, 'text' | 'tokenIds' | 'shares' | 'field' | 'length' | 'seed'> {
   /**
@@ -28,7 +28,7 @@ export interface AllocationSearchOptions
    */
   work: string;
   evaluation?: SearchEvaluation;
-  /** Default `crossEntropy`. */
+  /** What chooses among the candidates. Default `crossEntropy`. */
   objective?: SearchObjective;
   /**
    * Milliseconds after which nothing new is begun: no block's sensitivities, no candidate. The base is always made. Another call with the
@@ -59,10 +59,8 @@ export type AllocationSearchEvent =
   | { type: 'resume'; blocks: number; candidates: number }
   /** A model is pruned: uniformly at the target (`base`) or at the next level (`next`), or by a candidate's sparsities. */
   | { type: 'prune'; what: 'base' | 'next' | 'candidate'; gain?: number; event: PruneEvent }
-  /** The base's loss, on the windows for the sensitivities. */
-  | { type: 'base'; loss: number }
-  /** A block's units were measured. */
-  | { type: 'block'; block: number; blocks: number; lossIncrease: number[] }
+  /** A block's units were measured ({@link UnitSensitivity}). */
+  | { type: 'block'; block: number; blocks: number; divergence: number[] }
   | ({ type: 'candidate' } & AllocationCandidate)
   | { type: 'done'; ended: 'done' | 'time'; gain: number; loss: number; milliseconds: number };
 
@@ -76,9 +74,7 @@ export interface AllocationSearch {
   ended: 'done' | 'time';
   pattern: Pattern;
   objective: SearchObjective;
-  /** Of the base, on the windows that the sensitivities were measured on. */
-  baseLoss: number;
-  /** The base and what was tried, with losses on the other windows. */
+  /** The base and what was tried, with losses on the windows that choose. */
   candidates: AllocationCandidate[];
   /** Those measured by now, in the order of the dataflow. */
   sensitivities: UnitSensitivity[];

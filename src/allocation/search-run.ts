@@ -17,7 +17,7 @@ import type {
 } from './search-options.js';
 import type { SearchState } from './search-state.js';
 import { type SearchWindows, WindowLoss } from './search-windows.js';
-import { unitLosses } from './sensitivity.js';
+import { unitDivergences } from './sensitivity.js';
 import { logSensitivities, nextGain, sparsitiesAt, type Unit, type UnitSensitivity, unitsOf } from './units.js';
 
 /** A little sparser than the target. */
@@ -59,14 +59,15 @@ export class Search {
   async run(): Promise<AllocationSearch> {
     const { state, announce } = this.#parts;
     const { record } = state;
-    if (record.baseLoss !== undefined)
-      announce({ type: 'resume', blocks: record.blocks.length, candidates: record.candidates.length - 1 });
-    else await this.#measureBase();
-    if (record.blocks.length < this.#blocks && !(await this.#measureUnits())) return this.#end('time');
+    const { divergences, candidates } = record;
+    if (candidates.length > 0)
+      announce({ type: 'resume', blocks: divergences.length, candidates: candidates.length - 1 });
+    else await this.#tryGain(0);
+    if (divergences.length < this.#blocks && !(await this.#measureUnits())) return this.#end('time');
     const measured = record.candidates.map(({ gain }) => `candidate-${gain}`);
     await state.removeModels((name) => name.startsWith('candidate') && !measured.includes(name));
     const logs = logSensitivities(this.#sensitivities());
-    // Without a unit that loses more than others each candidate is the base.
+    // Where no unit is more sensitive than another each candidate is the base.
     while (logs.some((log) => log !== 0)) {
       const gain = nextGain(new Map(record.candidates.map(({ gain, loss }) => [gain, loss])), isNm(this.#pattern));
       if (gain === undefined) break;
@@ -82,51 +83,43 @@ export class Search {
     return performance.now() - began >= parsed.timeLimit;
   }
 
-  /** The base, and its loss on both sets of windows. */
-  async #measureBase(): Promise<void> {
-    const { windows, state, announce } = this.#parts;
-    const folder = await this.#pruned('base', this.#pattern);
-    const baseLoss = await this.#lossOf(folder, windows.sensitivity);
-    const loss = await this.#lossOf(folder, windows.choice);
-    state.record.baseLoss = baseLoss;
-    state.record.candidates = [{ gain: 0, loss }];
-    await state.save();
-    announce({ type: 'base', loss: baseLoss });
-    announce({ type: 'candidate', gain: 0, loss });
-  }
-
-  /** Losses of the blocks that are not measured yet. @returns false when the time is up before the last */
+  /** Divergences of the blocks that are not measured yet. @returns false when the time is up before the last */
   async #measureUnits(): Promise<boolean> {
     if (this.#isTimeUp()) return false;
     const { given, stream, windows, state, announce } = this.#parts;
     const { signal } = given;
-    const { blocks: measured, baseLoss } = state.record;
+    const measured = state.record.divergences;
     const folders = [await this.#pruned('base', this.#pattern), await this.#pruned('next', nextLevel(this.#pattern))];
     if (this.#isTimeUp()) return false;
     await using baseFiles = await Checkpoint.open(folders[0]!, { signal });
     await using nextFiles = await Checkpoint.open(folders[1]!, { signal });
     const [base, next] = [DecoderModel.open(baseFiles, stream), DecoderModel.open(nextFiles, stream)];
-    using loss = await this.#windowLoss(windows.sensitivity);
-    for await (const losses of unitLosses(base, next, loss, measured.length)) {
-      measured.push(losses);
+    for await (const divergence of unitDivergences(base, next, windows.sensitivity, measured.length)) {
+      measured.push(divergence);
       await state.save();
-      const lossIncrease = losses.map((value) => value - baseLoss!);
-      announce({ type: 'block', block: measured.length - 1, blocks: this.#blocks, lossIncrease });
+      announce({ type: 'block', block: measured.length - 1, blocks: this.#blocks, divergence });
       if (measured.length < this.#blocks && this.#isTimeUp()) return false;
     }
     return true;
   }
 
+  /** The model pruned by what a gain gives, and its loss. The base, gain 0, is kept for the sensitivities. */
   async #tryGain(gain: number): Promise<void> {
-    const { windows, state, announce } = this.#parts;
-    const allocation = this.#sparsities(gain);
-    const loss = this.#isBase(allocation)
-      ? state.record.candidates[0]!.loss
-      : await this.#lossOf(await this.#pruned('candidate', this.#pattern, { gain, allocation }), windows.choice);
-    state.record.candidates.push({ gain, loss });
+    const { state, announce } = this.#parts;
+    const { candidates } = state.record;
+    const loss =
+      gain === 0
+        ? await this.#lossOf(await this.#pruned('base', this.#pattern))
+        : await this.#candidateLoss(gain, this.#sparsities(gain));
+    candidates.push({ gain, loss });
     await state.save();
     announce({ type: 'candidate', gain, loss });
-    await state.removeModels(() => false);
+    if (gain !== 0) await state.removeModels(() => false);
+  }
+
+  async #candidateLoss(gain: number, allocation: LayerSparsities): Promise<number> {
+    if (this.#isBase(allocation)) return this.#parts.state.record.candidates[0]!.loss;
+    return await this.#lossOf(await this.#pruned('candidate', this.#pattern, { gain, allocation }));
   }
 
   /** Whether an allocation leaves each layer what it has when all are alike. */
@@ -139,11 +132,10 @@ export class Search {
   }
 
   #sensitivities(): UnitSensitivity[] {
-    const { baseLoss, blocks } = this.#parts.state.record;
-    return blocks.flat().map((loss, i) => {
-      const { block, stage, weights } = this.#units[i]!;
-      const lossIncrease = loss - baseLoss!;
-      return { block, stage, weights, lossIncrease, sensitivity: lossIncrease / weights };
+    const { divergences } = this.#parts.state.record;
+    return divergences.flat().map((divergence, i) => {
+      const unit = this.#units[i]!;
+      return { ...unit, divergence, sensitivity: divergence / unit.weights };
     });
   }
 
@@ -200,21 +192,17 @@ export class Search {
     });
   }
 
-  #windowLoss(windows: SearchWindows['choice']): Promise<WindowLoss> {
-    const { parsed, dense } = this.#parts;
-    return WindowLoss.create(windows, parsed.objective === 'kl' ? dense : undefined);
-  }
-
-  async #lossOf(folder: string, windows: SearchWindows['choice']): Promise<number> {
-    const { given, stream } = this.#parts;
+  /** On the windows that choose. */
+  async #lossOf(folder: string): Promise<number> {
+    const { given, parsed, dense, stream, windows } = this.#parts;
     await using checkpoint = await Checkpoint.open(folder, { signal: given.signal });
-    using loss = await this.#windowLoss(windows);
+    using loss = await WindowLoss.create(windows.choice, parsed.objective === 'kl' ? dense : undefined);
     return await loss.of(DecoderModel.open(checkpoint, stream));
   }
 
   #end(ended: 'done' | 'time'): AllocationSearch {
     const { state, windows, parsed, announce, began } = this.#parts;
-    const { baseLoss, candidates } = state.record;
+    const { candidates } = state.record;
     const best = candidates.reduce((a, b) => (b.loss < a.loss ? b : a));
     announce({ type: 'done', ended, ...best, milliseconds: performance.now() - began });
     return {
@@ -223,7 +211,6 @@ export class Search {
       ended,
       pattern: this.#pattern,
       objective: parsed.objective,
-      baseLoss: baseLoss!,
       candidates,
       sensitivities: this.#sensitivities(),
       evaluation: windows.described,

@@ -8,10 +8,8 @@ import type { AllocationCandidate } from './search-options.js';
 
 /** What a search has measured. */
 export interface SearchRecord {
-  /** On the windows for the sensitivities. */
-  baseLoss?: number;
-  /** Losses of each measured block's units, by stage. */
-  blocks: number[][];
+  /** Of each measured block, by unit. */
+  divergences: number[][];
   /** Of the calibration: windows that the model wrote itself. */
   ownWindows?: number[][];
   /** Begins with the base, gain 0. */
@@ -57,7 +55,7 @@ export class SearchState {
           `${folder} holds ${models[0]}, but no search.json: name another folder`,
         );
       if (text !== undefined && !restart) return new SearchState(folder, lock, now, recordOf(folder, text, now));
-      const state = new SearchState(folder, lock, now, { blocks: [], candidates: [] });
+      const state = new SearchState(folder, lock, now, { divergences: [], candidates: [] });
       await state.removeModels(() => false); // first: the new record would take them for its own
       await state.save();
       return state;
@@ -125,7 +123,7 @@ function recordOf(folder: string, text: string, now: Fingerprint): SearchRecord 
     // Not JSON: said below.
   }
   const isObject = typeof found?.fingerprint === 'object' && found.fingerprint !== null;
-  if (!isObject || !Array.isArray(found?.blocks) || !Array.isArray(found.candidates))
+  if (!isObject || !Array.isArray(found?.divergences) || !Array.isArray(found.candidates))
     throw new AlpsError('INVALID_ARGUMENT', `${folder}/search.json is not what a search leaves; ${restartRemedy}`);
   const { fingerprint, ...record } = found;
   checkSameRun(`A search is in ${folder}`, fingerprint, now);

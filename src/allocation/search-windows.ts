@@ -1,7 +1,7 @@
 import { loadCalibration } from '../calibration/calibration.js';
 import type { TokenWindows } from '../calibration/windows.js';
 import { AlpsError } from '../errors.js';
-import { type Behind, meanDivergence } from '../evaluation/divergence.js';
+import { type Behind, meanDivergences, runBehind } from '../evaluation/divergence.js';
 import { meanTokenLoss } from '../evaluation/perplexity.js';
 import { Activations, type Windows } from '../model/block-run.js';
 import type { DecoderConfig } from '../model/config.js';
@@ -70,47 +70,32 @@ function everySecond({ tokens, length }: Windows, first: number, end: number): W
   return { tokens: chosen, windows, length };
 }
 
-/** A loss on given windows. */
+/** The loss of models on given windows. */
 export class WindowLoss {
-  readonly windows: Windows;
-  /** The dense model; undefined for cross-entropy. */
-  readonly #dense: Behind | undefined;
+  readonly #windows: Windows;
+  /** Undefined for cross-entropy. */
+  readonly #reference: Behind | undefined;
 
-  private constructor(windows: Windows, dense: Behind | undefined) {
-    this.windows = windows;
-    this.#dense = dense;
+  private constructor(windows: Windows, reference: Behind | undefined) {
+    this.#windows = windows;
+    this.#reference = reference;
   }
 
-  /** @param dense for KL: the model that is compared with */
-  static async create(windows: Windows, dense: DecoderModel | undefined): Promise<WindowLoss> {
-    if (!dense) return new WindowLoss(windows, undefined);
-    using activations = await Activations.create(dense, windows);
-    await activations.runAll();
-    const behind = dense.device.tensor('float32', activations.residual.shape, 'the dense model’s residual stream');
-    try {
-      dense.stream.copy(activations.residual, behind);
-      await dense.stream.sync();
-    } catch (error) {
-      behind.dispose();
-      throw error;
-    }
-    return new WindowLoss(windows, { model: dense, residual: behind });
+  /** @param reference for KL(reference ‖ model) */
+  static async create(windows: Windows, reference: DecoderModel | undefined): Promise<WindowLoss> {
+    return new WindowLoss(windows, reference && (await runBehind(reference, windows)));
   }
 
-  /** In nats a token. @param activations behind the last block */
-  behind(activations: Activations): Promise<number> {
-    if (!this.#dense) return meanTokenLoss(activations, this.windows);
-    return meanDivergence(this.#dense, activations);
-  }
-
-  /** Of a whole model. */
+  /** In nats a token. */
   async of(model: DecoderModel): Promise<number> {
-    using activations = await Activations.create(model, this.windows);
+    using activations = await Activations.create(model, this.#windows);
     await activations.runAll();
-    return await this.behind(activations);
+    if (!this.#reference) return await meanTokenLoss(activations, this.#windows);
+    const [divergence] = await meanDivergences(this.#reference, model, [activations.residual]);
+    return divergence!;
   }
 
   [Symbol.dispose](): void {
-    this.#dense?.residual.dispose();
+    this.#reference?.residual.dispose();
   }
 }

@@ -27,9 +27,10 @@ import { loadSearchWindows } from './search-windows.js';
  * await prune({ model, out: './pruned', sparsity: 0.7, calibration, allocation: layers });
  * ```
  *
- * The model is pruned uniformly at the target and at the next level; each unit (the layers of one stage of a block) is taken from the second into
- * the first, and the loss measured in float32. Candidates with more zeros in units that lose less are pruned and measured on other windows, and
- * the best is the result. That takes up to four runs of {@link prune}, and for each block four forward passes through the blocks from it on.
+ * The model is pruned uniformly at the target and at the next level; each layer (those of all experts that do the same together) is taken from
+ * the second into the first, and it is measured in float32 how far the predictions move. Candidates with more zeros in layers that move them less
+ * are pruned, their losses measured on other windows, and the best is the result. That takes up to four runs of {@link prune}, and for each layer
+ * a forward pass through the blocks from its own on.
  *
  * A call with the same `work` goes on behind the last finished block or candidate of one that was stopped, with the same result.
  *

@@ -1,29 +1,32 @@
 import type { Stream } from '../device/stream.js';
 import { Scope } from '../device/tensor.js';
-import { stageCount } from '../model/block.js';
-import { Activations } from '../model/block-run.js';
-import type { DecoderModel, Float } from '../model/decoder.js';
-import type { WindowLoss } from './search-windows.js';
+import { meanDivergences, runBehind } from '../evaluation/divergence.js';
+import { Activations, type Windows } from '../model/block-run.js';
+import type { DecoderModel, F32, Float } from '../model/decoder.js';
+import { byUnit } from './units.js';
 
 /**
- * The loss of `base` with one unit's layers taken from `next`, block after block: by stage, for each block from `first` on. The residual stream in
- * front of a block is kept, so only the blocks from it on are run; each of these is read once for all stages.
+ * KL(base ‖ base with one unit's layers taken from `next`), in nats a token, block after block: by unit, for each block from `first` on. The
+ * residual stream in front of a block is kept, so only the blocks from it on are run; each of these is read once for all units.
  * @param base, next on one stream
  */
-export async function* unitLosses(
+export async function* unitDivergences(
   base: DecoderModel,
   next: DecoderModel,
-  loss: WindowLoss,
+  windows: Windows,
   first: number,
 ): AsyncGenerator<number[]> {
   const { stream, device, config } = base;
   using scope = new Scope();
-  const activations = scope.hold(await Activations.create(base, loss.windows));
+  const reference = await runBehind(base, windows);
+  scope.hold(reference.residual);
+  const activations = scope.hold(await Activations.create(base, windows));
   const { residual } = activations;
   const copyOf = () => scope.hold(device.tensor('float32', residual.shape, 'the residual stream of one unit'));
   const front = copyOf();
-  const behind = Array.from({ length: stageCount }, copyOf);
+  const copies: F32[] = [];
   for (let layer = 0; layer < config.layers; layer++) {
+    let behind: F32[] = [];
     {
       using blocks = new Scope();
       const block = blocks.hold(await base.loadBlock(layer));
@@ -33,15 +36,17 @@ export async function* unitLosses(
       }
       const other = blocks.hold(await next.loadBlock(layer));
       stream.copy(residual, front);
-      for (const [stage, groups] of block.stages.entries()) {
+      const [units, others] = [byUnit(block.stages), byUnit(other.stages)];
+      while (copies.length < units.length) copies.push(copyOf());
+      behind = copies.slice(0, units.length);
+      for (const [unit, linears] of units.entries()) {
         const swap = () => {
-          const from = other.stages[stage]!.flat();
-          for (const [i, { weight }] of groups.flat().entries()) exchange(stream, weight, from[i]!.weight);
+          for (const [i, { weight }] of linears.entries()) exchange(stream, weight, others[unit]![i]!.weight);
         };
         swap();
         stream.copy(front, residual);
         await activations.run(block);
-        stream.copy(residual, behind[stage]!);
+        stream.copy(residual, behind[unit]!);
         swap();
       }
       stream.copy(front, residual);
@@ -57,13 +62,9 @@ export async function* unitLosses(
         stream.copy(residual, h);
       }
     }
-    const losses: number[] = [];
-    for (const h of behind) {
-      stream.copy(h, residual);
-      losses.push(await loss.behind(activations));
-    }
+    const divergences = await meanDivergences(reference, base, behind);
     stream.copy(front, residual);
-    yield losses;
+    yield divergences;
   }
 }
 

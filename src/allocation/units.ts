@@ -1,13 +1,10 @@
 import type { DecoderModel } from '../model/decoder.js';
-import type { LinearSpec } from '../model/families/family.js';
 import { linearShape, titleOf } from '../model/shapes.js';
 import type { LayerSparsities } from './allocation.js';
 
-/** The layers of one stage of one block, those of all experts together: they get one sparsity. */
+/** A layer of a block; those of all experts that do the same are one unit. They get one sparsity. */
 export interface Unit {
   block: number;
-  /** 0: what makes queries, keys and values; 1: the layer behind attention; 2: gate and up; 3: the last of the MLP. */
-  stage: number;
   /** As reports name them. */
   layers: string[];
   /** Number of weights of all its layers. */
@@ -15,61 +12,48 @@ export interface Unit {
 }
 
 /** What is known of a unit once it was measured. */
-export interface UnitSensitivity {
-  block: number;
-  /** 0: q, k, v; 1: the layer behind attention; 2: gate, up; 3: the last of the MLP. */
-  stage: number;
-  weights: number;
-  /** By how much the loss grows, in nats a token, when this unit alone is taken from the model at the next level. */
-  lossIncrease: number;
-  /** `lossIncrease` for each weight. */
+export interface UnitSensitivity extends Unit {
+  /** KL(base ‖ base with this unit from the model at the next level) of the next token's distribution, nats a token. */
+  divergence: number;
+  /** `divergence` for each weight. */
   sensitivity: number;
+}
+
+/** A block's layers in the order of the dataflow: by unit, those of all experts. @param groups by stage, then by expert */
+export function byUnit<T>(groups: readonly (readonly (readonly T[])[])[]): T[][] {
+  return groups.flatMap((stage) => stage[0]!.map((_, i) => stage.map((group) => group[i]!)));
 }
 
 /** All units of a model, in the order of the dataflow. */
 export function unitsOf({ architecture, config }: DecoderModel): Unit[] {
   return Array.from({ length: config.layers }, (_, block) => {
     const { attention, mlp } = architecture.block(block);
-    const stages: LinearSpec[][] = [
-      attention[0],
-      [attention[1]],
-      mlp.flatMap(([inputs]) => inputs),
-      mlp.map(([, output]) => output),
-    ];
-    return stages.map((specs, stage) => ({
+    const [qkv, o] = attention;
+    const stages = [[qkv], [[o]], mlp.map(([inputs]) => inputs), mlp.map(([, output]) => [output])];
+    return byUnit(stages).map((specs) => ({
       block,
-      stage,
       layers: specs.map(titleOf),
       weights: specs.reduce((sum, spec) => sum + linearShape(config, spec).reduce((a, b) => a * b), 0),
     }));
   }).flat();
 }
 
-/** Blocks over which sensitivities are averaged: the half-width of a Gaussian at 1/e. */
-const smoothing = 4;
-/** Of its stage's mean: no unit counts as less sensitive. */
-const floorShare = 0.25;
+/** Of the model's mean: no unit counts as less sensitive. */
+const floorShare = 0.01;
 /** By how much a unit's sparsity may differ from the mean; for N:M, which has steps of 1 of M, more. */
 const mostChange = 0.2;
 const mostChangeOfSteps = 0.3;
 const mostSparsity = 0.99;
 
 /**
- * log of each unit's sensitivity, averaged over neighbouring blocks within its stage and held at a quarter of the stage's mean (of the model's
- * mean where the stage has none above 0), less the mean over all weights. All 0 where the model's mean is not above 0: nothing is known then.
+ * log of each unit's sensitivity, held at a hundredth of the model's, less the mean over all weights. All 0 where nothing diverges: nothing is
+ * known then.
  */
 export function logSensitivities(units: readonly UnitSensitivity[]): number[] {
   const weights = units.reduce((sum, unit) => sum + unit.weights, 0);
-  const overall = units.reduce((sum, { lossIncrease }) => sum + lossIncrease, 0) / weights;
+  const overall = units.reduce((sum, { divergence }) => sum + divergence, 0) / weights;
   if (!(overall > 0)) return units.map(() => 0);
-  const logs = units.map(({ block, stage }) => {
-    const peers = units.filter((unit) => unit.stage === stage);
-    const mean = peers.reduce((sum, { sensitivity }) => sum + sensitivity, 0) / peers.length;
-    const shares = peers.map((peer) => Math.exp(-(((peer.block - block) / smoothing) ** 2)));
-    const smooth =
-      peers.reduce((sum, { sensitivity }, i) => sum + shares[i]! * sensitivity, 0) / shares.reduce((a, b) => a + b);
-    return Math.log(Math.max(smooth, floorShare * (mean > 0 ? mean : overall)));
-  });
+  const logs = units.map(({ sensitivity }) => Math.log(Math.max(sensitivity, floorShare * overall)));
   const center = units.reduce((sum, unit, i) => sum + unit.weights * logs[i]!, 0) / weights;
   return logs.map((log) => log - center);
 }

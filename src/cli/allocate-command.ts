@@ -21,8 +21,8 @@ Usage: alps allocate MODEL --out FILE --work DIR (--sparsity S | --pattern N:M) 
   --work DIR             folder for the models of the search (two at a time) and for what it has measured, search.json
 
 What is measured:
-  --objective O          crossEntropy (default), of the text, or kl, of the predictions against those of the dense model
-  --evaluation FILE      text that the losses are measured on; may be given more than once (default: the calibration's
+  --objective O          what chooses: crossEntropy (default), of the text, or kl, of the predictions against those of the dense model
+  --evaluation FILE      text that it is measured on; may be given more than once (default: the calibration's
                          files, windows by another seed)
   --evaluation-windows N windows for the sensitivities, and as many others for the choice (default 2)
   --time-limit MINUTES   begin nothing new after this time; the best that is there by then is written, and the same command goes on
@@ -34,7 +34,7 @@ How the model is pruned, as for alps prune: --calibration, --shares, --field, --
 --refit, --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric, --relaxation,
 --propagation, --dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --precision, --device, --threads, --memory-limit
 
-The model is pruned uniformly and, for what each part of it tolerates, a little sparser; then up to two candidates are pruned and compared
+The model is pruned uniformly and, for what each layer tolerates, a little sparser; then up to two candidates are pruned and compared
 with the first. A search that was stopped goes on when the same command is given again.
 
 Example:
