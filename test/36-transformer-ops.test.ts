@@ -299,7 +299,7 @@ describe.each(opDevices())('forward ops on %s', (isa) => {
     [1, 262144],
   ])('divergence of %i × %i: within 5e-7, also of logits that are nearly the same', async (rows, vocabulary) => {
     const next = random(10);
-    const scales = [1, 1e-3];
+    const scales = [1, 0.03, 1e-3];
     const p = Float32Array.from({ length: rows * vocabulary }, (_, i) => (next() - 0.5) * (1 + (i % 20)) - 90);
     for (const scale of scales) {
       const q = p.map((x) => x + 3 + scale * (next() - 0.5));
@@ -311,7 +311,9 @@ describe.each(opDevices())('forward ops on %s', (isa) => {
         const part = (x: Float32Array) => Array.from(x.subarray(row * vocabulary, (row + 1) * vocabulary));
         const [first, second] = [logSoftmax(part(p)), logSoftmax(part(q))];
         const expected = first.reduce((sum, value, i) => sum + Math.exp(value) * (value - second[i]!), 0);
+        // The last is below what is lost by rounding.
         expect(Math.abs(divergence - expected)).toBeLessThan(5e-7);
+        if (scale === 0.03 && vocabulary > 17) expect(expected).toBeGreaterThan(1e-5);
       }
     }
   });
@@ -323,21 +325,26 @@ describe.each(opDevices())('forward ops on %s', (isa) => {
       [1e4, -1e4, 0],
       [0, Number.NaN, 0],
       [0, 0, 0],
+      [0, 0, 0],
+      [no, 0, 0],
+      [0, Infinity, 0],
     ];
     const q = [
       [1e4, -1e4, 0],
       [0, 0, 0],
       [0, 0, 0],
       [0, no, 0],
+      [no, 0, 0],
+      [0, 0, 0],
+      [0, 0, 0],
     ];
-    const [a, b] = [p, q].map((rows) => scope.hold(stream.upload('float32', [4, 3], Float32Array.from(rows.flat()))));
-    const out = scope.hold(device.tensor('float64', [4]));
+    const [a, b] = [p, q].map((rows) => scope.hold(stream.upload('float32', [7, 3], Float32Array.from(rows.flat()))));
+    const out = scope.hold(device.tensor('float64', [7]));
     stream.divergence(a!, b!, out);
-    const [same, far, bad, excluded] = await stream.read(out);
+    const [same, far, ...notFinite] = await stream.read(out);
     expect(same).toBe(0);
     expect(far).toBeCloseTo(Math.log(3), 6);
-    expect(bad).toBeNaN();
-    expect(excluded).toBe(Infinity);
+    expect(notFinite.map(Number.isFinite)).toEqual([false, false, false, false, false]);
   });
 
   async function sample(logits: number[], draws: number[], temperature: number): Promise<number[]> {

@@ -181,7 +181,8 @@ class Backend {
   virtual void addTo(Tensor y, Tensor x) = 0;
   // out[i] = log sum exp(logits[i]) − logits[i, targets[i]]. logits f32 [t, vocabulary], targets u32 [t], out f64 [t].
   virtual void crossEntropy(Tensor logits, Tensor targets, Tensor out) = 0;
-  // out[i] = KL(softmax(p[i]) ‖ softmax(q[i])). p, q f32 [t, vocabulary], out f64 [t]. All logits finite, else NaN.
+  // out[i] = KL(softmax(p[i]) ‖ softmax(q[i])). p, q f32 [t, vocabulary], out f64 [t]. NaN or infinite where logits are
+  // not finite.
   virtual void divergence(Tensor p, Tensor q, Tensor out) = 0;
   // ids[i] drawn from softmax(logits[i] / temperature): the first id up to which the probabilities sum to more than
   // draws[i], a number in [0, 1). temperature 0: the id of the largest logit, the lowest among equals. logits f32

@@ -16,7 +16,7 @@ import type {
   ParsedSearch,
 } from './search-options.js';
 import type { SearchState } from './search-state.js';
-import { type SearchWindows, WindowLoss } from './search-windows.js';
+import { lossOn, type SearchWindows } from './search-windows.js';
 import { unitDivergences } from './sensitivity.js';
 import { logSensitivities, nextGain, sparsitiesAt, type Unit, type UnitSensitivity, unitsOf } from './units.js';
 
@@ -196,8 +196,8 @@ export class Search {
   async #lossOf(folder: string): Promise<number> {
     const { given, parsed, dense, stream, windows } = this.#parts;
     await using checkpoint = await Checkpoint.open(folder, { signal: given.signal });
-    using loss = await WindowLoss.create(windows.choice, parsed.objective === 'kl' ? dense : undefined);
-    return await loss.of(DecoderModel.open(checkpoint, stream));
+    const model = DecoderModel.open(checkpoint, stream);
+    return await lossOn(windows.choice, model, parsed.objective === 'kl' ? dense : undefined);
   }
 
   #end(ended: 'done' | 'time'): AllocationSearch {

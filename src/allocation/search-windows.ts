@@ -1,7 +1,8 @@
 import { loadCalibration } from '../calibration/calibration.js';
 import type { TokenWindows } from '../calibration/windows.js';
+import { Scope } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
-import { type Behind, meanDivergences, runBehind } from '../evaluation/divergence.js';
+import { meanDivergences, runBehind } from '../evaluation/divergence.js';
 import { meanTokenLoss } from '../evaluation/perplexity.js';
 import { Activations, type Windows } from '../model/block-run.js';
 import type { DecoderConfig } from '../model/config.js';
@@ -70,32 +71,14 @@ function everySecond({ tokens, length }: Windows, first: number, end: number): W
   return { tokens: chosen, windows, length };
 }
 
-/** The loss of models on given windows. */
-export class WindowLoss {
-  readonly #windows: Windows;
-  /** Undefined for cross-entropy. */
-  readonly #reference: Behind | undefined;
-
-  private constructor(windows: Windows, reference: Behind | undefined) {
-    this.#windows = windows;
-    this.#reference = reference;
-  }
-
-  /** @param reference for KL(reference ‖ model) */
-  static async create(windows: Windows, reference: DecoderModel | undefined): Promise<WindowLoss> {
-    return new WindowLoss(windows, reference && (await runBehind(reference, windows)));
-  }
-
-  /** In nats a token. */
-  async of(model: DecoderModel): Promise<number> {
-    using activations = await Activations.create(model, this.#windows);
-    await activations.runAll();
-    if (!this.#reference) return await meanTokenLoss(activations, this.#windows);
-    const [divergence] = await meanDivergences(this.#reference, model, [activations.residual]);
-    return divergence!;
-  }
-
-  [Symbol.dispose](): void {
-    this.#reference?.residual.dispose();
-  }
+/** The loss of a model on windows, in nats a token. @param dense for KL(dense ‖ model) in place of the cross-entropy */
+export async function lossOn(windows: Windows, model: DecoderModel, dense: DecoderModel | undefined): Promise<number> {
+  using scope = new Scope();
+  const reference = dense && (await runBehind(dense, windows));
+  if (reference) scope.hold(reference.residual);
+  const activations = scope.hold(await Activations.create(model, windows));
+  await activations.runAll();
+  if (!reference) return await meanTokenLoss(activations, windows);
+  const [divergence] = await meanDivergences(reference, model, [activations.residual]);
+  return divergence!;
 }

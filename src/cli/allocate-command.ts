@@ -22,7 +22,7 @@ Usage: alps allocate MODEL --out FILE --work DIR (--sparsity S | --pattern N:M) 
 
 What is measured:
   --objective O          what chooses: crossEntropy (default), of the text, or kl, of the predictions against those of the dense model
-  --evaluation FILE      text that it is measured on; may be given more than once (default: the calibration's
+  --evaluation FILE      text for sensitivities and choice; may be given more than once (default: the calibration's
                          files, windows by another seed)
   --evaluation-windows N windows for the sensitivities, and as many others for the choice (default 2)
   --time-limit MINUTES   begin nothing new after this time; the best that is there by then is written, and the same command goes on

@@ -438,7 +438,7 @@ export class Stream {
   crossEntropy(logits: F32, targets: Tensor<'uint32'>, out: Tensor<'float64'>): void {
     this.#op('crossEntropy', logits.handle, targets.handle, out.handle);
   }
-  /** out[i] = KL(softmax(p[i]) ‖ softmax(q[i])); all logits finite, else NaN. */
+  /** out[i] = KL(softmax(p[i]) ‖ softmax(q[i])); NaN or infinite where logits are not finite. */
   divergence(p: F32, q: F32, out: Tensor<'float64'>): void {
     this.#op('divergence', p.handle, q.handle, out.handle);
   }

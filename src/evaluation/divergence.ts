@@ -58,5 +58,5 @@ export async function meanDivergences(
   }
   const read = await Promise.all(divergences.map((one) => stream.read(one)));
   const means = read.map((values) => values.reduce((sum, value) => sum + value, 0) / tokens);
-  return Promise.all(means.map((mean) => finiteLoss(model, mean)));
+  return await Promise.all(means.map((mean) => finiteLoss(model, mean)));
 }
