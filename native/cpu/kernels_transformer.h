@@ -23,8 +23,8 @@ struct TransformerKernels {
   float (*exponentials)(const float* x, float shift, float* out, size_t n);
   float (*exponentials16)(const float* x, float shift, bf16_t* out, size_t n);
   double (*sumExponentials)(const float* x, float shift, size_t n);  // the sum alone, for long rows
-  // Σ exp(x − shift) ((x − shift) − (y − yShift)) for x ≤ shift.
-  double (*weightedDifference)(const float* x, const float* y, float shift, float yShift, size_t n);
+  // With v = x − shift ≤ 0 and w = y − yShift ≤ 0: Σ exp(v), Σ exp(w), Σ exp(v) (v − w).
+  void (*divergenceSums)(const float* x, const float* y, float shift, float yShift, size_t n, double sums[3]);
 
   // ---- one norm: out = x / sqrt(mean x² + eps) * (weight + offset). out may be x.
   void (*norm)(const float* x, const float* weight, double eps, float offset, float* out, size_t n);

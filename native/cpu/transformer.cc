@@ -146,8 +146,9 @@ void CpuBackend::divergence(Tensor p, Tensor q, Tensor out) {
     for (int64_t i = begin; i < end; i++) {
       const float *a = p.as() + i * p.dim(1), *b = q.as() + i * p.dim(1);
       float topA = kernels.maximum(a, n), topB = kernels.maximum(b, n);
-      double sumA = kernels.sumExponentials(a, topA, n), sumB = kernels.sumExponentials(b, topB, n);
-      out.as<double>()[i] = kernels.weightedDifference(a, b, topA, topB, n) / sumA + std::log(sumB / sumA);
+      double sums[3];
+      kernels.divergenceSums(a, b, topA, topB, n, sums);
+      out.as<double>()[i] = sums[2] / sums[0] + std::log(sums[1] / sums[0]);
     }
   });
 }

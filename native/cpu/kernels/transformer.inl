@@ -138,13 +138,25 @@ __attribute__((flatten)) static double sumExponentials(const float* x, float shi
   return longSum(n, [&](size_t i, size_t count) { return expNegative(load(x + i, count, -__builtin_inff()) - shift); });
 }
 
-__attribute__((flatten)) static double weightedDifference(const float* x, const float* y, float shift, float yShift,
-                                                          size_t n) {
-  return longSum(n, [&](size_t i, size_t count) {
-    // Lanes past the end differ by nothing.
-    Floats v = load(x + i, count, shift) - shift;
-    return expNegative(v) * (v - (load(y + i, count, yShift) - yShift));
-  });
+__attribute__((flatten)) static void divergenceSums(const float* x, const float* y, float shift, float yShift, size_t n,
+                                                    double sums[3]) {
+  sums[0] = sums[1] = sums[2] = 0;
+  for (size_t begin = 0; begin < n; begin += 1024) {
+    Floats first = {}, second = {}, difference = {};
+    vectors(n - begin < 1024 ? n - begin : 1024, [&](size_t i, size_t count) {
+      const float *a = x + begin + i, *b = y + begin + i;
+      // Lanes past the end differ by nothing, and are no summands.
+      Floats v = load(a, count, shift) - shift, w = load(b, count, yShift) - yShift;
+      Floats weight = expNegative(v);
+      difference += weight * (v - w);
+      bool whole = count == floatLanes;
+      first += whole ? weight : expNegative(load(a, count, -__builtin_inff()) - shift);
+      second += expNegative(whole ? w : load(b, count, -__builtin_inff()) - yShift);
+    });
+    sums[0] += sumOf(first);
+    sums[1] += sumOf(second);
+    sums[2] += sumOf(difference);
+  }
 }
 
 // ---- norms, rotary positions
@@ -287,7 +299,7 @@ static const TransformerKernels transformerTable = {
     exponentials<float>,
     exponentials<bf16_t>,
     sumExponentials,
-    weightedDifference,
+    divergenceSums,
     norm<float, float>,
     norm<float, bf16_t>,
     norm<bf16_t, float>,
