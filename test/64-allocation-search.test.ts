@@ -23,6 +23,7 @@ import { DecoderModel, readArchitecture } from '../src/model/decoder.js';
 import { eachLogits, rowsAtOnce } from '../src/model/head.js';
 import { titleOf } from '../src/model/shapes.js';
 import { prune } from '../src/prune.js';
+import { logSoftmax } from './helpers/log-softmax.js';
 
 const folder = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
 const model = folder('models/union-4m');
@@ -368,11 +369,9 @@ describe('KL', () => {
       await eachLogits(decoder, activations, async (piece, first) => {
         logits.set(await stream.read(piece), first * vocabulary);
       });
-      const logProbabilities = Array.from({ length: 40 }, (_, t) => {
-        const row = Array.from(logits.subarray(t * vocabulary, (t + 1) * vocabulary));
-        const logSum = Math.log(row.reduce((sum, z) => sum + Math.exp(z), 0));
-        return row.map((z) => z - logSum);
-      });
+      const logProbabilities = Array.from({ length: 40 }, (_, t) =>
+        logSoftmax(logits.subarray(t * vocabulary, (t + 1) * vocabulary)),
+      );
       return { checkpoint, model: decoder, residual: activations.residual, activations, logProbabilities };
     };
     const [dense, pruned] = [await run(gemma), await run(at('gemma'))];

@@ -22,11 +22,12 @@ export async function* unitDivergences(
   scope.hold(reference.residual);
   const activations = scope.hold(await Activations.create(base, windows));
   const { residual } = activations;
-  const copyOf = () => scope.hold(device.tensor('float32', residual.shape, 'the residual stream of one unit'));
-  const front = copyOf();
-  const copies: F32[] = [];
+  const copyIn = (owner: Scope) =>
+    owner.hold(device.tensor('float32', residual.shape, 'the residual stream of one unit'));
+  const front = copyIn(scope);
   for (let layer = 0; layer < config.layers; layer++) {
-    let behind: F32[] = [];
+    using copies = new Scope();
+    const behind: F32[] = [];
     {
       using blocks = new Scope();
       const block = blocks.hold(await base.loadBlock(layer));
@@ -37,8 +38,6 @@ export async function* unitDivergences(
       const other = blocks.hold(await next.loadBlock(layer));
       stream.copy(residual, front);
       const [units, others] = [byUnit(block.stages), byUnit(other.stages)];
-      while (copies.length < units.length) copies.push(copyOf());
-      behind = copies.slice(0, units.length);
       for (const [unit, linears] of units.entries()) {
         const swap = () => {
           for (const [i, { weight }] of linears.entries()) exchange(stream, weight, others[unit]![i]!.weight);
@@ -46,7 +45,9 @@ export async function* unitDivergences(
         swap();
         stream.copy(front, residual);
         await activations.run(block);
-        stream.copy(residual, behind[unit]!);
+        const copy = copyIn(copies);
+        stream.copy(residual, copy);
+        behind.push(copy);
         swap();
       }
       stream.copy(front, residual);

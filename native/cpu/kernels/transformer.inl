@@ -122,15 +122,21 @@ __attribute__((flatten)) static float exponentials(const float* x, float shift, 
   return sumOf(sum);
 }
 
-// Short float sums, added in double.
+// Short float sums, added in double. add(i, count, sums) adds to each of them.
+template <size_t count, typename Add>
+static inline __attribute__((always_inline)) void longSums(size_t n, double* totals, const Add& add) {
+  for (size_t k = 0; k < count; k++) totals[k] = 0;
+  for (size_t begin = 0; begin < n; begin += 1024) {
+    Floats sums[count] = {};
+    vectors(n - begin < 1024 ? n - begin : 1024, [&](size_t i, size_t lanes) { add(begin + i, lanes, sums); });
+    for (size_t k = 0; k < count; k++) totals[k] += sumOf(sums[k]);
+  }
+}
+
 template <typename Term>
 static inline __attribute__((always_inline)) double longSum(size_t n, const Term& term) {
-  double total = 0;
-  for (size_t begin = 0; begin < n; begin += 1024) {
-    Floats sum = {};
-    vectors(n - begin < 1024 ? n - begin : 1024, [&](size_t i, size_t count) { sum += term(begin + i, count); });
-    total += sumOf(sum);
-  }
+  double total;
+  longSums<1>(n, &total, [&](size_t i, size_t count, Floats* sum) { sum[0] += term(i, count); });
   return total;
 }
 
@@ -140,23 +146,14 @@ __attribute__((flatten)) static double sumExponentials(const float* x, float shi
 
 __attribute__((flatten)) static void divergenceSums(const float* x, const float* y, float shift, float yShift, size_t n,
                                                     double sums[3]) {
-  sums[0] = sums[1] = sums[2] = 0;
-  for (size_t begin = 0; begin < n; begin += 1024) {
-    Floats first = {}, second = {}, difference = {};
-    vectors(n - begin < 1024 ? n - begin : 1024, [&](size_t i, size_t count) {
-      const float *a = x + begin + i, *b = y + begin + i;
-      // Lanes past the end differ by nothing, and are no summands.
-      Floats v = load(a, count, shift) - shift, w = load(b, count, yShift) - yShift;
-      Floats weight = expNegative(v);
-      difference += weight * (v - w);
-      bool whole = count == floatLanes;
-      first += whole ? weight : expNegative(load(a, count, -__builtin_inff()) - shift);
-      second += expNegative(whole ? w : load(b, count, -__builtin_inff()) - yShift);
-    });
-    sums[0] += sumOf(first);
-    sums[1] += sumOf(second);
-    sums[2] += sumOf(difference);
-  }
+  constexpr float past = -1e38f;  // in lanes past the end: its exponentials are 0, and its difference is finite
+  longSums<3>(n, sums, [&](size_t i, size_t count, Floats* sum) {
+    Floats v = load(x + i, count, past) - shift, w = load(y + i, count, past) - yShift;
+    Floats weight = expNegative(v);
+    sum[0] += weight;
+    sum[1] += expNegative(w);
+    sum[2] += weight * (v - w);
+  });
 }
 
 // ---- norms, rotary positions
