@@ -107,7 +107,7 @@ async function pruneTogether(
     let target = weight;
     const { target: wanted } = options;
     if (dense && wanted) {
-      const at = (ridge: number) => denseTarget(stream, { layers, weight, gram }, dense, wanted, ridge);
+      const at = (ridge: number) => denseTarget(stream, { layers, weight, gram }, dense, wanted.strength, ridge);
       target = scope.hold(await damped(layers, parsed.ridge, at));
     }
     const { place } = options;

@@ -1,4 +1,4 @@
-import { crossLabel, DenseCollector, residualLabel } from './dense-collector.js';
+import { type addsToResidual, DenseCollector } from './dense-collector.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { AlpsError } from './errors.js';
@@ -6,6 +6,7 @@ import type { GroupInputs } from './group-pruning.js';
 import type { Block, Linear } from './model/block.js';
 import { Activations, type Windows } from './model/block-run.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
+import type { DenseTarget } from './pruning/dense-target.js';
 import { MomentCollector, SquareCollector } from './pruning/input-moments.js';
 import { diagonalOf } from './pruning/layer-problem.js';
 
@@ -66,10 +67,13 @@ export interface GroupOfTeam {
   moments: boolean;
   /** Whether the whole of XᵀX is; else its diagonal. */
   gram: boolean;
+  /** How the dense model's activations are reproduced; undefined: not at all. */
+  target: DenseTarget | undefined;
 }
 
 /**
  * XᵀX, or its diagonal, of what a group of layers sees, over the windows of all members, with what DSnoT and dense targets need beside it.
+ * For dense targets of layers that add to the residual stream ({@link addsToResidual}) the dense model goes through their stage on the way.
  * @returns one for each solver, on its device; the caller disposes them
  */
 export async function groupInputs(team: Team, members: readonly Member[], wanted: GroupOfTeam): Promise<GroupInputs[]> {
@@ -82,7 +86,9 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
   using collected = new Scope();
   const collectors: MomentCollector[] = [];
   try {
-    const dense = members.map((member, place) => DenseCollector.of(member, blocks[place]!, stage, scope));
+    const dense = members.map((member, place) =>
+      DenseCollector.of(member, blocks[place]!, stage, wanted.target, scope),
+    );
     // Members that none of an expert’s tokens are on add nothing; where no member has any, the sum is zero.
     const partial = members.map(({ model, activations }, place): F32 | undefined => {
       if (tokens[place] === 0 && members.length > 1) return undefined;
@@ -108,17 +114,11 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     const grams = await sum(partial, label);
     for (const place of solvers) members[place]!.model.stream.symmetrize(grams[place]!);
     const [sample] = dense;
-    const crosses =
+    const denseSums =
       sample &&
       (await sum(
-        dense.map((one) => one!.cross),
-        crossLabel,
-      ));
-    const residuals =
-      sample?.residual &&
-      (await sum(
-        dense.map((one) => one!.residual),
-        residualLabel,
+        dense.map((one) => one!.sum),
+        'the sums for the dense target',
       ));
     const total = tokens.reduce((all, count) => all + count, 0);
     const [first, ...others] = collectors;
@@ -127,15 +127,14 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     return solvers.map((place) => {
       const own = new Scope();
       const gram = own.hold(grams[place]!);
-      const cross = crosses && own.hold(crosses[place]!);
-      const residual = residuals && own.hold(residuals[place]!);
+      const seen = denseSums && { kind: sample.kind, sum: own.hold(denseSums[place]!) };
       const dispose = () => own.dispose();
       return {
         gram,
         diagonal: undefined,
         tokens: total,
         moments: found,
-        dense: cross && { cross, residual },
+        dense: seen,
         dispose,
         [Symbol.dispose]: dispose,
       };

@@ -1,5 +1,6 @@
 import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
+import { addsToResidual } from './dense-collector.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { divide, type Group, type Task } from './division.js';
@@ -236,7 +237,8 @@ class BlockPruning {
   }
 
   async #advanceDense(stage: number): Promise<void> {
-    if (this.#options.target) await this.#apply(stage, ({ dense }) => dense);
+    const collected = addsToResidual(this.#members[0]!.model, this.#blocks[0]!, stage);
+    if (this.#options.target && !collected) await this.#apply(stage, ({ dense }) => dense);
   }
 
   async #apply(stage: number, which: (member: Member) => Activations | undefined): Promise<void> {
@@ -267,6 +269,7 @@ class BlockPruning {
           group,
           solvers: tasks.map(({ member }) => member),
           moments: this.#parsed.method === 'dsnot',
+          target: this.#options.target,
           gram: needsGram(this.#parsed), // which holds wherever dense targets or row weights are possible
         }),
       );

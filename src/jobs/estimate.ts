@@ -126,7 +126,7 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       const sizes = groups.map((specs) => ({ ...sizeOf(config, specs), segments: specs.length }));
       const weights = number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
       const seen = sizes.map((size, i) =>
-        dense && (i < 2 || !router) ? denseBytes(size, config, tokens, number) : { inputs: 0, target: 0 },
+        dense && (i < 2 || !router) ? denseBytes(size, i % 2 === 1, config, tokens, number) : { inputs: 0, target: 0 },
       );
       const grams =
         options.propagation === 'block' && tokens
@@ -172,12 +172,18 @@ async function tokensOf(
   return { windows: windows + own, length: Math.min(length ?? 2048, config.maxPositions) };
 }
 
-/** What dense targets take beside a solve: the cross-Gram matrices with the chunk they are summed from, and the target. */
+/**
+ * What dense targets take beside a solve: the sums with the chunk they are summed from, and the target.
+ * @param last whether the layer is the last of its branch
+ */
 function denseBytes(
   { m, n }: { m: number; n: number },
-  { hidden }: DecoderConfig,
+  last: boolean,
+  { hidden, normPlacement }: DecoderConfig,
   tokens: TokenCounts,
   number: number,
 ) {
-  return { inputs: 4 * n * (n + hidden) + chunkRows(tokens) * hidden * (4 + number), target: 4 * m * n };
+  const adds = last && normPlacement !== 'sandwich';
+  const inputs = adds ? 4 * hidden * n + chunkRows(tokens) * hidden * (4 + number) : 4 * n * n;
+  return { inputs, target: 4 * m * n };
 }

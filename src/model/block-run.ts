@@ -169,6 +169,11 @@ export class Activations {
     return this.#inputOf(block, stage, start, end);
   }
 
+  /** How many chunks the tokens are cut into. */
+  get chunkCount(): number {
+    return this.#chunks.length;
+  }
+
   /** The residual stream of one chunk; the caller disposes it. */
   chunkResidual(chunk: number): F32 {
     return this.residual.rows(...this.#chunks[chunk]!);
@@ -191,17 +196,24 @@ export class Activations {
       else this.#experts!.advanceOuter(block, ({ down }, x, out) => this.#linear(down, x, out));
       return;
     }
-    for (const [start, end] of this.#chunks) {
-      using scope = new Scope();
-      const hold = <T extends { dispose(): void }>(tensor: T) => scope.hold(tensor);
-      const x = hold(this.#inputOf(block, stage, start, end));
-      const part = (tensor: Float) => hold(tensor.rows(0, end - start) as Float);
-      const h = hold(this.residual.rows(start, end));
-      if (stage === 0) this.#attend(block, x, part, hold(this.#mixed.rows(start, end)));
-      else if (stage === 1) this.#add(block.attention.o, x, h, block.attentionNorm, block.attentionOutNorm);
-      else if (stage === 2) this.#gate(block.mlp[0]!, x, part(this.#scratch.gate), hold(this.#inner.rows(start, end)));
-      else this.#add(block.mlp[0]!.down, x, h, block.mlpNorm, block.mlpOutNorm);
-    }
+    for (const chunk of this.#chunks.keys()) this.advanceChunk(block, stage, chunk);
+  }
+
+  /**
+   * The same for one chunk of a stage without experts.
+   * @param onSum called with the residual stream h + W x of the chunk, where a stage adds to it as it is, before bias and norm
+   */
+  advanceChunk(block: Block, stage: number, chunk: number, onSum?: (h: F32) => void): void {
+    const [start, end] = this.#chunks[chunk]!;
+    using scope = new Scope();
+    const hold = <T extends { dispose(): void }>(tensor: T) => scope.hold(tensor);
+    const x = hold(this.#inputOf(block, stage, start, end));
+    const part = (tensor: Float) => hold(tensor.rows(0, end - start) as Float);
+    const h = hold(this.residual.rows(start, end));
+    if (stage === 0) this.#attend(block, x, part, hold(this.#mixed.rows(start, end)));
+    else if (stage === 1) this.#add(block.attention.o, x, h, block.attentionNorm, block.attentionOutNorm, onSum);
+    else if (stage === 2) this.#gate(block.mlp[0]!, x, part(this.#scratch.gate), hold(this.#inner.rows(start, end)));
+    else this.#add(block.mlp[0]!.down, x, h, block.mlpNorm, block.mlpOutNorm, onSum);
   }
 
   #linear({ weight, bias }: LinearPart, x: Float, out: Float): void {
@@ -210,7 +222,14 @@ export class Activations {
   }
 
   /** h += linear(x), with the norm on the sum (`post`) or on what is added (`sandwich`) where the model has one. */
-  #add(linear: LinearPart, x: Float, h: F32, norm: Norm, outNorm: Norm | undefined): void {
+  #add(
+    linear: LinearPart,
+    x: Float,
+    h: F32,
+    norm: Norm,
+    outNorm: Norm | undefined,
+    onSum: ((h: F32) => void) | undefined,
+  ): void {
     if (this.#branch && outNorm) {
       using branch = this.#branch.rows(0, h.shape[0]!);
       this.#linear(linear, x, branch);
@@ -219,6 +238,7 @@ export class Activations {
       return;
     }
     this.#stream.gemm(x, linear.weight, h, { transposeB: true, beta: 1 });
+    onSum?.(h);
     if (linear.bias) this.#stream.addBias(h, linear.bias);
     if (this.model.config.normPlacement === 'post') this.model.applyNorm(h, norm, h);
   }

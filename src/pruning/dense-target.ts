@@ -22,13 +22,12 @@ export interface DenseTargetOptions {
 
 export type DenseTarget = Required<DenseTargetOptions>;
 
-/** What a group of layers sees of the dense model, summed over the tokens. */
-export interface DenseInputs {
-  /** X_pᵀ X_d, float32 [n, n]: the pruned model's inputs against the dense model's. */
-  cross: F32;
-  /** X_pᵀ (h_d − h_p), float32 [n, hidden], for a layer whose outputs are added to the residual stream h as they are. */
-  residual: F32 | undefined;
-}
+/** What a group of layers sees of the dense model, summed over the tokens; float32. */
+export type DenseInputs =
+  /** X_pᵀ X_d, [n, n]: the pruned model's inputs against the dense model's. */
+  | { kind: 'cross'; sum: F32 }
+  /** (α X_d Ŵᵀ + β (h_d − h_p))ᵀ X_p, [m, n], for a layer whose outputs are added to the residual stream h as they are. */
+  | { kind: 'outputs'; sum: F32 };
 
 /**
  * Reads the option; undefined where layers reproduce their own weights, which is the default of all methods but ALPS.
@@ -66,9 +65,11 @@ function usualStrength(pattern: Pattern): number {
  *
  *     T = Ŵ + (α Ŵ (C − G)ᵀ + β Rᵀ) (G + λI)⁻¹,   G = X_pᵀX_p,  C = X_pᵀX_d,  R = X_pᵀ(h_d − h_p)
  *
- * For α = β = 1 and λ = 0 it is the least-squares fit of X_d Ŵᵀ + h_d − h_p.
+ * For α = β = 1 and λ = 0 it is the least-squares fit of X_d Ŵᵀ + h_d − h_p. With sums of `kind` `cross` R is 0; those of kind `outputs` are
+ * α Ŵ Cᵀ + β Rᵀ.
  *
  * @param group Ŵ and G
+ * @param strength α
  * @param ridge λ as a share of G's mean diagonal
  * @returns T, float32 [m, n]; the caller disposes it
  * @throws AlpsError `NOT_FINITE` when a weight or G holds NaN or infinity, `NOT_POSITIVE_DEFINITE` when G + λI cannot be factorised
@@ -76,8 +77,8 @@ function usualStrength(pattern: Pattern): number {
 export async function denseTarget(
   stream: Stream,
   group: LayerGroup,
-  { cross, residual }: DenseInputs,
-  { strength, residualStrength }: DenseTarget,
+  { kind, sum }: DenseInputs,
+  strength: number,
   ridge: number,
 ): Promise<F32> {
   const { device } = stream;
@@ -92,15 +93,15 @@ export async function denseTarget(
   stream.addDiagonal(inverse, lambda);
   stream.cholesky(inverse);
   stream.choleskyInverse(inverse);
-  const difference = scope.hold(device.tensor('float32', [n, n], 'the difference of the Gram matrices'));
-  stream.copy(cross, difference);
-  stream.axpby(gram, difference, -1, 1);
   const right = scope.hold(device.tensor('float32', weight.shape, 'the target’s right-hand side'));
-  stream.gemm(weight, difference, right, { transposeB: true, alpha: strength });
-  if (residual && residualStrength > 0) {
-    const turned = scope.hold(device.tensor('float32', weight.shape, 'the residual’s right-hand side'));
-    stream.transpose(residual, turned);
-    stream.axpby(turned, right, residualStrength, 1);
+  if (kind === 'outputs') {
+    stream.copy(sum, right);
+    stream.gemm(weight, gram, right, { alpha: -strength, beta: 1 });
+  } else {
+    const difference = scope.hold(device.tensor('float32', [n, n], 'the difference of the Gram matrices'));
+    stream.copy(sum, difference);
+    stream.axpby(gram, difference, -1, 1);
+    stream.gemm(weight, difference, right, { transposeB: true, alpha: strength });
   }
   const target = device.tensor('float32', weight.shape, 'the target');
   try {
