@@ -4,8 +4,13 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Checkpoint } from '../src/checkpoint/folder.js';
 import { Device } from '../src/device/device.js';
+import type { Stream } from '../src/device/stream.js';
+import { Team } from '../src/device/team.js';
 import { Scope } from '../src/device/tensor.js';
 import { evaluatePerplexity } from '../src/evaluate.js';
+import { groupInputs, type Member, membersOf } from '../src/members.js';
+import type { Activations } from '../src/model/block-run.js';
+import { DecoderModel, type F32 } from '../src/model/decoder.js';
 import { type PruneOptions, parsePruneOptions, prune } from '../src/prune.js';
 import { denseTarget, parseDenseTarget } from '../src/pruning/dense-target.js';
 import { random } from './helpers/numbers.js';
@@ -21,6 +26,10 @@ const transposed = (a: number[][]) => a[0]!.map((_, j) => a.map((row) => row[j]!
 const combined = (a: number[][], b: number[][], factor: number) =>
   a.map((row, i) => row.map((value, j) => value + factor * b[i]![j]!));
 const scaled = (a: number[][], factor: number) => a.map((row) => row.map((value) => factor * value));
+const distance = (a: number[][], b: number[][]) =>
+  Math.max(...a.map((row, i) => Math.max(...row.map((value, j) => Math.abs(value - b[i]![j]!)))));
+const rowsOf = (values: Float32Array, [rows = 0, columns = 0]: readonly number[]) =>
+  Array.from({ length: rows }, (_, i) => Array.from(values.subarray(i * columns, (i + 1) * columns)));
 
 /** b a⁻¹ for a symmetric positive definite a, by Gauss-Jordan in float64. */
 function divided(b: number[][], a: number[][]): number[][] {
@@ -69,8 +78,6 @@ describe('denseTarget', () => {
     const both = combined(right, transposed(product(transposed(pruned), residual)), residualStrength);
     return combined(weight, divided(both, damped), 1);
   }
-  const distance = (a: number[][], b: number[][]) =>
-    Math.max(...a.flatMap((row, i) => row.map((value, j) => Math.abs(value - b[i]![j]!))));
 
   test.each([
     ['outputs', 0.5, 0.5, 0.01],
@@ -115,6 +122,83 @@ describe('denseTarget', () => {
       expect(device.info().memoryUsed).toBe(0);
     },
   );
+});
+
+describe.each([
+  ['llama-plain', 1, 'outputs'],
+  ['llama-plain', 2, 'cross'],
+  ['llama-plain', 3, 'outputs'],
+  ['opt-pre', 1, 'outputs'],
+  ['opt-post', 3, 'outputs'],
+  ['gemma2', 3, 'cross'],
+  ['mixtral', 1, 'outputs'],
+] as const)('what is summed: %s, stage %i', (name, stage, kind) => {
+  test(`${kind}, in float64; the dense model goes through the stage once`, async () => {
+    const [length, windows] = [32, 130]; // more than one chunk of tokens
+    const tokens = Uint32Array.from({ length: windows * length }, () => Math.floor(next() * 120));
+    const team = new Team([device]);
+    const [stream] = team.streams as [Stream];
+    const checkpoint = await Checkpoint.open(fileURLToPath(new URL(`fixtures/models/${name}`, import.meta.url)));
+    try {
+      using scope = new Scope();
+      const model = DecoderModel.open(checkpoint, stream, 'float32');
+      const members = await membersOf(team, [model], { tokens, windows, length }, scope, true);
+      const [{ activations, dense }] = members as [Required<Member>];
+      const block = scope.hold(await model.loadBlock(0));
+      // Any other activations serve as the pruned model's.
+      const { shape, size } = activations!.residual;
+      const noise = Float32Array.from({ length: size }, () => next() - 0.5);
+      stream.axpby(scope.hold(stream.upload('float32', shape, noise)), activations!.residual, 1, 1);
+      for (const one of [activations!, dense!]) {
+        for (let before = 0; before < stage; before++) {
+          await one.begin(block, before);
+          one.advance(block, before);
+        }
+        await one.begin(block, stage);
+      }
+      const read = async (tensor: F32) => rowsOf(await stream.read(tensor), tensor.shape);
+      const inputs = async (one: Activations) => {
+        const rows: number[][] = [];
+        for (let chunk = 0; chunk < one.chunkCount; chunk++) {
+          using x = one.chunkInput(block, stage, chunk) as F32;
+          rows.push(...(await read(x)));
+        }
+        return rows;
+      };
+      expect(dense!.chunkCount).toBe(2);
+      const [xp, xd] = [await inputs(activations!), await inputs(dense!)];
+      const [hp, hd] = [await read(activations!.residual), await read(dense!.residual)];
+      const [alpha, beta] = [0.25, 0.75];
+      const [seen] = await groupInputs(team, members, {
+        blocks: [block],
+        stage,
+        group: 0,
+        solvers: [0],
+        moments: false,
+        gram: true,
+        target: { strength: alpha, residualStrength: beta },
+      });
+      scope.hold(seen!);
+      expect(seen!.dense!.kind).toBe(kind);
+      const sum = await read(seen!.dense!.sum);
+      let expected = product(transposed(xp), xd);
+      if (kind === 'outputs') {
+        const weight = await read(block.stages[stage]![0]![0]!.weight as F32);
+        const wanted = combined(scaled(product(xd, transposed(weight)), alpha), combined(hd, hp, -1), beta);
+        expected = product(transposed(wanted), xp);
+      }
+      const largest = Math.max(...expected.flat().map(Math.abs));
+      expect(distance(sum, expected)).toBeLessThan(1e-5 * largest);
+      const after = await read(dense!.residual);
+      stream.copy(scope.hold(stream.upload('float32', shape, flat(hd))), dense!.residual);
+      if (kind === 'outputs') dense!.advance(block, stage);
+      expect(await read(dense!.residual)).toEqual(after);
+    } finally {
+      team.dispose();
+      await checkpoint.close();
+    }
+    expect(device.info().memoryUsed).toBe(0);
+  });
 });
 
 describe('the option', () => {
