@@ -6,7 +6,7 @@ import type { Linear } from './model/block.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
 import { tensorOf } from './model/shapes.js';
 import { damped } from './pruning/damping.js';
-import { type DenseInputs, type DenseTarget, denseTarget } from './pruning/dense-target.js';
+import { type DenseInputs, denseTarget } from './pruning/dense-target.js';
 import type { InputMoments } from './pruning/input-moments.js';
 import { checkWeights, type LayerPlace, segmentsOf, wholeGram } from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
@@ -24,7 +24,7 @@ export interface GroupInputs extends Disposable {
   diagonal: Float32Array<ArrayBuffer> | undefined;
   tokens: number;
   moments: InputMoments | undefined;
-  /** What dense targets need, where they are asked for. */
+  /** What dense targets need, where they are asked for; else layers reproduce their own weights. */
   dense: DenseInputs | undefined;
   dispose(): void;
 }
@@ -33,8 +33,6 @@ export interface GroupPruningOptions {
   parsed: ParsedPruningOptions;
   /** What each layer keeps, by name; undefined: what the pattern says. */
   budgets: ReadonlyMap<string, LayerBudget> | undefined;
-  /** How the dense model's activations are reproduced; undefined: layers reproduce their own weights. */
-  target: DenseTarget | undefined;
   /** Where the layers stand, for outputs to count by what the block makes of them; undefined: all outputs count the same. */
   place: GroupPlace | undefined;
   writer: CheckpointWriter;
@@ -105,9 +103,8 @@ async function pruneTogether(
     // Errors are those of the weights as they are stored, below.
     const unmeasured = { ...parsed, errors: false };
     let target = weight;
-    const { target: wanted } = options;
-    if (dense && wanted) {
-      const at = (ridge: number) => denseTarget(stream, { layers, weight, gram }, dense, wanted.strength, ridge);
+    if (dense) {
+      const at = (ridge: number) => denseTarget(stream, { layers, weight, gram }, dense, ridge);
       target = scope.hold(await damped(layers, parsed.ridge, at));
     }
     const { place } = options;

@@ -1,4 +1,4 @@
-import { type addsToResidual, DenseCollector } from './dense-collector.js';
+import { DenseCollector } from './dense-collector.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { AlpsError } from './errors.js';
@@ -73,12 +73,15 @@ export interface GroupOfTeam {
 
 /**
  * XᵀX, or its diagonal, of what a group of layers sees, over the windows of all members, with what DSnoT and dense targets need beside it.
- * For dense targets of layers that add to the residual stream ({@link addsToResidual}) the dense model goes through their stage on the way.
+ * Where dense targets sum outputs (`sumsOutputs` in dense-collector.ts), the dense model goes through the stage on the way.
  * @returns one for each solver, on its device; the caller disposes them
  */
 export async function groupInputs(team: Team, members: readonly Member[], wanted: GroupOfTeam): Promise<GroupInputs[]> {
   const { blocks, stage, group, solvers, moments } = wanted;
-  if (!wanted.gram) return diagonalInputs(members, wanted);
+  if (!wanted.gram) {
+    if (wanted.target) throw new AlpsError('INTERNAL', 'Dense targets need the Gram matrix');
+    return diagonalInputs(members, wanted);
+  }
   const tokens = members.map(({ activations }, place) => activations!.tokensOf(blocks[place]!, stage, group));
   const { inputs } = blocks[0]!.stages[stage]![group]![0] as Linear;
   const label = `the Gram matrix of block ${blocks[0]!.layer}, stage ${stage}`;
@@ -86,9 +89,10 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
   using collected = new Scope();
   const collectors: MomentCollector[] = [];
   try {
-    const dense = members.map((member, place) =>
-      DenseCollector.of(member, blocks[place]!, stage, wanted.target, scope),
-    );
+    const dense = members.map((member, place) => {
+      const collector = DenseCollector.of(member, blocks[place]!, stage, wanted.target, scope);
+      return collector && collected.hold(collector);
+    });
     // Members that none of an expert’s tokens are on add nothing; where no member has any, the sum is zero.
     const partial = members.map(({ model, activations }, place): F32 | undefined => {
       if (tokens[place] === 0 && members.length > 1) return undefined;
@@ -117,7 +121,7 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     const denseSums =
       sample &&
       (await sum(
-        dense.map((one) => one!.sum),
+        dense.map((one) => one!.seen.sum),
         'the sums for the dense target',
       ));
     const total = tokens.reduce((all, count) => all + count, 0);
@@ -127,7 +131,7 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     return solvers.map((place) => {
       const own = new Scope();
       const gram = own.hold(grams[place]!);
-      const seen = denseSums && { kind: sample.kind, sum: own.hold(denseSums[place]!) };
+      const seen = denseSums && { ...sample.seen, sum: own.hold(denseSums[place]!) };
       const dispose = () => own.dispose();
       return {
         gram,

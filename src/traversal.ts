@@ -1,6 +1,6 @@
 import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
-import { addsToResidual } from './dense-collector.js';
+import { sumsOutputs } from './dense-collector.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { divide, type Group, type Task } from './division.js';
@@ -237,8 +237,9 @@ class BlockPruning {
   }
 
   async #advanceDense(stage: number): Promise<void> {
-    const collected = addsToResidual(this.#members[0]!.model, this.#blocks[0]!, stage);
-    if (this.#options.target && !collected) await this.#apply(stage, ({ dense }) => dense);
+    // Where outputs are summed, it went ahead with the inputs.
+    const isAhead = sumsOutputs(this.#members[0]!.model, this.#blocks[0]!, stage);
+    if (this.#options.target && !isAhead) await this.#apply(stage, ({ dense }) => dense);
   }
 
   async #apply(stage: number, which: (member: Member) => Activations | undefined): Promise<void> {
@@ -289,7 +290,6 @@ class BlockPruning {
         const linears = this.#linearsOf(member, task);
         const reports = await pruneGroup(model, linears, inputs?.get(task), {
           parsed: forStage(this.#parsed, stage),
-          target: this.#options.target,
           budgets: this.#options.budgets,
           place: this.#options.rowWeights ? { block: this.#blocks[member]!, stage, group } : undefined,
           writer: this.#options.writer,

@@ -10,7 +10,7 @@ import { Scope } from '../src/device/tensor.js';
 import { evaluatePerplexity } from '../src/evaluate.js';
 import { groupInputs, type Member, membersOf } from '../src/members.js';
 import type { Activations } from '../src/model/block-run.js';
-import { DecoderModel, type F32 } from '../src/model/decoder.js';
+import { DecoderModel, type Float } from '../src/model/decoder.js';
 import { type PruneOptions, parsePruneOptions, prune } from '../src/prune.js';
 import { denseTarget, parseDenseTarget } from '../src/pruning/dense-target.js';
 import { random } from './helpers/numbers.js';
@@ -62,7 +62,7 @@ describe('denseTarget', () => {
     const sum = kind === 'cross' ? product(transposed(pruned), dense) : product(transposed(wanted), pruned);
     const gram = upload(product(transposed(pruned), pruned));
     const group = { layers: [{ name: 'the layer', outputs: m }], weight: upload(weight), gram };
-    const target = scope.hold(await denseTarget(stream, group, { kind, sum: upload(sum) }, strength, ridge));
+    const target = scope.hold(await denseTarget(stream, group, { kind, sum: upload(sum), strength }, ridge));
     const values = await stream.read(target);
     stream.dispose();
     return Array.from({ length: m }, (_, i) => Array.from(values.subarray(i * n, (i + 1) * n)));
@@ -115,8 +115,8 @@ describe('denseTarget', () => {
           weight: upload(spoilt(weight, which === 'weights')),
           gram: upload(spoilt(gram, which === 'gram')),
         };
-        const inputs = { kind: 'cross', sum: upload(gram) } as const;
-        await expect(denseTarget(stream, group, inputs, 0.5, 0.01)).rejects.toMatchObject({ code: 'NOT_FINITE' });
+        const inputs = { kind: 'cross', sum: upload(gram), strength: 0.5 } as const;
+        await expect(denseTarget(stream, group, inputs, 0.01)).rejects.toMatchObject({ code: 'NOT_FINITE' });
       }
       stream.dispose();
       expect(device.info().memoryUsed).toBe(0);
@@ -125,15 +125,16 @@ describe('denseTarget', () => {
 });
 
 describe.each([
-  ['llama-plain', 1, 'outputs'],
-  ['llama-plain', 2, 'cross'],
-  ['llama-plain', 3, 'outputs'],
-  ['opt-pre', 1, 'outputs'],
-  ['opt-post', 3, 'outputs'],
-  ['gemma2', 3, 'cross'],
-  ['mixtral', 1, 'outputs'],
-] as const)('what is summed: %s, stage %i', (name, stage, kind) => {
-  test(`${kind}, in float64; the dense model goes through the stage once`, async () => {
+  ['llama-plain', 1, 'outputs', 'float32'],
+  ['llama-plain', 2, 'cross', 'float32'],
+  ['llama-plain', 3, 'outputs', 'float32'],
+  ['llama-plain', 3, 'outputs', 'bfloat16'],
+  ['opt-pre', 1, 'outputs', 'float32'],
+  ['opt-post', 3, 'outputs', 'float32'],
+  ['gemma2', 3, 'cross', 'float32'],
+  ['mixtral', 1, 'outputs', 'float32'],
+] as const)('what is summed: %s, stage %i', (name, stage, kind, precision) => {
+  test(`${kind} in ${precision}, against float64; the dense model goes through the stage once`, async () => {
     const [length, windows] = [32, 130]; // more than one chunk of tokens
     const tokens = Uint32Array.from({ length: windows * length }, () => Math.floor(next() * 120));
     const team = new Team([device]);
@@ -141,7 +142,7 @@ describe.each([
     const checkpoint = await Checkpoint.open(fileURLToPath(new URL(`fixtures/models/${name}`, import.meta.url)));
     try {
       using scope = new Scope();
-      const model = DecoderModel.open(checkpoint, stream, 'float32');
+      const model = DecoderModel.open(checkpoint, stream, precision);
       const members = await membersOf(team, [model], { tokens, windows, length }, scope, true);
       const [{ activations, dense }] = members as [Required<Member>];
       const block = scope.hold(await model.loadBlock(0));
@@ -156,11 +157,15 @@ describe.each([
         }
         await one.begin(block, stage);
       }
-      const read = async (tensor: F32) => rowsOf(await stream.read(tensor), tensor.shape);
+      const read = async (tensor: Float) => {
+        using wide = device.tensor('float32', tensor.shape);
+        stream.copy(tensor, wide);
+        return rowsOf(await stream.read(wide), tensor.shape);
+      };
       const inputs = async (one: Activations) => {
         const rows: number[][] = [];
         for (let chunk = 0; chunk < one.chunkCount; chunk++) {
-          using x = one.chunkInput(block, stage, chunk) as F32;
+          using x = one.chunkInput(block, stage, chunk);
           rows.push(...(await read(x)));
         }
         return rows;
@@ -181,14 +186,19 @@ describe.each([
       scope.hold(seen!);
       expect(seen!.dense!.kind).toBe(kind);
       const sum = await read(seen!.dense!.sum);
-      let expected = product(transposed(xp), xd);
+      let left = xd;
       if (kind === 'outputs') {
-        const weight = await read(block.stages[stage]![0]![0]!.weight as F32);
-        const wanted = combined(scaled(product(xd, transposed(weight)), alpha), combined(hd, hp, -1), beta);
-        expected = product(transposed(wanted), xp);
+        const weight = await read(block.stages[stage]![0]![0]!.weight);
+        left = combined(scaled(product(xd, transposed(weight)), alpha), combined(hd, hp, -1), beta);
       }
+      const expected = kind === 'outputs' ? product(transposed(left), xp) : product(transposed(xp), left);
       const largest = Math.max(...expected.flat().map(Math.abs));
-      expect(distance(sum, expected)).toBeLessThan(1e-5 * largest);
+      // Outputs are rounded to 8 bits in bfloat16: errors of at most 2⁻⁹, and 2⁻¹⁰ in the mean square, of each of the sum's terms.
+      const squares = (rows: number[][]) => rows.map((row) => row.map((value) => value ** 2));
+      const terms = Math.sqrt(Math.max(...product(transposed(squares(left)), squares(xp)).flat()));
+      expect(distance(sum, expected)).toBeLessThan(
+        1e-5 * largest + (precision === 'bfloat16' ? (5 * terms) / 1024 : 0),
+      );
       const after = await read(dense!.residual);
       stream.copy(scope.hold(stream.upload('float32', shape, flat(hd))), dense!.residual);
       if (kind === 'outputs') dense!.advance(block, stage);
@@ -282,22 +292,28 @@ describe('prune with dense targets', () => {
     await plain.close();
   });
 
-  test('aborted behind a block it goes on with the same bytes', async () => {
-    const controller = new AbortController();
-    const options = { sparsity: 0.5, resume: true };
-    await run('whole', { sparsity: 0.5 });
-    await expect(
-      run('resumed', {
-        ...options,
-        signal: controller.signal,
-        onEvent: ({ type }) => type === 'block' && controller.abort(),
-      }),
-    ).rejects.toMatchObject({ code: 'ABORTED' });
-    const types: string[] = [];
-    await run('resumed', { ...options, onEvent: ({ type }) => types.push(type) });
-    expect(types).toContain('resume');
-    expect((await weights('resumed')).equals(await weights('whole'))).toBe(true);
-  });
+  test.each(['sequential', 'block'] as const)(
+    '%s: aborted behind a block it goes on with the same bytes',
+    async (propagation) => {
+      const controller = new AbortController();
+      // More than one chunk of tokens.
+      const shared = { sparsity: 0.5, propagation, calibration: { ...calibration, windows: 34 }, restart: true };
+      const options = { ...shared, restart: false, resume: true };
+      await run('whole', { ...shared, overwrite: true });
+      await rm(join(scratch, 'resumed'), { recursive: true, force: true });
+      await expect(
+        run('resumed', {
+          ...options,
+          signal: controller.signal,
+          onEvent: ({ type }) => type === 'block' && controller.abort(),
+        }),
+      ).rejects.toMatchObject({ code: 'ABORTED' });
+      const types: string[] = [];
+      await run('resumed', { ...options, onEvent: ({ type }) => types.push(type) });
+      expect(types).toContain('resume');
+      expect((await weights('resumed')).equals(await weights('whole'))).toBe(true);
+    },
+  );
 
   test('block propagation takes them as well', async () => {
     const [block, plain] = [

@@ -22,12 +22,18 @@ export interface DenseTargetOptions {
 
 export type DenseTarget = Required<DenseTargetOptions>;
 
-/** What a group of layers sees of the dense model, summed over the tokens; float32. */
-export type DenseInputs =
-  /** X_pᵀ X_d, [n, n]: the pruned model's inputs against the dense model's. */
-  | { kind: 'cross'; sum: F32 }
-  /** (α X_d Ŵᵀ + β (h_d − h_p))ᵀ X_p, [m, n], for a layer whose outputs are added to the residual stream h as they are. */
-  | { kind: 'outputs'; sum: F32 };
+/** What a group of layers sees of the dense model, summed over the tokens. */
+export interface DenseInputs {
+  /**
+   * `cross`: the sum is X_pᵀX_d, the pruned model's inputs against the dense model's. `outputs`: it is (α X_d Ŵᵀ + β (h_d − h_p))ᵀ X_p, for a layer
+   * whose outputs are added to the residual stream h as they are.
+   */
+  kind: 'cross' | 'outputs';
+  /** float32, [n, n] or [m, n]. */
+  sum: F32;
+  /** α */
+  strength: number;
+}
 
 /**
  * Reads the option; undefined where layers reproduce their own weights, which is the default of all methods but ALPS.
@@ -69,7 +75,6 @@ function usualStrength(pattern: Pattern): number {
  * α Ŵ Cᵀ + β Rᵀ.
  *
  * @param group Ŵ and G
- * @param strength α
  * @param ridge λ as a share of G's mean diagonal
  * @returns T, float32 [m, n]; the caller disposes it
  * @throws AlpsError `NOT_FINITE` when a weight or G holds NaN or infinity, `NOT_POSITIVE_DEFINITE` when G + λI cannot be factorised
@@ -77,32 +82,31 @@ function usualStrength(pattern: Pattern): number {
 export async function denseTarget(
   stream: Stream,
   group: LayerGroup,
-  { kind, sum }: DenseInputs,
-  strength: number,
+  { kind, sum, strength }: DenseInputs,
   ridge: number,
 ): Promise<F32> {
   const { device } = stream;
   const { weight } = group;
   const gram = wholeGram(group);
   stream.enterPhase('target');
-  const [n = 0] = gram.shape;
-  const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
   using scope = new Scope();
-  const inverse = scope.hold(device.tensor('float32', [n, n], 'the inverse of the Gram matrix'));
-  stream.copy(gram, inverse);
-  stream.addDiagonal(inverse, lambda);
-  stream.cholesky(inverse);
-  stream.choleskyInverse(inverse);
   const right = scope.hold(device.tensor('float32', weight.shape, 'the target’s right-hand side'));
   if (kind === 'outputs') {
     stream.copy(sum, right);
     stream.gemm(weight, gram, right, { alpha: -strength, beta: 1 });
   } else {
-    const difference = scope.hold(device.tensor('float32', [n, n], 'the difference of the Gram matrices'));
+    using difference = device.tensor('float32', gram.shape, 'the difference of the Gram matrices');
     stream.copy(sum, difference);
     stream.axpby(gram, difference, -1, 1);
     stream.gemm(weight, difference, right, { transposeB: true, alpha: strength });
   }
+  // Waits for what was queued, so that the difference's memory is free for the inverse.
+  const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
+  const inverse = scope.hold(device.tensor('float32', gram.shape, 'the inverse of the Gram matrix'));
+  stream.copy(gram, inverse);
+  stream.addDiagonal(inverse, lambda);
+  stream.cholesky(inverse);
+  stream.choleskyInverse(inverse);
   const target = device.tensor('float32', weight.shape, 'the target');
   try {
     stream.copy(weight, target);
