@@ -304,10 +304,14 @@ describe('memory estimates', () => {
       const own = Device.open('cpu', { memoryLimit: (1 << 29) + name.length }); // its peak is that of this test alone
       const folder = name === 'union-4m' ? model : fileURLToPath(new URL(`fixtures/models/${name}`, import.meta.url));
       const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
-      const ids = Array.from({ length: 40 }, (_, i) => Array.from({ length: 24 }, (_, j) => (i * 31 + j * 7) % 90));
+      const windows = (count: number) =>
+        Array.from({ length: count }, (_, i) => Array.from({ length: 24 }, (_, j) => (i * 31 + j * 7) % 90));
+      const ids = windows(40);
       const jobs: Partial<PruneOptions>[] = [
         { propagation: 'sequential' },
         { propagation: 'block' },
+        { calibration: { tokenIds: windows(520) } }, // several chunks
+        { method: 'wanda', refit: 'pcg', denseTarget: true },
         // What the model writes takes more than its pruning.
         { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 3 } },
         { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 3 }, precision: 'bfloat16' },
