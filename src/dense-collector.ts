@@ -1,3 +1,4 @@
+import type { Stream } from './device/stream.js';
 import { Scope } from './device/tensor.js';
 import type { Member } from './members.js';
 import type { Block } from './model/block.js';
@@ -14,24 +15,61 @@ export function sumsOutputs({ config }: DecoderModel, block: Block, stage: numbe
   return (stage === 1 || (stage === 3 && !block.router)) && config.normPlacement !== 'sandwich';
 }
 
-/** Sums one device's part of what dense targets need while the inputs of a stage go by, chunk by chunk. */
+/** Numbers of one chunk in float32, and in the precision of the products where that is another. */
+class ChunkBuffer {
+  readonly #stream: Stream;
+  readonly #wide: F32;
+  readonly #narrow: Float | undefined;
+
+  constructor(
+    { stream, device, precision }: DecoderModel,
+    shape: readonly [rows: number, columns: number],
+    scope: Scope,
+  ) {
+    this.#stream = stream;
+    const label = 'a chunk for the dense targets';
+    this.#wide = scope.hold(device.tensor('float32', shape, label));
+    this.#narrow = precision === 'float32' ? undefined : scope.hold(device.tensor(precision, shape, label));
+  }
+
+  /** The first rows, in float32; the caller disposes them. */
+  rows(count: number): F32 {
+    return this.#wide.rows(0, count);
+  }
+
+  /** The same, rounded for a product; the caller disposes them. */
+  rounded(count: number): Float {
+    if (!this.#narrow) return this.rows(count);
+    using wide = this.rows(count);
+    const narrow = this.#narrow.rows(0, count) as Float;
+    this.#stream.copy(wide, narrow);
+    return narrow;
+  }
+}
+
+/** One device's part of what dense targets need, summed while the inputs of a stage go by, chunk by chunk. */
 export class DenseCollector {
-  readonly seen: DenseInputs;
+  readonly kind: DenseInputs['kind'];
+  /** See {@link DenseInputs}. */
+  readonly sum: F32;
+  /** Σ (x_p − x_d)(x_p − x_d)ᵀ, float32 [n, n], one triangle; undefined where it is not asked for. */
+  readonly errors: F32 | undefined;
   readonly #model: DecoderModel;
   readonly #pruned: Activations;
   readonly #dense: Activations;
   readonly #block: Block;
   readonly #stage: number;
   readonly #target: DenseTarget;
-  /** What the outputs of a chunk are to be; once more in the products' precision, where that is another. */
-  readonly #wanted: F32 | undefined;
-  readonly #factor: Float | undefined;
+  /** What the outputs are to be. */
+  readonly #wanted: ChunkBuffer | undefined;
+  readonly #difference: ChunkBuffer | undefined;
+  readonly #other: F32 | undefined;
   readonly #scope = new Scope();
   #chunk = 0;
 
   /**
    * None without a dense model beside, nor for experts, whose tokens are others there.
-   * @param scope gets the sum, which stays when the collector is disposed
+   * @param scope gets the sums, which stay when the collector is disposed
    */
   static of(
     { model, activations, dense }: Member,
@@ -59,20 +97,21 @@ export class DenseCollector {
     this.#target = target;
     const { device, precision, config } = model;
     const { inputs } = block.stages[stage]![0]![0]!;
-    const { strength } = target;
-    const sumOf = (rows: number, label: string) => scope.hold(device.tensor('float32', [rows, inputs], label));
-    if (!sumsOutputs(model, block, stage)) {
-      this.seen = { kind: 'cross', sum: sumOf(inputs, 'the pruned inputs against the dense ones'), strength };
-      return;
-    }
-    this.seen = { kind: 'outputs', sum: sumOf(config.hidden, 'the dense outputs against the inputs'), strength };
+    const rows = chunkRows(dense);
+    const sumOf = (outputs: number, label: string) => scope.hold(device.tensor('float32', [outputs, inputs], label));
+    this.kind = sumsOutputs(model, block, stage) ? 'outputs' : 'cross';
+    this.sum =
+      this.kind === 'outputs'
+        ? sumOf(config.hidden, 'the dense outputs against the inputs')
+        : sumOf(inputs, 'the pruned inputs against the dense ones');
     try {
-      const shape = [chunkRows(dense), config.hidden];
-      this.#wanted = this.#scope.hold(device.tensor('float32', shape, 'what the outputs are to be'));
-      this.#factor =
-        precision === 'float32'
-          ? this.#wanted
-          : this.#scope.hold(device.tensor(precision, shape, 'what the outputs are to be'));
+      if (this.kind === 'outputs') this.#wanted = new ChunkBuffer(model, [rows, config.hidden], this.#scope);
+      if (target.errorWeight > 0) {
+        this.errors = sumOf(inputs, 'the inputs’ errors');
+        this.#difference = new ChunkBuffer(model, [rows, inputs], this.#scope);
+        if (precision !== 'float32')
+          this.#other = this.#scope.hold(device.tensor('float32', [rows, inputs], 'a chunk of the dense inputs'));
+      }
     } catch (error) {
       this.dispose();
       throw error;
@@ -82,20 +121,33 @@ export class DenseCollector {
   /** @param x [tokens, inputs] of the pruned model; the chunks in their order */
   add(x: Float): void {
     const chunk = this.#chunk++;
-    if (this.#wanted && this.#factor) {
-      using wanted = this.#wanted.rows(0, x.shape[0]!);
-      using factor = this.#factor.rows(0, x.shape[0]!) as Float;
-      this.#addOutputs(x, chunk, wanted, factor);
-    } else {
+    if (this.errors || this.kind === 'cross') {
       using other = this.#dense.chunkInput(this.#block, this.#stage, chunk);
-      this.#model.stream.gemm(x, other, this.seen.sum, { transposeA: true, beta: 1 });
+      this.#addErrors(x, other);
+      if (this.kind === 'cross') this.#model.stream.gemm(x, other, this.sum, { transposeA: true, beta: 1 });
     }
+    if (this.#wanted) this.#addOutputs(x, chunk, this.#wanted);
+  }
+
+  #addErrors(x: Float, dense: Float): void {
+    if (!this.errors || !this.#difference) return;
+    const { stream } = this.#model;
+    const count = x.shape[0]!;
+    using difference = this.#difference.rows(count);
+    stream.copy(x, difference);
+    using other = this.#other ? this.#other.rows(0, count) : (dense as F32).rows(0, count);
+    if (this.#other) stream.copy(dense, other);
+    stream.axpby(other, difference, -1, 1);
+    using factor = this.#difference.rounded(count);
+    stream.gramAccumulate(factor, this.errors);
   }
 
   /** Ŵx_d is what the dense model's residual stream gains on its way through the layer. */
-  #addOutputs(x: Float, chunk: number, wanted: F32, factor: Float): void {
+  #addOutputs(x: Float, chunk: number, buffer: ChunkBuffer): void {
     const { stream } = this.#model;
     const { strength, residualStrength } = this.#target;
+    const count = x.shape[0]!;
+    using wanted = buffer.rows(count);
     using before = this.#dense.chunkResidual(chunk);
     using pruned = this.#pruned.chunkResidual(chunk);
     stream.copy(before, wanted);
@@ -104,8 +156,8 @@ export class DenseCollector {
     this.#dense.advanceChunk(this.#block, this.#stage, chunk, (after) => {
       stream.enterPhase('gram');
       stream.axpby(after, wanted, strength, 1);
-      if (this.#factor !== this.#wanted) stream.copy(wanted, factor);
-      stream.gemm(factor, x, this.seen.sum, { transposeA: true, beta: 1 });
+      using factor = buffer.rounded(count);
+      stream.gemm(factor, x, this.sum, { transposeA: true, beta: 1 });
       stream.enterPhase('forward');
     });
     stream.enterPhase('gram');

@@ -112,10 +112,15 @@ async function pruneTogether(
       place && choosesAmongRows(parsed)
         ? await rowWeights(model, place, linears, { gram: wholeGram({ layers, gram }), tokens: seen.tokens })
         : undefined;
-    if (!scales) return solveGroup(stream, { layers, weight: target, gram, diagonal, moments }, unmeasured, precision);
+    const objective = dense?.objective ?? gram;
+    if (!scales) {
+      const group = { layers, weight: target, gram: objective, diagonal, moments };
+      return solveGroup(stream, group, unmeasured, precision);
+    }
     const scaled = scope.hold(device.tensor('float32', weight.shape, 'the weighted rows'));
     scaleRows(stream, target, scales, scaled);
-    const solved = await solveGroup(stream, { layers, weight: scaled, gram, moments }, unmeasured, precision);
+    const group = { layers, weight: scaled, gram: objective, moments };
+    const solved = await solveGroup(stream, group, unmeasured, precision);
     scaleRows(
       stream,
       solved.weight,

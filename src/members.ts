@@ -118,12 +118,21 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     const grams = await sum(partial, label);
     for (const place of solvers) members[place]!.model.stream.symmetrize(grams[place]!);
     const [sample] = dense;
-    const denseSums =
-      sample &&
+    const sumOfDense = async (which: 'sum' | 'errors', name: string) =>
+      sample?.[which] &&
       (await sum(
-        dense.map((one) => one!.seen.sum),
-        'the sums for the dense target',
+        dense.map((one) => one?.[which]),
+        name,
       ));
+    const denseSums = await sumOfDense('sum', 'the sums for the dense target');
+    const objectives = await sumOfDense('errors', 'the inputs’ errors');
+    if (objectives) {
+      for (const place of solvers) {
+        const { stream } = members[place]!.model;
+        stream.symmetrize(objectives[place]!);
+        stream.axpby(grams[place]!, objectives[place]!, 1, wanted.target!.errorWeight);
+      }
+    }
     const total = tokens.reduce((all, count) => all + count, 0);
     const [first, ...others] = collectors;
     const diagonal = first && (await diagonalOf(members[solvers[0]!]!.model.stream, grams[solvers[0]!]!));
@@ -131,7 +140,13 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     return solvers.map((place) => {
       const own = new Scope();
       const gram = own.hold(grams[place]!);
-      const seen = denseSums && { ...sample.seen, sum: own.hold(denseSums[place]!) };
+      const objective = objectives && own.hold(objectives[place]!);
+      const seen = denseSums && {
+        kind: sample!.kind,
+        sum: own.hold(denseSums[place]!),
+        strength: wanted.target!.strength,
+        objective,
+      };
       const dispose = () => own.dispose();
       return {
         gram,

@@ -173,7 +173,7 @@ describe.each([
       expect(dense!.chunkCount).toBe(2);
       const [xp, xd] = [await inputs(activations!), await inputs(dense!)];
       const [hp, hd] = [await read(activations!.residual), await read(dense!.residual)];
-      const [alpha, beta] = [0.25, 0.75];
+      const [alpha, beta, weight] = [0.25, 0.75, 3];
       const [seen] = await groupInputs(team, members, {
         blocks: [block],
         stage,
@@ -181,15 +181,15 @@ describe.each([
         solvers: [0],
         moments: false,
         gram: true,
-        target: { strength: alpha, residualStrength: beta },
+        target: { strength: alpha, residualStrength: beta, errorWeight: weight },
       });
       scope.hold(seen!);
       expect(seen!.dense!.kind).toBe(kind);
       const sum = await read(seen!.dense!.sum);
       let left = xd;
       if (kind === 'outputs') {
-        const weight = await read(block.stages[stage]![0]![0]!.weight);
-        left = combined(scaled(product(xd, transposed(weight)), alpha), combined(hd, hp, -1), beta);
+        const linear = await read(block.stages[stage]![0]![0]!.weight);
+        left = combined(scaled(product(xd, transposed(linear)), alpha), combined(hd, hp, -1), beta);
       }
       const expected = kind === 'outputs' ? product(transposed(left), xp) : product(transposed(xp), left);
       const largest = Math.max(...expected.flat().map(Math.abs));
@@ -198,6 +198,12 @@ describe.each([
       const terms = Math.sqrt(Math.max(...product(transposed(squares(left)), squares(xp)).flat()));
       expect(distance(sum, expected)).toBeLessThan(
         1e-5 * largest + (precision === 'bfloat16' ? (5 * terms) / 1024 : 0),
+      );
+      const difference = combined(xp, xd, -1);
+      const objective = combined(product(transposed(xp), xp), product(transposed(difference), difference), weight);
+      const most = Math.max(...objective.flat());
+      expect(distance(await read(seen!.dense!.objective!), objective)).toBeLessThan(
+        (precision === 'float32' ? 1e-5 : 1e-3) * most,
       );
       const after = await read(dense!.residual);
       stream.copy(scope.hold(stream.upload('float32', shape, flat(hd))), dense!.residual);
@@ -216,12 +222,16 @@ describe('the option', () => {
   const alps = { method: 'alps', refit: 'pcg', pattern } as const;
   const wanda = { method: 'wanda', refit: 'pcg', pattern } as const;
   test('defaults: half for ALPS at 70 %, none for the others', () => {
-    expect(parseDenseTarget(undefined, alps)).toEqual({ strength: 0.5, residualStrength: 0.5 });
-    expect(parseDenseTarget(true, alps)).toEqual({ strength: 0.5, residualStrength: 0.5 });
+    expect(parseDenseTarget(undefined, alps)).toEqual({ strength: 0.5, residualStrength: 0.5, errorWeight: 1 });
+    expect(parseDenseTarget(true, alps)).toEqual({ strength: 0.5, residualStrength: 0.5, errorWeight: 1 });
     expect(parseDenseTarget(undefined, wanda)).toBeUndefined();
     expect(parseDenseTarget(false, alps)).toBeUndefined();
     expect(parseDenseTarget({ strength: 0, residualStrength: 0 }, alps)).toBeUndefined();
-    expect(parseDenseTarget({ strength: 0.2 }, wanda)).toEqual({ strength: 0.2, residualStrength: 0.5 });
+    expect(parseDenseTarget({ strength: 0.2 }, wanda)).toEqual({
+      strength: 0.2,
+      residualStrength: 0.5,
+      errorWeight: 1,
+    });
   });
   test.each([
     [{ sparsity: 0.3 }, 0.25],
@@ -239,6 +249,7 @@ describe('the option', () => {
     [{ denseTarget: 1 as never }, 'denseTarget'],
     [{ denseTarget: { strength: 1.5 } }, 'denseTarget.strength'],
     [{ denseTarget: { residualStrength: Number.NaN } }, 'denseTarget.residualStrength'],
+    [{ denseTarget: { errorWeight: -1 } }, 'denseTarget.errorWeight'],
     [{ denseTarget: true, method: 'wanda' as const }, 'wanda leaves the kept weights as they are'],
   ])('%j is refused', (options, message) => {
     const all = { model: 'm', out: 'o', sparsity: 0.5, calibration: { text: 't' }, ...options } as PruneOptions;
@@ -261,7 +272,7 @@ describe('prune with dense targets', () => {
   test('lower perplexity on held-out text, no memory left, the strengths in the report', async () => {
     const report = await run('dense', {});
     const plain = await run('plain', { denseTarget: false });
-    expect(report.options.denseTarget).toEqual({ strength: 0.5, residualStrength: 0.5 });
+    expect(report.options.denseTarget).toEqual({ strength: 0.5, residualStrength: 0.5, errorWeight: 1 });
     expect(plain.options.denseTarget).toBeNull();
     expect(device.info().memoryUsed).toBe(0);
     const perplexityOf = async (out: string) =>

@@ -42,9 +42,10 @@ How:
   --metric M             alps: obs (default with the ladders) or diagonal, the published one
   --relaxation W         alps: over-relaxation of ADMM, 1 for none (default with the ladders and no groups up to 1.8, the sparser the more)
   --propagation P        sequential (default) or block, the published one
-  --dense-target A,B     alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
+  --dense-target A,B,K   alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5 from 70 % on, 0.25,0.25 up to 50 % and for 2:4,
-                         linear between; of the others none); none: as published
+                         linear between; of the others none); none: as published. K: how often the errors that inputs have already
+                         count beside them (default 1)
   --row-weights on|off   alps, sparsegpt: whether an error in an output counts by what the block makes of it (default of alps on)
   --final-norm on|off    with a dense target: whether the norm in front of the head is refitted to the dense model's outputs (default on)
   --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: how sparse each layer becomes relative to the others; all are moved

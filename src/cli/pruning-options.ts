@@ -103,10 +103,14 @@ function denseTargetOption(values: Values): PruneOptions['denseTarget'] {
   const text = string(values, 'dense-target');
   if (text === undefined) return undefined;
   if (text === 'none') return false;
-  const [strength, residualStrength, ...rest] = text.split(',').map(Number);
-  if (rest.length > 0 || !Number.isFinite(strength) || !Number.isFinite(residualStrength ?? 0))
-    throw new UsageError(`Expected --dense-target none or two numbers such as 0.5,0.5 but received ${text}`);
-  return { strength, ...(residualStrength === undefined ? {} : { residualStrength }) };
+  const [strength, residualStrength, errorWeight, ...rest] = text.split(',').map(Number);
+  if (rest.length > 0 || ![strength, residualStrength ?? 0, errorWeight ?? 0].every(Number.isFinite))
+    throw new UsageError(`Expected --dense-target none or up to three numbers such as 0.5,0.5,1 but received ${text}`);
+  return {
+    strength,
+    ...(residualStrength === undefined ? {} : { residualStrength }),
+    ...(errorWeight === undefined ? {} : { errorWeight }),
+  };
 }
 
 function onOff(values: Values, name: string): boolean | undefined {

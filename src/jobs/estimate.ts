@@ -11,7 +11,7 @@ import type { Architecture, LinearSpec } from '../model/families/family.js';
 import { activationBytes, chunkRows, numberBytes, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
-import { parseDenseTarget } from '../pruning/dense-target.js';
+import { type DenseTarget, parseDenseTarget } from '../pruning/dense-target.js';
 import { needsGram, type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
@@ -115,7 +115,7 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
     const { config } = architecture;
     const tokens = options.calibration && (await tokensOf(options.calibration, config));
     const number = numberBytes(precision);
-    const dense = tokens !== undefined && parseDenseTarget(options.denseTarget, parsed) !== undefined;
+    const dense = tokens && parseDenseTarget(options.denseTarget, parsed);
     const activations = tokens ? (dense ? 2 : 1) * activationBytes(config, tokens, number) : 0;
     // The table as it is stored and as it is used, and the ids.
     const embedding = tokens ? 8 * config.vocabulary * config.embeddingSize + 4 * tokens.windows * tokens.length : 0;
@@ -126,7 +126,9 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       const sizes = groups.map((specs) => ({ ...sizeOf(config, specs), segments: specs.length }));
       const weights = number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
       const seen = sizes.map((size, i) =>
-        dense && (i < 2 || !router) ? denseBytes(size, i % 2 === 1, config, tokens, number) : { inputs: 0, target: 0 },
+        dense && (i < 2 || !router)
+          ? denseBytes(size, i % 2 === 1, config, dense, tokens, number)
+          : { inputs: 0, target: 0 },
       );
       const grams =
         options.propagation === 'block' && tokens
@@ -180,10 +182,14 @@ function denseBytes(
   { m, n }: { m: number; n: number },
   last: boolean,
   { hidden, normPlacement }: DecoderConfig,
+  { errorWeight }: DenseTarget,
   tokens: TokenCounts,
   number: number,
 ) {
   const adds = last && normPlacement !== 'sandwich';
-  const inputs = adds ? 4 * hidden * n + chunkRows(tokens) * hidden * (4 + number) : 4 * n * n;
-  return { inputs, target: 4 * m * n };
+  const rows = chunkRows(tokens);
+  const narrow = number === 4 ? 0 : number;
+  const sums = adds ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
+  const errors = errorWeight > 0 ? 4 * n * n + rows * n * (narrow ? 8 + narrow : 4) : 0;
+  return { inputs: sums + errors, target: 4 * m * n };
 }

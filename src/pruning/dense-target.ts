@@ -18,6 +18,11 @@ export interface DenseTargetOptions {
    * β: the share of the residual stream's difference to the dense model's that the layers which add to it are asked to undo. Default as `strength`.
    */
   residualStrength?: number;
+  /**
+   * κ: how often the errors that the inputs have already, their differences to the dense model's, count beside the inputs when the layers are solved. On
+   * other text they are larger. Default 1.
+   */
+  errorWeight?: number;
 }
 
 export type DenseTarget = Required<DenseTargetOptions>;
@@ -33,6 +38,8 @@ export interface DenseInputs {
   sum: F32;
   /** α */
   strength: number;
+  /** G + κ Σ (x_p − x_d)(x_p − x_d)ᵀ, float32 [n, n]: what the solve goes by in place of G; undefined for κ = 0. */
+  objective: F32 | undefined;
 }
 
 /**
@@ -47,9 +54,10 @@ export function parseDenseTarget(
   if (given !== undefined && typeof given !== 'boolean' && !isObject)
     throw invalidArgument('denseTarget', 'true, false or { strength, residualStrength }', given);
   const usual = usualStrength(pattern);
-  const { strength = usual, residualStrength = usual } = isObject ? given : {};
+  const { strength = usual, residualStrength = usual, errorWeight = 1 } = isObject ? given : {};
   numberIn('denseTarget.strength', strength, 0, 1);
   numberIn('denseTarget.residualStrength', residualStrength, 0, 1);
+  numberIn('denseTarget.errorWeight', errorWeight, 0, 1000);
   if (!(given ?? method === 'alps') || (strength === 0 && residualStrength === 0)) return undefined;
   if (refit === 'none' && method !== 'alps' && method !== 'sparsegpt') {
     throw new AlpsError(
@@ -57,7 +65,7 @@ export function parseDenseTarget(
       `${method} leaves the kept weights as they are: denseTarget needs method "alps" or "sparsegpt", or refit "pcg"`,
     );
   }
-  return { strength, residualStrength };
+  return { strength, residualStrength, errorWeight };
 }
 
 /** Measured: where less is lost, less is to be undone, and the calibration's noise is as large (docs/quality.md). */
@@ -82,7 +90,7 @@ function usualStrength(pattern: Pattern): number {
 export async function denseTarget(
   stream: Stream,
   group: LayerGroup,
-  { kind, sum, strength }: DenseInputs,
+  { kind, sum, strength }: Omit<DenseInputs, 'objective'>,
   ridge: number,
 ): Promise<F32> {
   const { device } = stream;
