@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Checkpoint } from '../src/checkpoint/folder.js';
+import { pruningOptionsOf } from '../src/cli/pruning-options.js';
 import { Device } from '../src/device/device.js';
 import type { Stream } from '../src/device/stream.js';
 import { Team } from '../src/device/team.js';
@@ -232,6 +233,14 @@ describe('the option', () => {
       residualStrength: 0.5,
       errorWeight: 1,
     });
+  });
+  test.each([
+    ['none', false],
+    ['0.4', { strength: 0.4 }],
+    ['0.4,0.3', { strength: 0.4, residualStrength: 0.3 }],
+    ['0.4,0.3,0', { strength: 0.4, residualStrength: 0.3, errorWeight: 0 }],
+  ])('--dense-target %s', (text, option) => {
+    expect(pruningOptionsOf({ 'dense-target': text }).denseTarget).toEqual(option);
   });
   test.each([
     [{ sparsity: 0.3 }, 0.25],

@@ -56,6 +56,14 @@ describe('alps', () => {
       ['prune', model, '--out', 'x', '--sparsity', '50', '--calibration', text],
       'Expected a number from 0 to 1 for sparsity',
     ],
+    [
+      ['prune', model, '--out', 'x', '--dense-target', '0.5,0.5,1,1'],
+      'Expected --dense-target none or up to three numbers',
+    ],
+    [
+      ['prune', model, '--out', 'x', '--dense-target', '0.5,half'],
+      'Expected --dense-target none or up to three numbers',
+    ],
     [['allocate', model, '--out', 'x.json', '--sparsity', '0.5', '--calibration', text], 'Expected --work DIR'],
     [['eval', model], 'Expected --text FILE'],
   ])('%j is wrong usage: exit code 2, one line', async (args, message) => {
