@@ -52,7 +52,7 @@ export function parseDenseTarget(
 ): DenseTarget | undefined {
   const isObject = typeof given === 'object' && given !== null;
   if (given !== undefined && typeof given !== 'boolean' && !isObject)
-    throw invalidArgument('denseTarget', 'true, false or { strength, residualStrength }', given);
+    throw invalidArgument('denseTarget', 'true, false or { strength, residualStrength, errorWeight }', given);
   const usual = usualStrength(pattern);
   const { strength = usual, residualStrength = usual, errorWeight = 1 } = isObject ? given : {};
   numberIn('denseTarget.strength', strength, 0, 1);
