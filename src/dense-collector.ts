@@ -3,16 +3,36 @@ import { Scope } from './device/tensor.js';
 import type { Member } from './members.js';
 import type { Block } from './model/block.js';
 import type { Activations } from './model/block-run.js';
+import type { DecoderConfig } from './model/config.js';
 import type { DecoderModel, F32, Float } from './model/decoder.js';
-import { chunkRows } from './model/memory.js';
+import { chunkRows, type TokenCounts } from './model/memory.js';
 import type { DenseInputs, DenseTarget } from './pruning/dense-target.js';
 
 /**
  * Whether dense targets sum a stage's outputs, where its layer adds to the residual stream as it is: {@link DenseCollector} then takes the dense
  * model through the stage. Not behind a norm of its own, where what a layer adds is not linear in its weights, nor for experts.
+ * @param experts whether the block's MLP is one of experts
  */
-export function sumsOutputs({ config }: DecoderModel, block: Block, stage: number): boolean {
-  return (stage === 1 || (stage === 3 && !block.router)) && config.normPlacement !== 'sandwich';
+export function sumsOutputs({ normPlacement }: DecoderConfig, stage: number, experts: boolean): boolean {
+  return (stage === 1 || (stage === 3 && !experts)) && normPlacement !== 'sandwich';
+}
+
+/**
+ * Bytes of a {@link DenseCollector} for a stage of n inputs without experts.
+ * @param number bytes of a number in the products
+ */
+export function collectorBytes(
+  config: DecoderConfig,
+  { stage, n, target }: { stage: number; n: number; target: DenseTarget },
+  tokens: TokenCounts,
+  number: number,
+): number {
+  const { hidden } = config;
+  const rows = chunkRows(tokens);
+  const narrow = number === 4 ? 0 : number;
+  const sums = sumsOutputs(config, stage, false) ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
+  const errors = target.errorWeight > 0 ? 4 * n * n + rows * n * (narrow ? 8 + narrow : 4) : 0;
+  return sums + errors;
 }
 
 /** Numbers of one chunk in float32, and in the precision of the products where that is another. */
@@ -47,6 +67,16 @@ class ChunkBuffer {
   }
 }
 
+interface Parts {
+  model: DecoderModel;
+  /** The calibration windows on their way through the pruned model. */
+  pruned: Activations;
+  dense: Activations;
+  block: Block;
+  stage: number;
+  target: DenseTarget;
+}
+
 /** One device's part of what dense targets need, summed while the inputs of a stage go by, chunk by chunk. */
 export class DenseCollector {
   readonly kind: DenseInputs['kind'];
@@ -54,12 +84,7 @@ export class DenseCollector {
   readonly sum: F32;
   /** Σ (x_p − x_d)(x_p − x_d)ᵀ, float32 [n, n], one triangle; undefined where it is not asked for. */
   readonly errors: F32 | undefined;
-  readonly #model: DecoderModel;
-  readonly #pruned: Activations;
-  readonly #dense: Activations;
-  readonly #block: Block;
-  readonly #stage: number;
-  readonly #target: DenseTarget;
+  readonly #parts: Parts;
   /** What the outputs are to be. */
   readonly #wanted: ChunkBuffer | undefined;
   readonly #difference: ChunkBuffer | undefined;
@@ -72,34 +97,24 @@ export class DenseCollector {
    * @param scope gets the sums, which stay when the collector is disposed
    */
   static of(
-    { model, activations, dense }: Member,
+    { model, activations: pruned, dense }: Member,
     block: Block,
     stage: number,
     target: DenseTarget | undefined,
     scope: Scope,
   ): DenseCollector | undefined {
-    if (!activations || !dense || !target || (stage >= 2 && block.router)) return undefined;
-    return new DenseCollector({ model, pruned: activations, dense }, block, stage, target, scope);
+    if (!pruned || !dense || !target || (stage >= 2 && block.router)) return undefined;
+    return new DenseCollector({ model, pruned, dense, block, stage, target }, scope);
   }
 
-  private constructor(
-    { model, pruned, dense }: { model: DecoderModel; pruned: Activations; dense: Activations },
-    block: Block,
-    stage: number,
-    target: DenseTarget,
-    scope: Scope,
-  ) {
-    this.#model = model;
-    this.#pruned = pruned;
-    this.#dense = dense;
-    this.#block = block;
-    this.#stage = stage;
-    this.#target = target;
+  private constructor(parts: Parts, scope: Scope) {
+    this.#parts = parts;
+    const { model, dense, block, stage, target } = parts;
     const { device, precision, config } = model;
     const { inputs } = block.stages[stage]![0]![0]!;
     const rows = chunkRows(dense);
     const sumOf = (outputs: number, label: string) => scope.hold(device.tensor('float32', [outputs, inputs], label));
-    this.kind = sumsOutputs(model, block, stage) ? 'outputs' : 'cross';
+    this.kind = sumsOutputs(config, stage, block.router !== undefined) ? 'outputs' : 'cross';
     this.sum =
       this.kind === 'outputs'
         ? sumOf(config.hidden, 'the dense outputs against the inputs')
@@ -120,18 +135,19 @@ export class DenseCollector {
 
   /** @param x [tokens, inputs] of the pruned model; the chunks in their order */
   add(x: Float): void {
+    const { model, dense, block, stage } = this.#parts;
     const chunk = this.#chunk++;
     if (this.errors || this.kind === 'cross') {
-      using other = this.#dense.chunkInput(this.#block, this.#stage, chunk);
+      using other = dense.chunkInput(block, stage, chunk);
       this.#addErrors(x, other);
-      if (this.kind === 'cross') this.#model.stream.gemm(x, other, this.sum, { transposeA: true, beta: 1 });
+      if (this.kind === 'cross') model.stream.gemm(x, other, this.sum, { transposeA: true, beta: 1 });
     }
     if (this.#wanted) this.#addOutputs(x, chunk, this.#wanted);
   }
 
   #addErrors(x: Float, dense: Float): void {
     if (!this.errors || !this.#difference) return;
-    const { stream } = this.#model;
+    const { stream } = this.#parts.model;
     const count = x.shape[0]!;
     using difference = this.#difference.rows(count);
     stream.copy(x, difference);
@@ -144,16 +160,17 @@ export class DenseCollector {
 
   /** Ŵx_d is what the dense model's residual stream gains on its way through the layer. */
   #addOutputs(x: Float, chunk: number, buffer: ChunkBuffer): void {
-    const { stream } = this.#model;
-    const { strength, residualStrength } = this.#target;
+    const { model, pruned, dense, block, stage, target } = this.#parts;
+    const { stream } = model;
+    const { strength, residualStrength } = target;
     const count = x.shape[0]!;
     using wanted = buffer.rows(count);
-    using before = this.#dense.chunkResidual(chunk);
-    using pruned = this.#pruned.chunkResidual(chunk);
+    using before = dense.chunkResidual(chunk);
+    using own = pruned.chunkResidual(chunk);
     stream.copy(before, wanted);
-    stream.axpby(pruned, wanted, -residualStrength, residualStrength - strength);
+    stream.axpby(own, wanted, -residualStrength, residualStrength - strength);
     stream.enterPhase('forward');
-    this.#dense.advanceChunk(this.#block, this.#stage, chunk, (after) => {
+    dense.advanceChunk(block, stage, chunk, (after) => {
       stream.enterPhase('gram');
       stream.axpby(after, wanted, strength, 1);
       using factor = buffer.rounded(count);

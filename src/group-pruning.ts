@@ -112,15 +112,11 @@ async function pruneTogether(
       place && choosesAmongRows(parsed)
         ? await rowWeights(model, place, linears, { gram: wholeGram({ layers, gram }), tokens: seen.tokens })
         : undefined;
-    const objective = dense?.objective ?? gram;
-    if (!scales) {
-      const group = { layers, weight: target, gram: objective, diagonal, moments };
-      return solveGroup(stream, group, unmeasured, precision);
-    }
+    const group = { layers, weight: target, gram: dense?.objective ?? gram, diagonal, moments };
+    if (!scales) return solveGroup(stream, group, unmeasured, precision);
     const scaled = scope.hold(device.tensor('float32', weight.shape, 'the weighted rows'));
     scaleRows(stream, target, scales, scaled);
-    const group = { layers, weight: scaled, gram: objective, moments };
-    const solved = await solveGroup(stream, group, unmeasured, precision);
+    const solved = await solveGroup(stream, { ...group, weight: scaled }, unmeasured, precision);
     scaleRows(
       stream,
       solved.weight,

@@ -238,7 +238,7 @@ class BlockPruning {
 
   async #advanceDense(stage: number): Promise<void> {
     // Where outputs are summed, it went ahead with the inputs.
-    const isAhead = sumsOutputs(this.#members[0]!.model, this.#blocks[0]!, stage);
+    const isAhead = sumsOutputs(this.#members[0]!.model.config, stage, this.#blocks[0]!.router !== undefined);
     if (this.#options.target && !isAhead) await this.#apply(stage, ({ dense }) => dense);
   }
 

@@ -1,5 +1,6 @@
 import { readTokenFile } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
+import { collectorBytes } from '../dense-collector.js';
 import type { Device } from '../device/device.js';
 import { AlpsError } from '../errors.js';
 import { finalNormBytes } from '../final-norm.js';
@@ -8,10 +9,10 @@ import { writingBytes } from '../generation/writer.js';
 import type { DecoderConfig } from '../model/config.js';
 import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
-import { activationBytes, chunkRows, numberBytes, type TokenCounts } from '../model/memory.js';
+import { activationBytes, numberBytes, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
-import { type DenseTarget, parseDenseTarget } from '../pruning/dense-target.js';
+import { parseDenseTarget } from '../pruning/dense-target.js';
 import { needsGram, type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
@@ -125,11 +126,12 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       const groups = [attention[0], [attention[1]], ...mlp.flatMap(([inputs, output]) => [inputs, [output]])];
       const sizes = groups.map((specs) => ({ ...sizeOf(config, specs), segments: specs.length }));
       const weights = number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
-      const seen = sizes.map((size, i) =>
-        dense && (i < 2 || !router)
-          ? denseBytes(size, i % 2 === 1, config, dense, tokens, number)
-          : { inputs: 0, target: 0 },
-      );
+      // What dense targets take beside a solve: what is summed, and the target.
+      const seen = sizes.map(({ m, n }, i) => {
+        if (!tokens || !dense || (i >= 2 && router)) return { inputs: 0, target: 0 };
+        const stage = i < 2 ? i : 2 + (i % 2);
+        return { inputs: collectorBytes(config, { stage, n, target: dense }, tokens, number), target: 4 * m * n };
+      });
       const grams =
         options.propagation === 'block' && tokens
           ? 4 * tokens.windows * tokens.length * config.hidden +
@@ -172,24 +174,4 @@ async function tokensOf(
   if (tokenIds)
     return { windows: tokenIds.length + own, length: (tokenIds[0] as { length?: number } | undefined)?.length ?? 0 };
   return { windows: windows + own, length: Math.min(length ?? 2048, config.maxPositions) };
-}
-
-/**
- * What dense targets take beside a solve: the sums with the chunk they are summed from, and the target.
- * @param last whether the layer is the last of its branch
- */
-function denseBytes(
-  { m, n }: { m: number; n: number },
-  last: boolean,
-  { hidden, normPlacement }: DecoderConfig,
-  { errorWeight }: DenseTarget,
-  tokens: TokenCounts,
-  number: number,
-) {
-  const adds = last && normPlacement !== 'sandwich';
-  const rows = chunkRows(tokens);
-  const narrow = number === 4 ? 0 : number;
-  const sums = adds ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
-  const errors = errorWeight > 0 ? 4 * n * n + rows * n * (narrow ? 8 + narrow : 4) : 0;
-  return { inputs: sums + errors, target: 4 * m * n };
 }
