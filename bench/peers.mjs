@@ -1,19 +1,20 @@
 // npm run bench:peers -- [--alps FOLDER] [--sparsegpt FOLDER] [--wanda FOLDER] [--dsnot FOLDER] [--shapes 576x576,...] [--patterns 0.5,0.7,0.9,2:4]
-//   [--model FOLDER --text FOLDER [--blocks N] [--windows 32] [--length 1024] [--model-patterns 0.7]]
+//   [--model FOLDER --text FOLDER [--blocks N] [--windows 32] [--length 1024] [--model-patterns 0.7]
+//   [--dtype float32]]
 //   [--quick] [--out peers.json] [--write docs/benchmarks.md] [--python python3] [--environment .bench] [--seconds 600]
 //
 // The published PyTorch code on the processor against this package, in one run, on the same layers with as many threads: time and error by
 // shape and pattern. The folders are checkouts of mazumder-lab/ALPS, IST-DASLab/sparsegpt, locuslab/wanda (also for magnitude) and
 // zyxxmu/DSnoT, any of them; they are read and not changed. With --model the whole pipelines too (bench/peers/whole_model.py), on windows of
 // the text folder's calibration.jsonl and held-out.jsonl (scripts/sotu-split.mjs); --blocks prunes the first blocks only and leaves out
-// the perplexity. What they need of Python goes into a virtual environment in the folder .bench, from PyPI.
+// the perplexity; --dtype is what the published code's model runs in, float32 or bfloat16 (ours chooses as `alps prune` does). What they need of Python goes into a virtual environment in the folder .bench, from PyPI.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { Device, evaluatePerplexity, prune } from '../lib/index.js';
+import { Device } from '../lib/index.js';
 import { patternOf } from './layer.mjs';
 import { againstPeers, ours } from './layer-peers.mjs';
 import { machineOf } from './machine.mjs';
@@ -34,6 +35,7 @@ const { values: options } = parseArgs({
     blocks: { type: 'string' },
     windows: { type: 'string', default: '32' },
     length: { type: 'string', default: '1024' },
+    dtype: { type: 'string', default: 'float32' },
     'model-patterns': { type: 'string', default: '0.7' },
     quick: { type: 'boolean', default: false },
     out: { type: 'string' },
@@ -139,34 +141,12 @@ const againstWanda = {
   'alps-balanced-own-targets': { preset: 'balanced', denseTarget: false },
 };
 
-/** Ours on the same token windows: seconds of the whole command, or of the first blocks, and the perplexity. */
-async function ourModel(settings, pattern, tokens, blocks) {
-  const controller = new AbortController();
-  const out = join(scratch, 'pruned');
-  let ofBlocks = 0;
-  const calibration = { tokenIds: JSON.parse(readFileSync(tokens, 'utf8')).calibration };
-  const began = performance.now();
-  await prune({
-    model: options.model,
-    out,
-    overwrite: true,
-    calibration,
-    ...settings,
-    ...patternOf(pattern),
-    device,
-    signal: controller.signal,
-    onEvent: (event) => {
-      if (event.type !== 'block') return;
-      ofBlocks += event.milliseconds;
-      if (event.block + 1 === blocks) controller.abort();
-    },
-  }).catch((error) => {
-    if (error.code !== 'ABORTED') throw error;
-  });
-  const seconds = (blocks ? ofBlocks : performance.now() - began) / 1000;
-  if (blocks) return { seconds };
-  const { perplexity } = await evaluatePerplexity({ model: out, text: tokens, device: 'cpu' });
-  return { seconds, perplexity };
+/** Ours on the same token windows, in a process of its own: seconds of the whole command, or of the first blocks, peak memory, the perplexity. */
+function ourModel(settings, pattern, tokens, blocks) {
+  const argument = { model: options.model, tokens, blocks, options: { ...settings, ...patternOf(pattern) } };
+  return JSON.parse(
+    run(process.execPath, [join(root, 'bench/whole-model.mjs'), JSON.stringify(argument)], { output: 'pipe' }),
+  );
 }
 
 async function models() {
@@ -180,32 +160,35 @@ async function models() {
     for (const method of Object.keys(peers).filter((name) => name !== 'dsnot')) {
       const ours = [];
       for (const [own, settings] of Object.entries(method === 'wanda' ? againstWanda : { [method]: { method } })) {
-        const mine = await ourModel(settings, pattern, tokens, blocks);
+        const mine = ourModel(settings, pattern, tokens, blocks);
         say(`${basename(model)}, ${own}, ${pattern}: ${JSON.stringify(mine)}`);
         ours.push({ own, ...mine });
       }
       const args = [
         ...['--method', method, `--${method}`, peers[method], '--model', model, '--tokens', tokens, '--skip-dense'],
         ...[pattern.includes(':') ? '--pattern' : '--sparsity', pattern, '--threads', String(device.info().threads)],
+        ...['--dtype', options.dtype],
         ...(blocks ? ['--blocks', String(blocks), '--evaluation-windows', '0'] : []),
       ];
       const theirs = JSON.parse(run(python, [join(root, 'bench/peers/whole_model.py'), ...args], { output: 'pipe' }));
       // What both do for the blocks alone, or from the start to the end of pruning.
       const { statistics, prune: solve, propagate } = theirs.seconds;
       const part = blocks ? `, first ${blocks} blocks` : '';
-      for (const { own, seconds, perplexity } of ours) {
+      for (const { own, seconds, peakBytes, perplexity } of ours) {
         bench.results.push({
-          id: `peers ${basename(model)}${part} ${own} ${method} ${pattern}`,
+          id: `peers ${basename(model)}${part} ${own} ${method} ${pattern} ${options.dtype}`,
           part: 'peers',
-          model: `${basename(model)}${part}, ${windows} × ${length} tokens`,
+          model: `${basename(model)}${part}, ${windows} × ${length} tokens, published code in ${options.dtype}`,
           pattern,
           ours: own,
           peer: method,
           median: 1000 * seconds,
           best: 1000 * seconds,
           seconds,
+          peakBytes,
           perplexity,
           peerSeconds: blocks ? statistics + solve + propagate : theirs.secondsToPrune - (theirs.seconds.load ?? 0),
+          peerPeakBytes: theirs.peakBytes.prune,
           peerPerplexity: theirs.prunedPerplexity,
         });
       }

@@ -207,6 +207,9 @@ function peersText(results) {
     seconds(r.seconds),
     seconds(r.peerSeconds),
     times(r.peerSeconds / r.seconds),
+    `${mib(r.peakBytes)} MiB`,
+    `${mib(r.peerPeakBytes)} MiB`,
+    times(r.peerPeakBytes / r.peakBytes),
     r.perplexity?.toFixed(2) ?? '',
     r.peerPerplexity?.toFixed(2) ?? '',
   ];
@@ -223,7 +226,10 @@ function peersText(results) {
     'published',
     'ratio',
   ];
-  const modelTitles = ['model', 'pattern', 'method', 'ours', 'published', 'ratio', 'perplexity', 'published'];
+  const modelTitles = [
+    ...['model', 'pattern', 'method', 'ours', 'published', 'ratio'],
+    ...['peak memory', 'published', 'ratio', 'perplexity', 'published'],
+  ];
   const parts = [];
   if (layers.length > 0)
     parts.push(

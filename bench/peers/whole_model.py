@@ -5,7 +5,8 @@ The protocol is the one of the published scripts: the windows go through the mod
 block; one pass through the still dense block collects the statistics of all its linear layers;
 they are pruned; a second pass through the pruned block makes the inputs of the next. The
 solvers are imported from checkouts of their repositories, with the device name changed to the
-processor; everything runs in float32. One JSON object is printed.
+processor. The model runs in float32 or, with ``--dtype bfloat16``, in what most checkpoints are
+stored in. One JSON object is printed.
 
     python bench/peers/whole_model.py --alps ALPS_CHECKOUT --model models/smollm2-135m \\
         --tokens tokens.json --sparsity 0.5
@@ -148,8 +149,8 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in block.named_modules() if type(module) is nn.Linear}
 
 
-def load_model(folder: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def load_model(folder: Path, dtype: torch.dtype) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     model.config.use_cache = False
     return model
 
@@ -161,7 +162,7 @@ class Caught(Exception):
 def block_inputs(model: Any, windows: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
     """What enters the first block for every window, and the other arguments (mask, positions), equal for all windows."""
     blocks = model.model.layers
-    inputs = torch.zeros((*windows.shape, model.config.hidden_size))
+    inputs = torch.zeros((*windows.shape, model.config.hidden_size), dtype=model.dtype)
     arguments: dict[str, Any] = {}
 
     class Catcher(nn.Module):
@@ -261,7 +262,7 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
     total = 0.0
     for hidden, window in zip(inputs, windows):
         logits = model.lm_head(model.model.norm(hidden[None]))[0]
-        total += nn.functional.cross_entropy(logits[:-1], window[1:], reduction="sum").double().item()
+        total += nn.functional.cross_entropy(logits[:-1].float(), window[1:], reduction="sum").double().item()
     return float(torch.tensor(total / (len(windows) * (windows.shape[1] - 1)), dtype=torch.float64).exp())
 
 
@@ -284,6 +285,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, help="prune only the first blocks")
     parser.add_argument("--calibration-windows", type=int, help="use only the first windows")
     parser.add_argument("--evaluation-windows", type=int, help="use only the first windows")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights and activations")
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
     parser.add_argument("--skip-dense", action="store_true", help="do not evaluate the dense model")
     parser.add_argument("--save", type=Path, help="folder for the pruned model")
@@ -304,10 +306,11 @@ def main() -> None:
     calibration = torch.tensor(tokens["calibration"][: options.calibration_windows])
     evaluation = torch.tensor(tokens["evaluation"][: options.evaluation_windows])
 
+    dtype = getattr(torch, options.dtype)
     clock = Clock()
     peak = {"imports": peak_memory()}
     with clock.phase("load"):
-        model = load_model(options.model)
+        model = load_model(options.model, dtype)
     peak["load"] = peak_memory()
     block_count = min(options.blocks or len(model.model.layers), len(model.model.layers))
     totals = prune_model(model, calibration, lambda linear: solver_class(peer, linear), options.pattern, block_count, clock)
@@ -325,7 +328,7 @@ def main() -> None:
         if not options.skip_dense:
             del model
             with clock.phase("evaluateDense"):
-                result["densePerplexity"] = perplexity(load_model(options.model), evaluation)
+                result["densePerplexity"] = perplexity(load_model(options.model, dtype), evaluation)
     print(
         json.dumps(
             {
@@ -340,6 +343,7 @@ def main() -> None:
                 "secondsToPrune": round(seconds_to_prune, 3),
                 "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
                 "peakBytes": peak,
+                "dtype": options.dtype,
                 "threads": torch.get_num_threads(),
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             },

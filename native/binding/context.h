@@ -2,6 +2,7 @@
 #pragma once
 #include <napi.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -24,6 +25,24 @@ class Kept {
   Napi::ObjectReference reference_;
 };
 
+// What V8 is told of the tensors' memory, so that it collects those that nobody disposed. Each growth makes it look,
+// which takes the event loop milliseconds, and most tensors live as long as that: it is told of growth by a step beyond
+// what it was told before, and when most of that is gone. JavaScript thread only.
+class ReportedMemory {
+ public:
+  void change(Napi::BasicEnv env, int64_t bytes) {
+    live_ += bytes;
+    int64_t step = std::max(smallestStep, reported_ / 4);
+    if (live_ < reported_ + step && live_ >= reported_ / 8) return;
+    Napi::MemoryManagement::AdjustExternalMemory(env, live_ - reported_);
+    reported_ = live_;
+  }
+
+ private:
+  static constexpr int64_t smallestStep = int64_t{64} << 20;
+  int64_t live_ = 0, reported_ = 0;
+};
+
 class Context : public std::enable_shared_from_this<Context> {
  public:
   static std::shared_ptr<Context> create(Napi::Env env);
@@ -35,6 +54,9 @@ class Context : public std::enable_shared_from_this<Context> {
   // JavaScript thread.
   std::shared_ptr<Kept> keep(const Napi::Object& value) { return *kept_.insert(std::make_shared<Kept>(value)).first; }
   void release(const std::shared_ptr<Kept>& kept);
+
+  // Outlives the context where a tensor's finalizer does.
+  const std::shared_ptr<ReportedMemory>& memory() const { return memory_; }
 
   // JavaScript thread: a result is awaited, so the event loop stays alive until it is posted.
   void expectPost(Napi::Env env);
@@ -56,6 +78,7 @@ class Context : public std::enable_shared_from_this<Context> {
   int expected_ = 0;                           // JavaScript thread only
   std::set<std::shared_ptr<Stream>> streams_;  // JavaScript thread only
   std::set<std::shared_ptr<Kept>> kept_;       // JavaScript thread only
+  std::shared_ptr<ReportedMemory> memory_ = std::make_shared<ReportedMemory>();
 };
 
 // The memory of a JavaScript typed array, kept alive while native code reads or writes it.

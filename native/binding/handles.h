@@ -24,7 +24,7 @@ struct TensorHandle {
   Tensor tensor;
   std::shared_ptr<DeviceThread> device;  // whose memory it is
   bool disposed = false;
-  int64_t reported = 0;  // bytes told to V8; views report none
+  std::shared_ptr<ReportedMemory> memory = {};  // which counts its bytes; null for views
 };
 
 inline constexpr napi_type_tag deviceTag = {0x616c70732d707275, 0x6e652d6465766963};

@@ -196,13 +196,13 @@ Napi::Value makeTensor(const Napi::CallbackInfo& info) {
       fail(error.code().c_str(), "Could not allocate ", label.empty() ? "a tensor" : label, ", ", describe(tensor),
            ": ", error.what());
     }
-    handle->reported = static_cast<int64_t>(tensor.bytes());
-    int64_t reported = handle->reported;
+    handle->memory = Context::of(info.Env())->memory();
+    auto [memory, bytes] = std::pair{handle->memory, static_cast<int64_t>(tensor.bytes())};
     auto external = wrapOwned(info.Env(), std::move(handle), tensorTag, [](Napi::BasicEnv env, TensorHandle* h) {
-      if (!h->disposed) Napi::MemoryManagement::AdjustExternalMemory(env, -h->reported);
+      if (!h->disposed) h->memory->change(env, -static_cast<int64_t>(h->tensor.bytes()));
       delete h;
     });
-    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), reported);
+    memory->change(info.Env(), bytes);
     return external;
   });
 }
@@ -233,7 +233,7 @@ Napi::Value disposeTensor(const Napi::CallbackInfo& info) {
     if (!handle.disposed) {
       handle.disposed = true;
       handle.tensor.storage.reset();
-      Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -handle.reported);
+      if (handle.memory) handle.memory->change(info.Env(), -static_cast<int64_t>(handle.tensor.bytes()));
     }
     return info.Env().Undefined();
   });

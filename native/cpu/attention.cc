@@ -7,19 +7,26 @@
 #include <vector>
 
 #include "cpu/cpu_backend.h"
+#include "cpu/pairs.h"
 #include "cpu/sgemm.h"
 
 namespace alps {
 
 namespace {
 
-constexpr int64_t queryBlock = 128, keyBlock = 512;
+constexpr int64_t queryBlock = 128, keyBlock = 10 * pairColumns;
 constexpr int64_t scoreStride = keyBlock + 16;  // not a power of two: rows would share the same few cache sets
 
 // Rows of one head, read in place with the token's row length as stride, or a float32 copy.
 struct Operand {
   const void* data;
   int64_t stride;
+};
+
+// One key head's keys and values of a sequence in packed pairs (pairs.h): keys as columns over the head's dimensions,
+// dimensions as columns over the keys.
+struct PackedHead {
+  RightPairs keys, values;
 };
 
 struct Scratch {
@@ -32,9 +39,11 @@ struct Scratch {
 
 class Attention {
  public:
-  Attention(const Kernels& kernels, bool bf16Products, const Tensor& q, const Tensor& k, const Tensor& v,
-            int64_t headDim, double scale, int64_t window, double softCap)
+  Attention(const Kernels& kernels, const ProductKernels* products, bool bf16Products, const Tensor& q, const Tensor& k,
+            const Tensor& v, int64_t headDim, double scale, int64_t window, double softCap)
       : kernels_(kernels),
+        products_(products),
+        exponentials16_(products ? products->exponentials : kernels.transformer.exponentials16),
         q_(q),
         k_(k),
         v_(v),
@@ -45,13 +54,31 @@ class Attention {
         softCap_(static_cast<float>(softCap)),
         group_(q.columns() / k.columns()) {}
 
-  // Queries [begin, end) of the sequence that starts at token `base`.
-  void run(int64_t base, int64_t head, int64_t begin, int64_t end, const Tensor& out) const {
+  // Queries [begin, end) of the sequence that starts at token `base`. packed: its keys and values where they are.
+  void run(int64_t base, int64_t head, int64_t begin, int64_t end, const PackedHead* packed, const Tensor& out) const {
     Scratch& scratch = ownScratch();
     int64_t rows = end - begin;
-    Operand queries = operand(q_, base + begin, head, rows, scratch.wideQ);
-    attend(scratch, {queries, rows, begin, 1}, base, head / group_);
+    if (packed) {
+      attendPacked(scratch,
+                   {q_.as<bf16_t>() + (base + begin) * q_.columns() + head * headDim_, q_.columns(), nullptr, 0}, begin,
+                   rows, *packed);
+    } else {
+      Operand queries = operand(q_, base + begin, head, rows, scratch.wideQ);
+      attend(scratch, {queries, rows, begin, 1}, base, head / group_);
+    }
     for (int64_t i = 0; i < rows; i++) finish(scratch, i, (base + begin + i) * q_.columns() + head * headDim_, out);
+  }
+
+  // Keys and values of a part: a key head of a sequence.
+  void pack(int64_t part, int64_t sequence, uint32_t* keys, uint32_t* values) const {
+    int64_t width = k_.columns(), heads = width / headDim_,
+            at = part / heads * sequence * width + part % heads * headDim_;
+    for (int64_t j = 0; j < sequence; j += pairColumns)
+      products_->packRows(k_.as<bf16_t>() + at + j * width, width, headDim_, std::min(pairColumns, sequence - j),
+                          keys + j * pairsOf(headDim_));
+    for (int64_t j = 0; j < headDim_; j += pairColumns)
+      products_->packColumns(v_.as<bf16_t>() + at + j, width, sequence, std::min(pairColumns, headDim_ - j),
+                             values + j * pairsOf(sequence));
   }
 
   // The query heads of one key head, of token `row` of q, which stands at `position` of the sequence that starts at row
@@ -78,21 +105,58 @@ class Attention {
     int64_t rows, begin, step;
   };
 
+  void prepare(Scratch& scratch, int64_t rows) const {
+    scratch.sums.resize(static_cast<size_t>(queryBlock * headDim_));
+    scratch.scores16.resize(scratch.scores.size());
+    std::fill_n(scratch.peak, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(scratch.total, rows, 0.0f);
+  }
+
+  // As attend(), for queries from position `begin` on. Blocks on the diagonal are multiplied as far as a query sees.
+  void attendPacked(Scratch& scratch, const LeftPairs& queries, int64_t begin, int64_t rows,
+                    const PackedHead& packed) const {
+    prepare(scratch, rows);
+    int64_t end = begin + rows;
+    int64_t start = window_ > 0 ? std::max<int64_t>(0, begin - window_ + 1) / pairColumns * pairColumns : 0;
+    for (int64_t first = start; first < end; first += keyBlock) {
+      int64_t count = std::min(keyBlock, end - first);
+      for (int64_t j = 0; j < count; j += pairColumns) {
+        int64_t i =
+            std::max<int64_t>(0, first + j - begin) / pairRows * pairRows;  // queries before it see none of these
+        multiplyPairs(*products_, queries, i, rows - i, {packed.keys.at(first + j, 0), packed.keys.pairs},
+                      std::min(pairColumns, count - j), headDim_, scale_, 0,
+                      scratch.scores.data() + i * scoreStride + j, scoreStride);
+      }
+      for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i, first, count, first == start);
+      LeftPairs weights{scratch.scores16.data(), scoreStride, nullptr, 0};
+      RightPairs values{packed.values.at(0, first / 2), packed.values.pairs};
+      for (int64_t i = 0, height; i < rows; i += height) {
+        height = std::min(pairRows, rows - i);
+        int64_t seen = std::min(count, begin + i + height - first);
+        if (seen > 0)
+          multiplyPairs(*products_, weights, i, height, values, headDim_, seen, 1, first == start ? 0 : 1,
+                        scratch.sums.data() + i * headDim_, headDim_);
+      }
+    }
+  }
+
   // Leaves in the scratch what every query attends to, not yet divided by its total.
   void attend(Scratch& scratch, const Queries& queries, int64_t base, int64_t kvHead) const {
     auto [operandOfQ, rows, begin, step] = queries;
     int64_t end = begin + (rows - 1) * step + 1;
-    scratch.sums.resize(static_cast<size_t>(queryBlock * headDim_));
-    if (bf16Products_) scratch.scores16.resize(scratch.scores.size());
-    std::fill_n(scratch.peak, rows, -std::numeric_limits<float>::infinity());
-    std::fill_n(scratch.total, rows, 0.0f);
+    prepare(scratch, rows);
     int64_t start = window_ > 0 ? std::max<int64_t>(0, begin - window_ + 1) : 0;
     for (int64_t first = start; first < end; first += keyBlock) {
       int64_t count = std::min(keyBlock, end - first);
       Operand keys = operand(k_, base + first, kvHead, count, scratch.wideK);
       Operand values = operand(v_, base + first, kvHead, count, scratch.wideV);
       product(true, rows, count, headDim_, operandOfQ, keys, 0, scratch.scores.data(), scoreStride);
-      for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i * step, first, count, first == start);
+      // Not by the product, see gemm.cc.
+      for (int64_t i = 0; i < rows; i++) {
+        float* row = scratch.scores.data() + i * scoreStride;
+        kernels_.scale(row, scale_, nullptr, row, static_cast<size_t>(count));
+        softmaxRow(scratch, i, begin + i * step, first, count, first == start);
+      }
       Operand weights{scratch.scores.data(), scoreStride};
       if (bf16Products_) weights.data = scratch.scores16.data();
       product(false, rows, headDim_, count, weights, values, first == start ? 0 : 1, scratch.sums.data(), headDim_);
@@ -140,13 +204,12 @@ class Attention {
     float* row = scratch.scores.data() + i * scoreStride;
     size_t seen = static_cast<size_t>(high - low);
     if (seen > 0) {
-      kernels_.scale(row + low, scale_, nullptr, row + low, seen);  // not by the product, see gemm.cc
       if (softCap_ > 0) kernels_.transformer.softCap(row + low, softCap_, seen);
       float before = scratch.peak[i], peak = std::max(before, kernels_.transformer.maximum(row + low, seen));
       float factor = before == peak ? 1.0f : std::exp(before - peak);
       float* sums = scratch.sums.data() + i * headDim_;
       if (factor != 1 && !isFirst) kernels_.scale(sums, factor, nullptr, sums, static_cast<size_t>(headDim_));
-      float sum = bf16Products_ ? kernels_.transformer.exponentials16(row + low, peak, row16(scratch, i) + low, seen)
+      float sum = bf16Products_ ? exponentials16_(row + low, peak, row16(scratch, i) + low, seen)
                                 : kernels_.transformer.exponentials(row + low, peak, row + low, seen);
       scratch.total[i] = scratch.total[i] * factor + sum;
       scratch.peak[i] = peak;
@@ -163,6 +226,8 @@ class Attention {
   static bf16_t* row16(Scratch& scratch, int64_t i) { return scratch.scores16.data() + i * scoreStride; }
 
   const Kernels& kernels_;
+  const ProductKernels* products_;
+  decltype(TransformerKernels::exponentials16) exponentials16_;
   const Tensor &q_, &k_, &v_;
   bool bf16Products_;
   int64_t headDim_;
@@ -177,14 +242,33 @@ class Attention {
 void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t headDim, int64_t sequence, double scale,
                            int64_t window, double softCap) {
   if (q.size() == 0) return;
-  int64_t heads = q.columns() / headDim, parts = q.rows() / sequence * heads;
+  bool pairs = q.dtype == DType::bf16 && products_;
+  Attention attention(kernels_, products_, pairs || (q.dtype == DType::bf16 && bf16InHardware()), q, k, v, headDim,
+                      scale, window, softCap);
+  int64_t kvHeads = k.columns() / headDim, group = q.columns() / k.columns(), parts = q.rows() / sequence * kvHeads;
   int64_t blocks = (sequence + queryBlock - 1) / queryBlock;
-  Attention attention(kernels_, q.dtype == DType::bf16 && bf16InHardware(), q, k, v, headDim, scale, window, softCap);
-  pool_.run(parts * blocks, [&](int64_t task) {
-    int64_t block = blocks - 1 - task / parts, part = task % parts;  // the longest first
-    int64_t begin = block * queryBlock;
-    attention.run(part / heads * sequence, part % heads, begin, std::min(sequence, begin + queryBlock), out);
-  });
+  // A part is a key head of a sequence; with packed keys and values some at a time.
+  int64_t keySize = packedSize(sequence, headDim), valueSize = packedSize(headDim, sequence);
+  int64_t together = pairs ? std::clamp<int64_t>(mostPacked / (keySize + valueSize) / 4, 1, parts) : parts;
+  for (int64_t first = 0; first < parts; first += together) {
+    int64_t count = std::min(together, parts - first);
+    if (pairs) {
+      leftPairs_.resize(std::max(leftPairs_.size(), static_cast<size_t>(count * keySize)));
+      rightPairs_.resize(std::max(rightPairs_.size(), static_cast<size_t>(count * valueSize)));
+      pool_.run(count, [&](int64_t i) {
+        attention.pack(first + i, sequence, leftPairs_.data() + i * keySize, rightPairs_.data() + i * valueSize);
+      });
+    }
+    int64_t heads = count * group;
+    pool_.run(heads * blocks, [&](int64_t task) {
+      int64_t block = blocks - 1 - task / heads, begin = block * queryBlock;  // the longest first
+      int64_t i = task % heads / group, part = first + i, head = part % kvHeads * group + task % group;
+      PackedHead packed{{leftPairs_.data() + i * keySize, pairsOf(headDim)},
+                        {rightPairs_.data() + i * valueSize, pairsOf(sequence)}};
+      attention.run(part / kvHeads * sequence, head, begin, std::min(sequence, begin + queryBlock),
+                    pairs ? &packed : nullptr, out);
+    });
+  }
 }
 
 void CpuBackend::attentionStep(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor out, int64_t headDim,
@@ -192,8 +276,8 @@ void CpuBackend::attentionStep(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor
   if (q.size() == 0) return;
   int64_t sequences = q.rows(), length = keys.rows() / sequences, kvHeads = k.columns() / headDim;
   size_t bytes = static_cast<size_t>(k.columns()) * sizeOf(k.dtype);
-  Attention attention(kernels_, q.dtype == DType::bf16 && bf16InHardware(), q, keys, values, headDim, scale, window,
-                      softCap);
+  Attention attention(kernels_, nullptr, q.dtype == DType::bf16 && bf16InHardware(), q, keys, values, headDim, scale,
+                      window, softCap);
   pool_.run(sequences * kvHeads, [&](int64_t task) {
     int64_t i = task / kvHeads, kvHead = task % kvHeads, row = i * length + position;
     size_t headBytes = bytes / static_cast<size_t>(kvHeads);

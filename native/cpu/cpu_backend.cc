@@ -44,6 +44,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
     : options_(options),
       account_(std::make_shared<Account>()),
       kernels_(chooseKernels(options.isa)),
+      products_(chooseProducts(kernels_)),
       pool_(options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency())) {
   if (options_.memoryLimit == 0) options_.memoryLimit = machineMemory() / 10 * 9;
 }

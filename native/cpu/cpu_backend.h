@@ -77,13 +77,17 @@ class CpuBackend final : public Backend {
  private:
   bool bf16InHardware() const;
   void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
+  void packColumns(const bf16_t* x, int64_t columns, int64_t k, std::vector<uint32_t>& packed);
+  void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool symmetric, float alpha, float beta);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                 Counts rowEnds, Counts keep, std::vector<Expected>* expected);
 
   struct Account;  // bytes in use against the limit, shared with the storages
   BackendOptions options_;
   std::shared_ptr<Account> account_;
-  const Kernels& kernels_;  // the loops for this machine's instruction set
+  const Kernels& kernels_;                        // the loops for this machine's instruction set
+  const ProductKernels* products_;                // null: oneDNN multiplies bfloat16
+  std::vector<uint32_t> leftPairs_, rightPairs_;  // packed factors of the product that runs, kept for the next
   ThreadPool pool_;
 };
 

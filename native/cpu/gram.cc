@@ -24,6 +24,7 @@ void CpuBackend::gramAccumulate(Tensor x, Tensor gram) {
   int64_t tokens = x.dim(0), n = x.dim(1), block = blockFor(n), count = (n + block - 1) / block;
   bool hardware = bf16InHardware(), widens = x.dtype == DType::bf16 && !hardware;
   if (tokens == 0 || n == 0) return;
+  if (x.dtype == DType::bf16 && products_) return pairProduct(x, x, gram, true, 1, 1);
   // gram[i, j] += x[t .. t + depth, i]ᵀ x[t .. t + depth, j]
   auto product = [&](int64_t t, int64_t depth, int64_t i, int64_t rows, int64_t j, int64_t columns) {
     float* out = gram.as() + i * n + j;

@@ -10,7 +10,8 @@ namespace alps {
 
 namespace scalar {
 extern const Kernels table;
-}
+extern const ProductKernels products;
+}  // namespace scalar
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels table;
@@ -18,12 +19,20 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512bf16 {
+extern const ProductKernels products;
+}
 
 namespace {
 // __builtin_cpu_supports() of Clang does not know it.
 bool hasF16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+bool hasTiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & 1u << 22) != 0;  // AMX-BF16
 }
 }  // namespace
 #endif
@@ -52,6 +61,15 @@ bool machineHasBf16Products() {
 #else
   return false;
 #endif
+}
+
+const ProductKernels* chooseProducts(const Kernels& kernels) {
+  std::string isa = kernels.isa;
+  if (isa == "scalar") return &scalar::products;
+#if defined(__x86_64__)
+  if (isa == "avx512" && machineHasBf16Products() && !hasTiles()) return &avx512bf16::products;
+#endif
+  return nullptr;
 }
 
 }  // namespace alps

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "cpu/kernels_products.h"
 #include "cpu/kernels_pruning.h"
 #include "cpu/kernels_transformer.h"
 
@@ -35,5 +36,9 @@ struct Kernels {
 // The best set that this machine has and `isa` allows (empty: any). Fails with NO_DEVICE when the machine lacks `isa`.
 const Kernels& chooseKernels(const std::string& isa);
 bool machineHasBf16Products();
+
+// The loops of bfloat16 products for the same set, null where oneDNN's are the better ones: without instructions for
+// them, and with tiles (AMX). The scalar set has them so that they are tested on any machine.
+const ProductKernels* chooseProducts(const Kernels& kernels);
 
 }  // namespace alps

@@ -84,13 +84,19 @@ TEST_CASE("attention") {
   struct Case {
     int64_t sequence, headDim, window;
     double softCap;
+    int64_t windows = 2;
   };
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);
-    for (const Case& shape : {Case{1, 1, 0, 0}, {5, 3, 2, 0}, {33, 16, 0, 2}, {130, 7, 100, 0}, {530, 4, 3, 0}}) {
+    for (const Case& shape : {Case{1, 1, 0, 0},
+                              {5, 3, 2, 0},
+                              {33, 16, 0, 2},
+                              {130, 7, 100, 0},
+                              {530, 4, 3, 0},
+                              {2, 64, 0, 0, /* windows = */ 2700}}) {  // more than are packed at a time
       for (DType dtype : {DType::f32, DType::bf16}) {
         CAPTURE(shape.sequence);
-        const int64_t windows = 2, kvHeads = 2, heads = 4, d = shape.headDim, tokens = windows * shape.sequence;
+        const int64_t kvHeads = 2, heads = 4, d = shape.headDim, tokens = shape.windows * shape.sequence;
         Tensor q = normal(dtype, {tokens, heads * d}, 1), k = normal(dtype, {tokens, kvHeads * d}, 2);
         Tensor v = normal(dtype, {tokens, kvHeads * d}, 3), out = zeros(dtype, {tokens, heads * d});
         device->attention(q, k, v, out, d, shape.sequence, 0.3, shape.window, shape.softCap);

@@ -1,0 +1,27 @@
+// Loops of bfloat16 products; see cpu/kernels.h. A pair is two numbers that follow one another in the sum, the first in
+// the low half: what an instruction for bfloat16 products takes.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace alps {
+
+// Rows and columns of one call at most. Packed pairs lie in panels, [pairs, pairColumns], zeros behind the last column.
+constexpr int64_t pairRows = 8, pairColumns = 48;
+
+struct ProductKernels {
+  // c [rows, columns] = alpha Σ_p a(i, p) · panel(p, j) + beta c, in float32. The pair a(i, p) is at a + i rowBytes + p
+  // pairBytes; rows of c are ldc apart. c is not read for beta = 0.
+  void (*pairs)(int64_t rows, int64_t columns, int64_t pairs, const void* a, int64_t rowBytes, int64_t pairBytes,
+                const uint32_t* panel, float alpha, float beta, float* c, int64_t ldc);
+  // A panel of the columns of x [k, columns]: pairs of rows.
+  void (*packColumns)(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel);
+  // A panel of the rows of x [columns, k], turned.
+  void (*packRows)(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel);
+  // TransformerKernels::exponentials16, rounded by the machine's instruction.
+  float (*exponentials)(const float* x, float shift, bf16_t* out, size_t n);
+};
+
+}  // namespace alps

@@ -1,0 +1,45 @@
+// Products of bfloat16 numbers by the loops of kernels_products.h, with float32 sums. oneDNN packs both factors for
+// every tile; here what has to be packed is packed once, and a left factor whose rows lie as they are summed is read in
+// place. An element's sum is in one order, whatever is computed beside it.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "core/tensor.h"
+#include "cpu/kernels_products.h"
+
+namespace alps {
+
+constexpr int64_t pairsOf(int64_t k) { return (k + 1) / 2; }
+constexpr int64_t panelsOf(int64_t columns) { return (columns + pairColumns - 1) / pairColumns; }
+// Packed pairs of k numbers for some columns.
+constexpr int64_t packedSize(int64_t columns, int64_t k) { return panelsOf(columns) * pairsOf(k) * pairColumns; }
+
+// Pairs that are summed in one go: a panel's piece stays in the nearest cache.
+constexpr int64_t pairsTogether = 192;
+
+// Bytes of packed pairs at a time, about.
+constexpr int64_t mostPacked = int64_t{32} << 20;
+
+// A left factor: rows as they lie, of bf16 and `ld` apart, or packed, with `pairs` in each panel.
+struct LeftPairs {
+  const bf16_t* rows;
+  int64_t ld;
+  const uint32_t* packed;
+  int64_t pairs;
+};
+
+// A right factor, packed: panels from their first pair on that counts, `pairs` in each.
+struct RightPairs {
+  const uint32_t* panels;
+  int64_t pairs;
+  const uint32_t* at(int64_t column, int64_t pair) const {
+    return panels + (column / pairColumns * pairs + pair) * pairColumns;
+  }
+};
+
+// c [rows, columns] = alpha · left · right + beta c, over k numbers; of the left factor the rows from `row` on.
+void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t row, int64_t rows, RightPairs right,
+                   int64_t columns, int64_t k, float alpha, float beta, float* c, int64_t ldc);
+
+}  // namespace alps
