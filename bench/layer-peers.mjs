@@ -20,7 +20,8 @@ const script = fileURLToPath(new URL('peers/layer.py', import.meta.url));
 export const ours = {
   'alps-ladder': { against: 'alps', options: {} },
   'alps-ladder-bf16': { against: 'alps', options: { precision: 'bfloat16' } },
-  'alps-balanced': { against: 'alps', options: { preset: 'balanced' } },
+  'alps-balanced': { against: 'alps', options: { preset: 'balanced', mixedPrecision: false } },
+  'alps-balanced-mixed': { against: 'alps', options: { preset: 'balanced' } },
   'alps-published': { against: 'alps', options: { schedule: 'alps', metric: 'diagonal' } },
   sparsegpt: { against: 'sparsegpt', options: { method: 'sparsegpt' } },
   wanda: { against: 'wanda', options: { method: 'wanda', errors: false } },

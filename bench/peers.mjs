@@ -52,6 +52,7 @@ const folders = Object.entries({ ...peers, model: options.model, text: options.t
 if (Object.keys(peers).length === 0)
   throw new Error('--alps, --sparsegpt, --wanda, --dsnot: checkouts of the published code');
 for (const [name, path] of folders) if (path && !existsSync(path)) throw new Error(`--${name}: ${path} does not exist`);
+if (!['float32', 'bfloat16'].includes(options.dtype)) throw new Error('--dtype: float32 or bfloat16');
 if (options.model && !options.text)
   throw new Error('--model needs --text, a folder with calibration.jsonl and held-out.jsonl');
 
@@ -120,7 +121,10 @@ async function layers() {
     options.shapes ?? (options.quick ? '128x128' : '576x576,576x1536,1536x576,1024x1024,2048x2048,4096x1024');
   const patterns = (options.patterns ?? (options.quick ? '0.7' : '0.5,0.7,0.9,2:4')).split(',');
   const names = Object.keys(ours).filter(
-    (name) => peers[ours[name].checkout ?? ours[name].against] && !/bf16/.test(name),
+    (name) =>
+      peers[ours[name].checkout ?? ours[name].against] &&
+      !/bf16/.test(name) &&
+      (!/mixed/.test(name) || device.info().bf16Products),
   );
   const methods = [...new Set(names.map((name) => ours[name].against))];
   const onEntry = (entry) => {

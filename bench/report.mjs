@@ -167,7 +167,8 @@ function growthText(results) {
 
 const oursTitles = {
   'alps-ladder': 'ALPS',
-  'alps-balanced': 'ALPS, balanced',
+  'alps-balanced': 'ALPS, balanced in float32',
+  'alps-balanced-mixed': 'ALPS, balanced',
   'alps-published': 'ALPS, published schedule',
   alps: 'ALPS',
   'alps-own-targets': 'ALPS without dense targets',
@@ -207,9 +208,9 @@ function peersText(results) {
     seconds(r.seconds),
     seconds(r.peerSeconds),
     times(r.peerSeconds / r.seconds),
-    `${mib(r.peakBytes)} MiB`,
-    `${mib(r.peerPeakBytes)} MiB`,
-    times(r.peerPeakBytes / r.peakBytes),
+    ...(r.peakBytes
+      ? [`${mib(r.peakBytes)} MiB`, `${mib(r.peerPeakBytes)} MiB`, times(r.peerPeakBytes / r.peakBytes)]
+      : ['', '', '']),
     r.perplexity?.toFixed(2) ?? '',
     r.peerPerplexity?.toFixed(2) ?? '',
   ];
@@ -233,7 +234,7 @@ function peersText(results) {
   const parts = [];
   if (layers.length > 0)
     parts.push(
-      'Synthetic layers (outputs × inputs) of float32, the same for both, as many threads for both; the best of three. Ours is the whole call, with copies, ' +
+      'Synthetic layers (outputs × inputs) of float32, the same for both (`balanced` has ADMM’s products in bfloat16 where the processor multiplies it), as many threads for both; the best of three. Ours is the whole call, with copies, ' +
         'checks and, for ALPS and SparseGPT, the error (the others run with `errors: false`); the published code starts with the Gram matrix (Wanda, DSnoT: the sums) and ends with the pruned weight, as the solve ' +
         'does. Ratios of times above 1 are in our favour, of errors below 1.\n\n' +
         table(layerTitles, layers.map(layerRow)),

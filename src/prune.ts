@@ -24,6 +24,7 @@ import { type DenseTarget, type DenseTargetOptions, parseDenseTarget } from './p
 import {
   flag,
   isRowwise,
+  onDevices,
   type ParsedPruningOptions,
   type PruningOptions,
   parsePruningOptions,
@@ -72,7 +73,7 @@ export interface PruneOptions extends PruningOptions {
   threads?: number;
   /** Of each device. */
   memoryLimit?: number;
-  /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
+  /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. See also `mixedPrecision`. */
   precision?: Precision | 'auto';
   /** Whether an existing folder may be replaced. Default false. */
   overwrite?: boolean;
@@ -157,7 +158,7 @@ export interface PruneReport {
  */
 export async function prune(given: PruneOptions): Promise<PruneReport> {
   const began = performance.now();
-  const parsed = parsePruneOptions(given);
+  const asked = parsePruneOptions(given);
   const options = withPreset(given);
   const { signal } = options;
   const onEvent = announcerOf(options);
@@ -166,6 +167,7 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
   let writer: CheckpointWriter | undefined;
   try {
     const devices = openDevices(options.device ?? 'auto', deviceOptions(options));
+    const parsed = onDevices(asked, devices);
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, ...devices);
     await using team = new Team(devices, signal);
     const models = openModels(checkpoint, team, precision, options);

@@ -194,14 +194,17 @@ describe.each(opDevices())('attention on %s', (isa) => {
     expect(nmse(await attention(device, 'float32', given, options), expected)).toBeLessThan(1e-4);
   });
 
-  test('a NaN in a key reaches every query that sees it, and none before', async () => {
-    const options: Case = { windows: 1, sequence: 300, heads: 2, kvHeads: 1, headDim: 8, window: 0 };
-    const given = inputs(options);
-    given.k[200 * 8 + 3] = Number.NaN;
-    const out = await attention(device, 'float32', given, options);
-    expect(out.findIndex(Number.isNaN)).toBe(200 * 16);
-    expect(out.subarray(200 * 16).every(Number.isNaN)).toBe(true);
-  });
+  test.each(['float32', 'bfloat16'] as const)(
+    'a NaN in a key reaches every query that sees it, and none before: %s',
+    async (kind) => {
+      const options: Case = { windows: 1, sequence: 300, heads: 2, kvHeads: 1, headDim: 8, window: 0 };
+      const given = inputs(options);
+      given.k[200 * 8 + 3] = Number.NaN;
+      const out = await attention(device, kind, given, options);
+      expect(out.findIndex(Number.isNaN)).toBe(200 * 16);
+      expect(out.subarray(200 * 16).every(Number.isNaN)).toBe(true);
+    },
+  );
 
   // All weights are equal: a query's output is the mean of the values it sees, which are 1, 2, 3, ... One key too many
   // or too few at either end moves it by a half, which is more than bfloat16's rounding as long as it is below 128.

@@ -1,4 +1,5 @@
 import fc from 'fast-check';
+import { Device } from '../src/device/device.js';
 import { pruneLayer } from '../src/pruning/prune-layer.js';
 import { syntheticLayer } from './helpers/layers.js';
 import { exactRefit, referenceAlps, relativeError, type TestPattern, topMask } from './helpers/reference-alps.js';
@@ -61,6 +62,23 @@ describe('pruneLayer', () => {
     expect(relaxed.weight).not.toEqual(plain.weight);
   });
 
+  test.each(['cpu', 'cuda:0'] as const)(
+    'mixed precision on %s: the search in bfloat16 where the device has it',
+    async (name) => {
+      const device = Device.open(name);
+      const given = { weight, shape, gram, sparsity: 0.7, device };
+      const { bf16Products } = device.info();
+      const [wide, mixed, narrow] = [
+        await pruneLayer(given),
+        await pruneLayer({ ...given, mixedPrecision: true }),
+        await pruneLayer({ ...given, precision: 'bfloat16' }),
+      ];
+      expect(mixed.weight).toEqual(bf16Products ? narrow.weight : wide.weight);
+      expect(narrow.weight).not.toEqual(wide.weight);
+      expect(Math.abs(narrow.error / wide.error - 1)).toBeLessThan(0.01);
+    },
+  );
+
   test.each(patterns)('%j: the reported error is that of the returned weights', async (pattern) => {
     const result = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern) });
     const error = relativeError(weight, result.weight, gram, m, n);
@@ -82,9 +100,13 @@ describe('pruneLayer', () => {
     async (pattern) => {
       const given = { weight, shape, gram, ...optionsOf(pattern) };
       const balanced = await pruneLayer({ ...given, preset: 'balanced' });
-      const spelled = await pruneLayer({ ...given, schedule: 'short', refineIterations: 4 });
+      const short = { schedule: 'short', refineIterations: 4 } as const;
+      const spelled = await pruneLayer({ ...given, ...short, mixedPrecision: true });
       const theirs = await pruneLayer({ ...given, ...published });
       expect(balanced.weight).toEqual(spelled.weight);
+      const inFull = (await pruneLayer({ ...given, ...short })).weight;
+      for (const full of [{ mixedPrecision: false }, { precision: 'float32' }] as const)
+        expect((await pruneLayer({ ...given, preset: 'balanced', ...full })).weight).toEqual(inFull);
       expect(balanced.iterations).toBe(22);
       expect(balanced.error).toBeLessThan(1.06 * theirs.error);
     },

@@ -81,6 +81,11 @@ describe('bad options are refused in words', () => {
       'Expected an integer of at least 0 for refineIterations but received 0.5 of type number',
     ],
     [
+      'mixed precision that is no flag',
+      { mixedPrecision: 'on' as unknown as boolean },
+      'Expected true or false for mixedPrecision but received "on" of type string',
+    ],
+    [
       'an unknown precision',
       { precision: 'int8' },
       'Expected "float32" or "bfloat16" for precision but received "int8" of type string',

@@ -27,13 +27,13 @@ class Kept {
 
 // What V8 is told of the tensors' memory, so that it collects those that nobody disposed. Each growth makes it look,
 // which takes the event loop milliseconds, and most tensors live as long as that: it is told of growth by a step beyond
-// what it was told before, and when most of that is gone. JavaScript thread only.
+// what it was told before, and when half of that is gone. JavaScript thread only.
 class ReportedMemory {
  public:
   void change(Napi::BasicEnv env, int64_t bytes) {
     live_ += bytes;
     int64_t step = std::max(smallestStep, reported_ / 4);
-    if (live_ < reported_ + step && live_ >= reported_ / 8) return;
+    if (live_ < reported_ + step && live_ >= reported_ / 2) return;
     Napi::MemoryManagement::AdjustExternalMemory(env, live_ - reported_);
     reported_ = live_;
   }

@@ -107,7 +107,7 @@ class Attention {
 
   void prepare(Scratch& scratch, int64_t rows) const {
     scratch.sums.resize(static_cast<size_t>(queryBlock * headDim_));
-    scratch.scores16.resize(scratch.scores.size());
+    if (bf16Products_) scratch.scores16.resize(scratch.scores.size());
     std::fill_n(scratch.peak, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(scratch.total, rows, 0.0f);
   }
@@ -253,8 +253,7 @@ void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t hea
   for (int64_t first = 0; first < parts; first += together) {
     int64_t count = std::min(together, parts - first);
     if (pairs) {
-      leftPairs_.resize(std::max(leftPairs_.size(), static_cast<size_t>(count * keySize)));
-      rightPairs_.resize(std::max(rightPairs_.size(), static_cast<size_t>(count * valueSize)));
+      makeRoom(leftPairs_, count * keySize), makeRoom(rightPairs_, count * valueSize);
       pool_.run(count, [&](int64_t i) {
         attention.pack(first + i, sequence, leftPairs_.data() + i * keySize, rightPairs_.data() + i * valueSize);
       });
@@ -263,12 +262,15 @@ void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t hea
     pool_.run(heads * blocks, [&](int64_t task) {
       int64_t block = blocks - 1 - task / heads, begin = block * queryBlock;  // the longest first
       int64_t i = task % heads / group, part = first + i, head = part % kvHeads * group + task % group;
-      PackedHead packed{{leftPairs_.data() + i * keySize, pairsOf(headDim)},
-                        {rightPairs_.data() + i * valueSize, pairsOf(sequence)}};
+      PackedHead packed{};
+      if (pairs)
+        packed = {{leftPairs_.data() + i * keySize, pairsOf(headDim)},
+                  {rightPairs_.data() + i * valueSize, pairsOf(sequence)}};
       attention.run(part / kvHeads * sequence, head, begin, std::min(sequence, begin + queryBlock),
                     pairs ? &packed : nullptr, out);
     });
   }
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
 }
 
 void CpuBackend::attentionStep(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor out, int64_t headDim,

@@ -44,7 +44,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
     : options_(options),
       account_(std::make_shared<Account>()),
       kernels_(chooseKernels(options.isa)),
-      products_(chooseProducts(kernels_)),
+      products_(chooseProducts(options.isa, kernels_)),
       pool_(options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency())) {
   if (options_.memoryLimit == 0) options_.memoryLimit = machineMemory() / 10 * 9;
 }
@@ -53,7 +53,7 @@ DeviceInfo CpuBackend::info() const {
   DeviceInfo info;
   info.name = "cpu";
   info.isa = kernels_.isa;
-  info.bf16Products = machineHasBf16Products();
+  info.bf16Products = bf16InHardware();
   info.threads = pool_.threads();
   info.memoryLimit = options_.memoryLimit;
   info.memoryUsed = account_->used;

@@ -1,6 +1,7 @@
 #include "cpu/kernels.h"
 
 #include "core/error.h"
+#include "cpu/sgemm.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -28,11 +29,6 @@ namespace {
 bool hasF16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-}
-
-bool hasTiles() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & 1u << 22) != 0;  // AMX-BF16
 }
 }  // namespace
 #endif
@@ -63,11 +59,11 @@ bool machineHasBf16Products() {
 #endif
 }
 
-const ProductKernels* chooseProducts(const Kernels& kernels) {
-  std::string isa = kernels.isa;
-  if (isa == "scalar") return &scalar::products;
+const ProductKernels* chooseProducts(const std::string& asked, const Kernels& kernels) {
+  if (asked == "scalar") return &scalar::products;
 #if defined(__x86_64__)
-  if (isa == "avx512" && machineHasBf16Products() && !hasTiles()) return &avx512bf16::products;
+  if (std::string(kernels.isa) == "avx512" && machineHasBf16Products() && !multipliesTiles())
+    return &avx512bf16::products;
 #endif
   return nullptr;
 }

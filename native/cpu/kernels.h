@@ -37,8 +37,8 @@ struct Kernels {
 const Kernels& chooseKernels(const std::string& isa);
 bool machineHasBf16Products();
 
-// The loops of bfloat16 products for the same set, null where oneDNN's are the better ones: without instructions for
-// them, and with tiles (AMX). The scalar set has them so that they are tested on any machine.
-const ProductKernels* chooseProducts(const Kernels& kernels);
+// The loops of bfloat16 products, null where oneDNN's are the better ones: without instructions for them, and with
+// tiles (AMX). Where the scalar set was asked for, its own, so that they are tested on any machine.
+const ProductKernels* chooseProducts(const std::string& asked, const Kernels& kernels);
 
 }  // namespace alps

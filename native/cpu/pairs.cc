@@ -1,6 +1,5 @@
 #include "cpu/pairs.h"
 
-#include "core/stream.h"
 #include "cpu/cpu_backend.h"
 
 namespace alps {
@@ -42,6 +41,16 @@ void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t
   }
 }
 
+void makeRoom(std::vector<uint32_t>& packed, int64_t size) {
+  if (packed.size() >= static_cast<size_t>(size)) return;
+  packed = {};  // not copied
+  packed.resize(static_cast<size_t>(size));
+}
+
+void dropLarge(std::vector<uint32_t>& packed) {
+  if (packed.size() * sizeof packed[0] > mostPacked) packed = {};
+}
+
 namespace {
 
 // A tile of a product, [rows, columns] from row i and column j on.
@@ -56,7 +65,7 @@ int64_t tileFor(int64_t m, int64_t n) { return m * n < 8 * 192 * 8 * 192 ? 96 : 
 
 // The columns of x [k, columns] in panels, into one of the backend's buffers.
 void CpuBackend::packColumns(const bf16_t* x, int64_t columns, int64_t k, std::vector<uint32_t>& packed) {
-  packed.resize(std::max(packed.size(), static_cast<size_t>(packedSize(columns, k))));
+  makeRoom(packed, packedSize(columns, k));
   pool_.run(panelsOf(columns), [&](int64_t panel) {
     int64_t j = panel * pairColumns;
     products_->packColumns(x + j, columns, k, std::min(pairColumns, columns - j),
@@ -94,6 +103,7 @@ void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out
       }
     });
   }
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
 }
 
 }  // namespace alps

@@ -21,6 +21,11 @@ constexpr int64_t pairsTogether = 192;
 // Bytes of packed pairs at a time, about.
 constexpr int64_t mostPacked = int64_t{32} << 20;
 
+// Room for packed pairs, whose content is of no further use.
+void makeRoom(std::vector<uint32_t>& packed, int64_t size);
+// What one product needed beyond the usual is not kept for the next.
+void dropLarge(std::vector<uint32_t>& packed);
+
 // A left factor: rows as they lie, of bf16 and `ld` apart, or packed, with `pairs` in each panel.
 struct LeftPairs {
   const bf16_t* rows;

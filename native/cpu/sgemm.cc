@@ -26,8 +26,10 @@ void check(dnnl_status_t status, const char* call) {
 // first do not.
 bool isFarApart(int64_t ld) { return ld % 512 == 0; }
 
+bool uses(dnnl_cpu_isa_t isa) { return (dnnl_get_effective_cpu_isa() & isa) == isa; }
+
 bool packsNarrowColumns() {
-  static const bool narrow = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core) != dnnl_cpu_isa_avx512_core;
+  static const bool narrow = !uses(dnnl_cpu_isa_avx512_core);
   return narrow;
 }
 
@@ -53,6 +55,8 @@ int64_t pieceOf(bool copies, int64_t columns, int64_t k) {
 }
 
 }  // namespace
+
+bool multipliesTiles() { return uses(dnnl_cpu_isa_avx512_core_amx); }
 
 void sgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {

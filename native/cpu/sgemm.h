@@ -10,6 +10,9 @@ namespace alps {
 void sgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
            const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
 
+// Whether bfloat16 products are on tiles (AMX).
+bool multipliesTiles();
+
 // The same with bfloat16 inputs and float32 accumulation; only where machineHasBf16Products().
 void bgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, const bf16_t* a, int64_t lda,
            const bf16_t* b, int64_t ldb, float beta, float* c, int64_t ldc);

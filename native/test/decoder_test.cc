@@ -93,6 +93,7 @@ TEST_CASE("attention") {
                               {33, 16, 0, 2},
                               {130, 7, 100, 0},
                               {530, 4, 3, 0},
+                              {401, 385, 0, 0, /* windows = */ 1},     // odd sums of more than one piece
                               {2, 64, 0, 0, /* windows = */ 2700}}) {  // more than are packed at a time
       for (DType dtype : {DType::f32, DType::bf16}) {
         CAPTURE(shape.sequence);

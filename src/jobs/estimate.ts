@@ -13,7 +13,14 @@ import { activationBytes, numberBytes, type TokenCounts } from '../model/memory.
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
-import { needsGram, type ParsedPruningOptions, type PruningOptions, parsePruningOptions } from '../pruning/options.js';
+import {
+  needsGram,
+  onDevices,
+  type ParsedPruningOptions,
+  type PruningOptions,
+  parsePruningOptions,
+  searchPrecision,
+} from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
 import { matricesByName } from '../unknown-model.js';
@@ -37,7 +44,7 @@ export function solveBytes(
 ): number {
   const { method, refit, traceEvery, traceErrors, errors, dsnot } = parsed;
   const [square, matrix] = [n * n, m * n];
-  const narrow = precision === 'bfloat16';
+  const narrow = searchPrecision(parsed, precision) === 'bfloat16';
   const search = {
     alps:
       (narrow ? 6 : 4) * square +
@@ -88,7 +95,11 @@ export function estimateLayerBytes(options: LayerSize): number {
   const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
   // The weights come while the Gram matrix is summed; sums of squares are waited for.
   const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + small({ m, n });
-  return Math.max(upload, solveBytes({ m, n }, parsed, precision));
+  // On a device that is not known here, with or without.
+  const solves = [parsed, { ...parsed, mixedPrecision: false }].map((options) =>
+    solveBytes({ m, n }, options, precision),
+  );
+  return Math.max(upload, ...solves);
 }
 
 /**
@@ -101,7 +112,7 @@ export function estimateLayerBytes(options: LayerSize): number {
  */
 export async function estimateModelBytes(given: PruneOptions, device: Device): Promise<number> {
   const options = withPreset(given);
-  const parsed = parsePruningOptions(options);
+  const parsed = onDevices(parsePruningOptions(options), [device]);
   const checkpoint = await Checkpoint.open(options.model, { signal: options.signal });
   try {
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);

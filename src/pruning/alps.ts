@@ -1,7 +1,7 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { LayerProblem } from './layer-problem.js';
 import { nativePattern } from './layer-problem.js';
-import type { ParsedPruningOptions, Precision } from './options.js';
+import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit } from './refine.js';
 import { checkAlps, ladders, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
@@ -23,9 +23,10 @@ interface Iterate {
 export async function solveAlps(
   problem: LayerProblem,
   options: ParsedPruningOptions,
-  precision: Precision,
+  ofRun: Precision,
 ): Promise<Solution> {
   const { stream, device, m, n } = problem;
+  const precision = searchPrecision(options, ofRun);
   const scope = new Scope();
   const { weight, mask } = solutionTensors(device, [m, n]);
   try {

@@ -1,3 +1,4 @@
+import type { Device } from '../device/device.js';
 import { AlpsError, invalidArgument } from '../errors.js';
 import { isNm, type Pattern, parsePattern } from './pattern.js';
 import type { Preset } from './preset.js';
@@ -20,7 +21,7 @@ export type Method = (typeof methods)[number];
 /** What is done to the kept weights once the mask is found. `pcg`: conjugate gradients. `backsolve`: exact, one dense solve an output. */
 export type Refit = 'none' | 'pcg' | 'backsolve';
 
-/** Number format of the matrix products of the search for the support; the refit is always in float32. */
+/** Number format of the matrix products of the search for the support (see also `mixedPrecision`); the refit is always in float32. */
 export type Precision = 'float32' | 'bfloat16';
 
 /** DSnoT's options, with the defaults of its published code. */
@@ -65,6 +66,12 @@ export interface PruningOptions {
    * groups; else 1, none, as published.
    */
   relaxation?: number;
+  /**
+   * ALPS: whether the products of the search for the support are in bfloat16 where the device (of several: all) multiplies it in hardware, and not
+   * only where `precision` says so. Only a correction goes through them (docs/algorithm.md, "ADMM"). Default false; with `preset: 'balanced'` true
+   * unless `precision` is `float32`. Reports say whether it was done.
+   */
+  mixedPrecision?: boolean;
   /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
   ridge?: number;
   /** Iterations of the conjugate gradient that refits the kept weights; 0 leaves them. Default 10. */
@@ -98,6 +105,7 @@ export interface ParsedPruningOptions {
   metric: Metric;
   obsExponent: number;
   relaxation: number;
+  mixedPrecision: boolean;
   ridge: number;
   refineIterations: number;
   refineTolerance: number;
@@ -149,6 +157,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     refit = method === 'alps' ? 'pcg' : 'none',
     comparisonGroup = method === 'wanda' || method === 'dsnot' ? 'row' : 'layer',
     schedule = options.metric === 'diagonal' ? 'alps' : 'ladder',
+    mixedPrecision = false,
     ridge = 0.01,
     refineIterations = 10,
     refineTolerance = 1e-5,
@@ -170,6 +179,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     metric: oneOf('metric', ['diagonal', 'obs'], metric),
     obsExponent: numberIn('obsExponent', obsExponent, 0, 1),
     relaxation: between('relaxation', relaxation, 0, 2),
+    mixedPrecision: flag('mixedPrecision', mixedPrecision),
     ridge: numberIn('ridge', ridge, 0, 1e6),
     refineIterations: integerFrom('refineIterations', refineIterations, 0),
     refineTolerance: numberIn('refineTolerance', refineTolerance, 0, 1),
@@ -198,6 +208,17 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     );
   }
   return parsed;
+}
+
+/** The options as these devices take them. One that does not multiply bfloat16 in hardware keeps all from it: a result does not depend on who does what. */
+export function onDevices(parsed: ParsedPruningOptions, devices: readonly Device[]): ParsedPruningOptions {
+  const mixedPrecision = parsed.mixedPrecision && devices.every((device) => device.info().bf16Products);
+  return { ...parsed, mixedPrecision };
+}
+
+/** Of ADMM's products. @param options of {@link onDevices} */
+export function searchPrecision({ mixedPrecision }: ParsedPruningOptions, precision: Precision): Precision {
+  return mixedPrecision ? 'bfloat16' : precision;
 }
 
 function keptShare(pattern: Pattern): number {

@@ -3,7 +3,7 @@ import { Scope } from '../device/tensor.js';
 import { invalidArgument, throwIfAborted } from '../errors.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
 import { diagonalOf, type LayerGroup } from './layer-problem.js';
-import { needsGram, type PruningOptions, parsePruningOptions } from './options.js';
+import { needsGram, onDevices, type PruningOptions, parsePruningOptions } from './options.js';
 import { withPreset } from './preset.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
@@ -28,7 +28,7 @@ export interface PruneLayerOptions extends PruningOptions {
   name?: string;
   /** Default `auto`. */
   device?: DeviceName | Device;
-  /** Number format of the products while the support is sought. Default `float32`. */
+  /** Number format of the products while the support is sought. Default `float32`; see also `mixedPrecision`, which `preset: 'balanced'` sets. */
   precision?: 'float32' | 'bfloat16';
   signal?: AbortSignal;
 }
@@ -108,7 +108,7 @@ export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerRe
   const weightTensor = scope.hold(stream.upload('float32', [outputs, inputs], weight, `the weights of ${name}`));
   const layers = [{ name, outputs }];
   const group: LayerGroup = { layers, weight: weightTensor, gram: gramTensor, diagonal, moments };
-  const result = await solveGroup(stream, group, parsed, precision);
+  const result = await solveGroup(stream, group, onDevices(parsed, [device]), precision);
   scope.hold(result.weight);
   scope.hold(result.mask);
   const [prunedWeight, mask] = await Promise.all([stream.read(result.weight), stream.read(result.mask)]);

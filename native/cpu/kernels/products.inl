@@ -3,11 +3,13 @@
 
 static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel) {
   for (int64_t l = 0; l < k; l += 2, panel += pairColumns) {
-    const bf16_t *even = x + l * ld, *odd = even + ld;
-    if (l + 1 < k)
+    const bf16_t* even = x + l * ld;
+    if (l + 1 < k) {
+      const bf16_t* odd = even + ld;
       for (int64_t j = 0; j < columns; j++) panel[j] = even[j].bits | static_cast<uint32_t>(odd[j].bits) << 16;
-    else
+    } else {
       for (int64_t j = 0; j < columns; j++) panel[j] = even[j].bits;
+    }
     for (int64_t j = columns; j < pairColumns; j++) panel[j] = 0;
   }
 }
