@@ -9,6 +9,7 @@ import {
   loadCalibration,
   loadEvaluationWindows,
 } from '../src/calibration/calibration.js';
+import { drawDocuments } from '../src/calibration/documents.js';
 import { consecutiveWindows, randomNumbers, sampleWindows, windowsOfIds } from '../src/calibration/windows.js';
 import type { DecoderConfig } from '../src/model/config.js';
 import { loadTokenizer } from '../src/model/tokenizer.js';
@@ -126,6 +127,50 @@ describe('calibration', () => {
       refused('INVALID_TEXT', /at least 16/),
     );
     await expect(calibration({ text: documents('') })).rejects.toMatchObject(refused('INVALID_TEXT', /has no text/));
+  });
+
+  describe('a file with more documents than are read', () => {
+    // Document i says its number, and nothing else.
+    const numbers = Array.from({ length: 200 }, (_, i) => `${1000 + i} `.repeat(40));
+    let path: string;
+    beforeAll(async () => {
+      path = join(folder, 'numbers.jsonl');
+      await writeFile(path, numbers.map((text) => `${JSON.stringify({ text })}\n`).join(''));
+    });
+    const drawn = async (seed: number, characters = 2000) => [...(await drawDocuments(path, { characters, seed }))!];
+
+    test('documents are drawn from all of it, as many as give the characters, by the seed', async () => {
+      const first = await drawn(0);
+      expect(first).toHaveLength(10); // of 200 characters each
+      expect(new Set(first).size).toBe(10);
+      expect(await drawn(0)).toEqual(first);
+      expect(await drawn(1)).not.toEqual(first);
+      const many = await Promise.all(Array.from({ length: 60 }, (_, seed) => drawn(seed)));
+      const counts = [0, 0, 0, 0];
+      for (const number of many.flat()) counts[Math.floor(number / 50)]!++;
+      for (const count of counts) expect(Math.abs(count - 150)).toBeLessThan(60); // expected 150, standard deviation 10
+      expect(await drawn(0, 39_999)).toHaveLength(200);
+      expect(await drawDocuments(path, { characters: 40_000, seed: 0 })).toBeUndefined();
+    });
+
+    test('windows are of the drawn documents, in the order of the file', async () => {
+      const tokenizer = await loadTokenizer(folder, { vocabSize: 300 });
+      const maxTokens = 400;
+      const only = (await drawDocuments(path, { characters: 4 * maxTokens, seed: 3 }))!;
+      const text = [...only].sort((a, b) => a - b).map((i) => numbers[i]);
+      const { tokens, windows } = await calibration({ text: path, windows: 4, length: 50, maxTokens, seed: 3 });
+      const all = [...tokenizer.encode(text.join('\n\n'))].join(',');
+      for (let i = 0; i < windows; i++) expect(all).toContain([...tokens.subarray(50 * i, 50 * (i + 1))].join(','));
+      expect(windows).toBe(4);
+    });
+
+    test('of one document, or of strings, nothing is drawn', async () => {
+      const one = join(folder, 'one.txt');
+      await writeFile(one, numbers.join(''));
+      expect(await drawDocuments(one, { characters: 100, seed: 0 })).toBeUndefined();
+      expect(await drawDocuments(documents(...numbers), { characters: 100, seed: 0 })).toBeUndefined();
+      expect(await drawDocuments([one, path], { characters: 100, seed: 0 })).toHaveProperty('size');
+    });
   });
 
   test('an endless source is left when there is enough', async () => {

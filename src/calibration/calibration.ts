@@ -2,8 +2,9 @@ import { readFile } from 'node:fs/promises';
 import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
 import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
+import { drawDocuments } from './documents.js';
 import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
-import { joinedText, type TextOptions, type TextSource } from './text.js';
+import { type JoinOptions, joinedText, type TextOptions, type TextSource } from './text.js';
 import {
   consecutiveWindows,
   firstWindows,
@@ -32,7 +33,10 @@ export interface CalibrationOptions {
   length?: number;
   /** Which windows of the text are taken, and what the model writes beside them. Default 0. The same text and seed give the same tokens. */
   seed?: number;
-  /** The text is read up to this many tokens. Default 16 × windows × length. */
+  /**
+   * Windows are drawn from about this many tokens. Default 16 × windows × length. Files with more are not read from the beginning on: documents are
+   * drawn from all of them (from the first 67 million characters), by the seed; a single document is read up to here.
+   */
   maxTokens?: number;
   /**
    * So many windows more that the model writes itself before it is pruned, for what it knows beyond the text (docs/quality.md). Each goes on from the
@@ -40,6 +44,9 @@ export interface CalibrationOptions {
    */
   ownWindows?: number;
 }
+
+/** Of usual text, about. */
+const charactersOfToken = 4;
 
 const mostEvaluationTokens = 1 << 27;
 
@@ -87,7 +94,9 @@ export async function loadCalibration(
   if (!Number.isSafeInteger(maxTokens) || maxTokens < length) {
     throw invalidArgument('maxTokens', `an integer of at least ${length}, one window,`, maxTokens);
   }
-  const stream = await encoded(folder, config, text!, { field: options.field, signal });
+  const reading = { ...(options.field === undefined ? {} : { field: options.field }), ...(signal ? { signal } : {}) };
+  const only = await drawDocuments(text!, { ...reading, characters: charactersOfToken * maxTokens, seed });
+  const stream = await encoded(folder, config, text!, { ...reading, only });
   return withCapNote(await sampleWindows(stream, { windows, length, seed, maxTokens }), options.length, config);
 }
 
@@ -183,7 +192,7 @@ export async function loadEvaluationWindows(
   return withCapNote(all, options.length, config);
 }
 
-async function encoded(folder: string, config: DecoderConfig, text: TextSource, options: TextOptions) {
+async function encoded(folder: string, config: DecoderConfig, text: TextSource, options: JoinOptions) {
   const tokenizer = await loadTokenizer(folder, { vocabSize: config.vocabulary });
   return tokenizer.encodeStream(joinedText(text, options), { signal: options.signal });
 }

@@ -20,6 +20,11 @@ export interface TextOptions {
   signal?: AbortSignal;
 }
 
+export interface JoinOptions extends TextOptions {
+  /** Numbers of the documents that count, in the order of {@link readText}. Default: all. */
+  only?: ReadonlySet<number> | undefined;
+}
+
 /** A piece of a document; `end` marks its last piece. */
 export interface TextPart {
   text: string;
@@ -50,10 +55,15 @@ export async function* readText(source: TextSource, options: TextOptions = {}): 
 }
 
 /** The documents' text joined by a blank line, in pieces. */
-export async function* joinedText(source: TextSource, options: TextOptions = {}): AsyncGenerator<string> {
+export async function* joinedText(source: TextSource, { only, ...options }: JoinOptions = {}): AsyncGenerator<string> {
   let between = false;
   let inside = false;
+  let document = 0;
+  let left = only?.size ?? Number.POSITIVE_INFINITY;
   for await (const { text, end } of readText(source, options)) {
+    const counts = only?.has(document) ?? true;
+    if (end) document++;
+    if (!counts) continue;
     if (text !== '') {
       if (!inside && between) yield documentJoin;
       yield text;
@@ -62,6 +72,7 @@ export async function* joinedText(source: TextSource, options: TextOptions = {})
     if (end) {
       between ||= inside;
       inside = false;
+      if (--left === 0) return;
     }
   }
 }
