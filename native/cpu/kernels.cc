@@ -59,7 +59,7 @@ bool machineHasBf16Products() {
 #endif
 }
 
-const ProductKernels* chooseProducts(const std::string& asked, const Kernels& kernels) {
+const ProductKernels* chooseProducts(const std::string& asked, [[maybe_unused]] const Kernels& kernels) {
   if (asked == "scalar") return &scalar::products;
 #if defined(__x86_64__)
   if (std::string(kernels.isa) == "avx512" && machineHasBf16Products() && !multipliesTiles())
