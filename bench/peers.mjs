@@ -7,7 +7,8 @@
 // shape and pattern. The folders are checkouts of mazumder-lab/ALPS, IST-DASLab/sparsegpt, locuslab/wanda (also for magnitude) and
 // zyxxmu/DSnoT, any of them; they are read and not changed. With --model the whole pipelines too (bench/peers/whole_model.py), on windows of
 // the text folder's calibration.jsonl and held-out.jsonl (scripts/sotu-split.mjs); --blocks prunes the first blocks only and leaves out
-// the perplexity; --dtype is what the published code's model runs in, float32 or bfloat16 (ours chooses as `alps prune` does). What they need of Python goes into a virtual environment in the folder .bench, from PyPI.
+// the perplexity; --dtype is what the published code's model runs in, float32 or bfloat16 (ours chooses as `alps prune` does). What they need
+// of Python goes into a virtual environment in the folder .bench, from PyPI.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

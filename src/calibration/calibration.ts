@@ -94,7 +94,7 @@ export async function loadCalibration(
   if (!Number.isSafeInteger(maxTokens) || maxTokens < length) {
     throw invalidArgument('maxTokens', `an integer of at least ${length}, one window,`, maxTokens);
   }
-  const reading = { ...(options.field === undefined ? {} : { field: options.field }), ...(signal ? { signal } : {}) };
+  const reading = { field: options.field, signal };
   const only = await drawDocuments(text!, { ...reading, characters: charactersOfToken * maxTokens, seed });
   const stream = await encoded(folder, config, text!, { ...reading, only });
   return withCapNote(await sampleWindows(stream, { windows, length, seed, maxTokens }), options.length, config);

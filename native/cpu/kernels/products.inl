@@ -105,14 +105,4 @@ static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void
 
 #endif
 
-__attribute__((flatten)) static float pairWeights(const float* x, float shift, bf16_t* out, size_t n) {
-  Floats sum = {};
-  vectors(n, [&](size_t i, size_t count) {
-    Floats e = expNegative(load(x + i, count, -__builtin_inff()) - shift);
-    store(e, out + i, count);
-    sum += e;
-  });
-  return sumOf(sum);
-}
-
-static const ProductKernels productTable = {pairProduct, packColumns, packRows, pairWeights};
+static const ProductKernels productTable = {pairProduct, packColumns, packRows, exponentials<bf16_t>};

@@ -24,17 +24,6 @@ __attribute__((flatten)) static float maximum(const float* x, size_t n) {
   return reduced<floatLanes>(top[0], [](auto a, auto b) { return a > b ? a : b; });
 }
 
-template <typename T>
-__attribute__((flatten)) static float exponentials(const float* x, float shift, T* out, size_t n) {
-  Floats sum = {};
-  vectors(n, [&](size_t i, size_t count) {
-    Floats e = expNegative(load(x + i, count, -__builtin_inff()) - shift);
-    store(e, out + i, count);
-    sum += e;
-  });
-  return sumOf(sum);
-}
-
 // Short float sums, added in double. add(i, count, sums) adds to each of them.
 template <size_t count, typename Add>
 static inline __attribute__((always_inline)) void longSums(size_t n, double* totals, const Add& add) {

@@ -101,3 +101,15 @@ static inline Floats expNegative(Floats x) {
   Words power = (reinterpret_cast<Words>(shifted) << 23) + 0x3f800000;
   return p * reinterpret_cast<Floats>(power);
 }
+
+// out = exp(x − shift) for x ≤ shift, and its sum; see TransformerKernels.
+template <typename T>
+__attribute__((flatten)) static float exponentials(const float* x, float shift, T* out, size_t n) {
+  Floats sum = {};
+  vectors(n, [&](size_t i, size_t count) {
+    Floats e = expNegative(load(x + i, count, -__builtin_inff()) - shift);
+    store(e, out + i, count);
+    sum += e;
+  });
+  return sumOf(sum);
+}
