@@ -1,4 +1,4 @@
-import { type AlpsState, alpsDefaults, checkAlps, ladders, parseAlpsSchedule } from '../src/pruning/rho-schedule.js';
+import { type AlpsState, alpsDefaults, checkAlps, parseAlpsSchedule, rungsOf } from '../src/pruning/rho-schedule.js';
 
 const fresh: AlpsState = { rho: 0.1, grew: false };
 const grown: AlpsState = { rho: 0.1, grew: true };
@@ -36,11 +36,15 @@ describe('the published schedule of rho', () => {
   });
 
   test.each([
-    ['ladder', 28, 4],
-    ['short', 22, 3],
-  ] as const)('%s has %d iterations and %d values', (name, iterations, values) => {
-    expect(ladders[name].reduce((sum, [, count]) => sum + count, 0)).toBe(iterations);
-    expect(ladders[name]).toHaveLength(values);
+    ['ladder', { sparsity: 0.5 }, 28, 4],
+    ['ladder', { sparsity: 0.7 }, 28, 4],
+    ['ladder', { sparsity: 0.71 }, 36, 5],
+    ['ladder', { keep: 2, of: 4 }, 36, 5],
+    ['short', { sparsity: 0.9 }, 22, 3],
+  ] as const)('%s at %j has %d iterations and %d values', (name, pattern, iterations, values) => {
+    const rungs = rungsOf(name, pattern);
+    expect(rungs.reduce((sum, [, count]) => sum + count, 0)).toBe(iterations);
+    expect(rungs).toHaveLength(values);
   });
 
   test('constants are checked', () => {

@@ -90,7 +90,7 @@ describe('pruneLayer', () => {
     async (pattern) => {
       const ours = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern) });
       const theirs = await pruneLayer({ weight, shape, gram, ...optionsOf(pattern), ...published });
-      expect(ours.iterations).toBe(28);
+      expect(ours.iterations).toBe('sparsity' in pattern && pattern.sparsity <= 0.7 ? 28 : 36);
       expect(ours.error).toBeLessThan(1.03 * theirs.error);
     },
   );

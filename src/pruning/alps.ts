@@ -3,7 +3,7 @@ import type { LayerProblem } from './layer-problem.js';
 import { nativePattern } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit } from './refine.js';
-import { checkAlps, ladders, type ScheduleName } from './rho-schedule.js';
+import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
@@ -258,7 +258,7 @@ function runOf(admm: Admm, capped: boolean): Run {
   return { iterations: admm.iterations, trace: admm.trace, capped };
 }
 
-async function runLadder(admm: Admm, rungs: (typeof ladders)['ladder']): Promise<Run> {
+async function runLadder(admm: Admm, rungs: ReturnType<typeof rungsOf>): Promise<Run> {
   admm.start();
   admm.markSupport();
   for (const [rho, count] of rungs) {
@@ -302,8 +302,8 @@ async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<
 }
 
 const runs: Record<ScheduleName, (admm: Admm, options: ParsedPruningOptions) => Promise<Run>> = {
-  ladder: (admm) => runLadder(admm, ladders.ladder),
-  short: (admm) => runLadder(admm, ladders.short),
+  ladder: (admm, { pattern }) => runLadder(admm, rungsOf('ladder', pattern)),
+  short: (admm, { pattern }) => runLadder(admm, rungsOf('short', pattern)),
   alps: runPublished,
   fixed: runFixed,
 };

@@ -1,9 +1,10 @@
 import { invalidArgument } from '../errors.js';
+import { isNm, type Pattern } from './pattern.js';
 
 /**
  * How the penalty ρ of ADMM grows.
  * - `alps`: as published; every 3 iterations the size of the support's change decides (docs/algorithm.md, "ρ")
- * - `ladder`: 28 iterations on four fixed values, no checks; only together with the `obs` metric
+ * - `ladder`: 28 iterations on four fixed values, above 70 % and for N:M 36 on five, no checks; only together with the `obs` metric
  * - `short`: the same with 22 iterations on three values
  * - `fixed`: `initialRho` for all of `maxIterations`, which the paper compares its schedule with
  */
@@ -29,22 +30,38 @@ export const alpsDefaults: Required<AlpsScheduleOptions> = {
 
 type Rung = readonly [rho: number, iterations: number];
 
-export const ladders: Readonly<Record<'ladder' | 'short', readonly Rung[]>> = {
+const ladders = {
   ladder: [
     [0.7, 8],
     [1, 8],
     [1.3, 8],
     [2, 4],
   ],
+  /** For `ladder` where the support settles later. */
+  long: [
+    [0.7, 8],
+    [1, 8],
+    [1.3, 8],
+    [2, 6],
+    [3, 6],
+  ],
   short: [
     [0.8, 8],
     [1.2, 8],
     [2, 6],
   ],
-};
+} as const satisfies Record<string, readonly Rung[]>;
 
-export function isLadder(schedule: ScheduleName): schedule is keyof typeof ladders {
-  return Object.hasOwn(ladders, schedule);
+type Ladder = 'ladder' | 'short';
+
+export function isLadder(schedule: ScheduleName): schedule is Ladder {
+  return schedule === 'ladder' || schedule === 'short';
+}
+
+/** The values of ρ of a ladder (measured: docs/algorithm.md, "ρ"). */
+export function rungsOf(schedule: Ladder, pattern: Pattern): readonly Rung[] {
+  const settlesLate = isNm(pattern) || pattern.sparsity > 0.7;
+  return ladders[schedule === 'ladder' && settlesLate ? 'long' : schedule];
 }
 
 const maxRho = 1e6;
