@@ -28,7 +28,7 @@ export interface PruneLayerOptions extends PruningOptions {
   name?: string;
   /** Default `auto`. */
   device?: DeviceName | Device;
-  /** Number format of the products while the support is sought. Default `float32`; see also `mixedPrecision`, which `preset: 'balanced'` sets. */
+  /** Default `float32`; see also `mixedPrecision`, which `preset: 'balanced'` sets. */
   precision?: 'float32' | 'bfloat16';
   signal?: AbortSignal;
 }
