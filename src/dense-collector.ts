@@ -18,6 +18,17 @@ export function sumsOutputs({ normPlacement }: DecoderConfig, stage: number, exp
 }
 
 /**
+ * Whether the dense model makes what stages 1 and 3 see when their outputs are summed, and keeps none of it; experts' are kept. Its block has
+ * copies of the layers that make it then ({@link withCopies}).
+ */
+export function makesOnDemand({ normPlacement }: DecoderConfig): boolean {
+  return normPlacement !== 'sandwich';
+}
+
+/** Whether a stage's inputs are still needed when a collector has seen them. */
+const areNeededAfterwards = (kind: DenseInputs['kind'], stage: number) => kind === 'cross' && stage % 2 === 1;
+
+/**
  * Bytes of a {@link DenseCollector} for a stage of n inputs without experts.
  * @param number bytes of a number in the products
  */
@@ -30,9 +41,14 @@ export function collectorBytes(
   const { hidden } = config;
   const rows = chunkRows(tokens);
   const narrow = number === 4 ? 0 : number;
-  const sums = sumsOutputs(config, stage, false) ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
-  const errors = target.errorWeight > 0 ? 4 * n * n + rows * n * (narrow ? 8 + narrow : 4) : 0;
-  return sums + errors;
+  const kind = kindOf(config, stage, false);
+  const sums = kind === 'outputs' ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
+  const difference = areNeededAfterwards(kind, stage) ? rows * n * number : 0;
+  return sums + (target.errorWeight > 0 ? 4 * n * n + difference : 0);
+}
+
+function kindOf(config: DecoderConfig, stage: number, experts: boolean): DenseInputs['kind'] {
+  return sumsOutputs(config, stage, experts) ? 'outputs' : 'cross';
 }
 
 /** Numbers of one chunk in float32, and in the precision of the products where that is another. */
@@ -87,8 +103,8 @@ export class DenseCollector {
   readonly #parts: Parts;
   /** What the outputs are to be. */
   readonly #wanted: ChunkBuffer | undefined;
-  readonly #difference: ChunkBuffer | undefined;
-  readonly #other: F32 | undefined;
+  /** Where the inputs' errors are made, if not in the place of the dense model's inputs. */
+  readonly #difference: Float | undefined;
   readonly #scope = new Scope();
   #chunk = 0;
 
@@ -114,7 +130,7 @@ export class DenseCollector {
     const { inputs } = block.stages[stage]![0]![0]!;
     const rows = chunkRows(dense);
     const sumOf = (outputs: number, label: string) => scope.hold(device.tensor('float32', [outputs, inputs], label));
-    this.kind = sumsOutputs(config, stage, block.router !== undefined) ? 'outputs' : 'cross';
+    this.kind = kindOf(config, stage, block.router !== undefined);
     this.sum =
       this.kind === 'outputs'
         ? sumOf(config.hidden, 'the dense outputs against the inputs')
@@ -123,9 +139,10 @@ export class DenseCollector {
       if (this.kind === 'outputs') this.#wanted = new ChunkBuffer(model, [rows, config.hidden], this.#scope);
       if (target.errorWeight > 0) {
         this.errors = sumOf(inputs, 'the inputs’ errors');
-        this.#difference = new ChunkBuffer(model, [rows, inputs], this.#scope);
-        if (precision !== 'float32')
-          this.#other = this.#scope.hold(device.tensor('float32', [rows, inputs], 'a chunk of the dense inputs'));
+        if (areNeededAfterwards(this.kind, stage))
+          this.#difference = this.#scope.hold(
+            device.tensor(precision, [rows, inputs], 'a chunk of the inputs’ errors'),
+          );
       }
     } catch (error) {
       this.dispose();
@@ -136,30 +153,18 @@ export class DenseCollector {
   /** @param x [tokens, inputs] of the pruned model; the chunks in their order */
   add(x: Float): void {
     const { model, dense, block, stage } = this.#parts;
+    const { stream } = model;
     const chunk = this.#chunk++;
-    if (this.errors || this.kind === 'cross') {
-      using other = dense.chunkInput(block, stage, chunk);
-      this.#addErrors(x, other);
-      if (this.kind === 'cross') model.stream.gemm(x, other, this.sum, { transposeA: true, beta: 1 });
-    }
-    if (this.#wanted) this.#addOutputs(x, chunk, this.#wanted);
-  }
-
-  #addErrors(x: Float, dense: Float): void {
-    if (!this.errors || !this.#difference) return;
-    const { stream } = this.#parts.model;
-    const count = x.shape[0]!;
-    using difference = this.#difference.rows(count);
-    stream.copy(x, difference);
-    using other = this.#other ? this.#other.rows(0, count) : (dense as F32).rows(0, count);
-    if (this.#other) stream.copy(dense, other);
-    stream.axpby(other, difference, -1, 1);
-    using factor = this.#difference.rounded(count);
-    stream.gramAccumulate(factor, this.errors);
+    stream.enterPhase('forward');
+    using other = dense.chunkInput(block, stage, chunk);
+    stream.enterPhase('gram');
+    if (this.kind === 'cross') stream.gemm(x, other, this.sum, { transposeA: true, beta: 1 });
+    if (this.#wanted) this.#addOutputs(x, { chunk, other }, this.#wanted);
+    if (this.errors) this.#addErrors(x, other, this.errors);
   }
 
   /** Ŵx_d is what the dense model's residual stream gains on its way through the layer. */
-  #addOutputs(x: Float, chunk: number, buffer: ChunkBuffer): void {
+  #addOutputs(x: Float, { chunk, other }: { chunk: number; other: Float }, buffer: ChunkBuffer): void {
     const { model, pruned, dense, block, stage, target } = this.#parts;
     const { stream } = model;
     const { strength, residualStrength } = target;
@@ -170,7 +175,7 @@ export class DenseCollector {
     stream.copy(before, wanted);
     stream.axpby(own, wanted, -residualStrength, residualStrength - strength);
     stream.enterPhase('forward');
-    dense.advanceChunk(block, stage, chunk, (after) => {
+    dense.advanceChunk(block, stage, chunk, other, (after) => {
       stream.enterPhase('gram');
       stream.axpby(after, wanted, strength, 1);
       using factor = buffer.rounded(count);
@@ -178,6 +183,14 @@ export class DenseCollector {
       stream.enterPhase('forward');
     });
     stream.enterPhase('gram');
+  }
+
+  #addErrors(x: Float, dense: Float, sum: F32): void {
+    const { stream } = this.#parts.model;
+    using difference = (this.#difference ?? dense).rows(0, x.shape[0]!) as Float;
+    if (this.#difference) stream.copy(dense, difference);
+    stream.axpby(x, difference, -1, 1);
+    stream.gramAccumulate(difference, sum);
   }
 
   dispose(): void {

@@ -1,4 +1,4 @@
-import { DenseCollector } from './dense-collector.js';
+import { DenseCollector, makesOnDemand } from './dense-collector.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { AlpsError } from './errors.js';
@@ -45,7 +45,10 @@ export async function membersOf(
     return {
       model,
       activations,
-      dense: share && withDense ? scope.hold(await Activations.create(model, share)) : undefined,
+      dense:
+        share && withDense
+          ? scope.hold(await Activations.create(model, share, { makesOnDemand: makesOnDemand(model.config) }))
+          : undefined,
     };
   });
 }
@@ -59,6 +62,8 @@ function shareOf({ tokens, windows, length }: Windows, place: number, count: num
 export interface GroupOfTeam {
   /** The block on each member's device. */
   blocks: readonly Block[];
+  /** The same with the dense model's weights, where that runs beside. */
+  denseBlocks: readonly Block[];
   stage: number;
   group: number;
   /** Places of the members that get the inputs. */
@@ -77,7 +82,7 @@ export interface GroupOfTeam {
  * @returns one for each solver, on its device; the caller disposes them
  */
 export async function groupInputs(team: Team, members: readonly Member[], wanted: GroupOfTeam): Promise<GroupInputs[]> {
-  const { blocks, stage, group, solvers, moments } = wanted;
+  const { blocks, denseBlocks, stage, group, solvers, moments } = wanted;
   if (!wanted.gram) {
     if (wanted.target) throw new AlpsError('INTERNAL', 'Dense targets need the Gram matrix');
     return diagonalInputs(members, wanted);
@@ -90,7 +95,7 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
   const collectors: MomentCollector[] = [];
   try {
     const dense = members.map((member, place) => {
-      const collector = DenseCollector.of(member, blocks[place]!, stage, wanted.target, scope);
+      const collector = DenseCollector.of(member, denseBlocks[place]!, stage, wanted.target, scope);
       return collector && collected.hold(collector);
     });
     // Members that none of an expert’s tokens are on add nothing; where no member has any, the sum is zero.

@@ -1,6 +1,6 @@
 import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
-import { sumsOutputs } from './dense-collector.js';
+import { makesOnDemand, sumsOutputs } from './dense-collector.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { divide, type Group, type Task } from './division.js';
@@ -8,7 +8,7 @@ import { throwIfAborted } from './errors.js';
 import { refitFinalNorm } from './final-norm.js';
 import { type GroupInputs, pruneGroup } from './group-pruning.js';
 import { groupInputs, type Member, membersOf } from './members.js';
-import { type Block, type Linear, stageCount } from './model/block.js';
+import { type Block, type Linear, stageCount, withCopies } from './model/block.js';
 import type { Activations, Windows } from './model/block-run.js';
 import type { DecoderModel } from './model/decoder.js';
 import type { DenseTarget } from './pruning/dense-target.js';
@@ -137,6 +137,8 @@ class BlockPruning {
   readonly #layers: LayerReport[] = [];
   /** The block on each member's device. */
   #blocks: readonly Block[] = [];
+  /** The same with the dense model's weights. */
+  #denseBlocks: readonly Block[] = [];
 
   constructor(
     team: Team,
@@ -164,6 +166,11 @@ class BlockPruning {
           return loaded;
         }),
       );
+      this.#denseBlocks = this.#blocks.map((block, place) => {
+        const { model } = this.#members[place]!;
+        const areKept = this.#options.propagation === 'block' || !this.#options.target || !makesOnDemand(model.config);
+        return areKept ? block : scope.hold(withCopies(model, block));
+      });
       if (!this.#options.windows) await this.#solve(this.#divide(this.#groups().flat()), undefined);
       else if (this.#options.propagation === 'sequential') await this.#sequential();
       else await this.#fromDenseBlock();
@@ -227,26 +234,30 @@ class BlockPruning {
       this.#team.each(async (place) => {
         const { activations, dense } = this.#members[place]!;
         await activations!.begin(this.#blocks[place]!, stage);
-        await dense?.begin(this.#blocks[place]!, stage);
+        await dense?.begin(this.#denseBlocks[place]!, stage);
       }),
     );
   }
 
   #advance(stage: number): Promise<void> {
-    return this.#apply(stage, ({ activations }) => activations);
+    return this.#apply(stage, this.#blocks, ({ activations }) => activations);
   }
 
   async #advanceDense(stage: number): Promise<void> {
     // Where outputs are summed, it went ahead with the inputs.
     const isAhead = sumsOutputs(this.#members[0]!.model.config, stage, this.#blocks[0]!.router !== undefined);
-    if (this.#options.target && !isAhead) await this.#apply(stage, ({ dense }) => dense);
+    if (this.#options.target && !isAhead) await this.#apply(stage, this.#denseBlocks, ({ dense }) => dense);
   }
 
-  async #apply(stage: number, which: (member: Member) => Activations | undefined): Promise<void> {
+  async #apply(
+    stage: number,
+    blocks: readonly Block[],
+    which: (member: Member) => Activations | undefined,
+  ): Promise<void> {
     await this.#timed('forward', () =>
       this.#team.each(async (place) => {
         const member = this.#members[place]!;
-        which(member)?.advance(this.#blocks[place]!, stage);
+        which(member)?.advance(blocks[place]!, stage);
         await member.model.stream.sync();
       }),
     );
@@ -266,6 +277,7 @@ class BlockPruning {
       const seen = await this.#timed('forward', () =>
         groupInputs(this.#team, this.#members, {
           blocks: this.#blocks,
+          denseBlocks: this.#denseBlocks,
           stage,
           group,
           solvers: tasks.map(({ member }) => member),

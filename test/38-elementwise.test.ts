@@ -52,6 +52,23 @@ for (const isa of opDevices()) {
       expect(await stream.read(y)).toEqual(normal(1, 40));
     });
 
+    test.each(lengths)('axpby of %i bfloat16 numbers rounds once, to nearest even', async (length) => {
+      using stream = device.stream();
+      using scope = new Scope();
+      const [a, b] = [normal(1, length), normal(2, length)].map(toBf16) as [
+        Uint16Array<ArrayBuffer>,
+        Uint16Array<ArrayBuffer>,
+      ];
+      const x = scope.hold(stream.upload('bfloat16', [length], a));
+      const y = scope.hold(stream.upload('bfloat16', [length], b));
+      stream.axpby(x, y, -1, 1);
+      const [from, to] = [fromBf16(a), fromBf16(b)];
+      expect(await stream.read(y)).toEqual(toBf16(Float32Array.from(from, (value, i) => to[i]! - value)));
+      const nothing = scope.hold(stream.upload('bfloat16', [length], new Uint16Array(length).fill(0x7fc0)));
+      stream.axpby(x, nothing, 1, 0);
+      expect(await stream.read(nothing)).toEqual(a);
+    });
+
     test.each(lengths)('copies of %i numbers between dtypes round to nearest even', async (length) => {
       using stream = device.stream();
       using scope = new Scope();

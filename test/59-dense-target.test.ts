@@ -177,6 +177,7 @@ describe.each([
       const [alpha, beta, weight] = [0.25, 0.75, 3];
       const [seen] = await groupInputs(team, members, {
         blocks: [block],
+        denseBlocks: [block],
         stage,
         group: 0,
         solvers: [0],

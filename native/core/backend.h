@@ -58,7 +58,7 @@ class Backend {
   virtual void fill(Tensor out, double value) = 0;
   // out = from, converted to out's dtype (f32, bf16, f16, f64; round to nearest even), same number of elements.
   virtual void copy(Tensor from, Tensor out) = 0;
-  // y = alpha * x + beta * y. Same shape, f32; x may be y.
+  // y = alpha * x + beta * y. Same shape and dtype, f32 or bf16 (rounded once); x may be y.
   virtual void axpby(Tensor x, Tensor y, double alpha, double beta) = 0;
   // x[i, j] += bias[j]; x f32 or bf16, bias f32.
   virtual void addBias(Tensor x, Tensor bias) = 0;

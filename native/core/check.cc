@@ -113,8 +113,8 @@ void copy(const Tensor& from, const Tensor& out) {
 }
 
 void axpby(const Tensor& x, const Tensor& y, double, double) {
-  dtype("x", x, DType::f32);
-  dtype("y", y, DType::f32);
+  dtypeFloat("x", x);
+  dtype("y", y, x.dtype);
   sameShape("x", x, "y", y);
 }
 

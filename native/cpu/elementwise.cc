@@ -89,9 +89,18 @@ void CpuBackend::copy(Tensor from, Tensor out) {
 }
 
 void CpuBackend::axpby(Tensor x, Tensor y, double alpha, double beta) {
+  float a = static_cast<float>(alpha), b = static_cast<float>(beta);
   pool_.ranges(y.size(), grain, [&](int64_t begin, int64_t end) {
-    kernels_.axpby(x.as() + begin, y.as() + begin, static_cast<float>(alpha), static_cast<float>(beta),
-                   static_cast<size_t>(end - begin));
+    if (y.dtype == DType::f32)
+      return kernels_.axpby(x.as() + begin, y.as() + begin, a, b, static_cast<size_t>(end - begin));
+    float from[1024], to[1024];
+    for (int64_t at = begin; at < end; at += 1024) {
+      size_t count = static_cast<size_t>(std::min<int64_t>(1024, end - at));
+      kernels_.f32FromBf16(x.as<bf16_t>() + at, from, count);
+      kernels_.f32FromBf16(y.as<bf16_t>() + at, to, count);
+      kernels_.axpby(from, to, a, b, count);
+      kernels_.bf16FromF32(to, y.as<bf16_t>() + at, count);
+    }
   });
 }
 

@@ -129,9 +129,12 @@ void CudaBackend::copy(Tensor from, Tensor out) {
 void CudaBackend::axpby(Tensor x, Tensor y, double alpha, double beta) {
   auto blocks = [&](int64_t threads) { return blocksFor(threads); };
   float a = static_cast<float>(alpha), b = static_cast<float>(beta);
-  if (b == 0)  // what is in y may be NaN
-    return map(queue(), blocks, blockSize_, y.as(), x.as<const float>(), noInput, y.size(), Scaled{a});
-  map(queue(), blocks, blockSize_, y.as(), x.as<const float>(), y.as<const float>(), y.size(), ScaledSum{a, b});
+  dispatch(y.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    if (b == 0)  // what is in y may be NaN
+      return map(queue(), blocks, blockSize_, y.as<T>(), x.as<const T>(), noInput, y.size(), Scaled{a});
+    map(queue(), blocks, blockSize_, y.as<T>(), x.as<const T>(), y.as<const T>(), y.size(), ScaledSum{a, b});
+  });
 }
 
 void CudaBackend::addTo(Tensor y, Tensor x) {

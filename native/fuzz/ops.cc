@@ -218,7 +218,7 @@ constexpr Call ops[] = {
     topExperts,
     OP(fill, "y:m,n"),
     OP(copy, "y:m,n y:m,n"),
-    OP(axpby, "f:m,n f:m,n"),
+    OP(axpby, "h:m,n h:m,n"),
     OP(addBias, "h:m,n f:n"),
     OP(scaleRowsColumns, "f:m,n f:m f:n f:m,n"),
     OP(applyMask, "f:m,n b:m,n"),

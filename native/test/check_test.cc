@@ -54,7 +54,9 @@ TEST_CASE("elementwise ops") {
   REFUSED("floating-point dtypes", copy(mn, u8({6})));
   PASSES(axpby(mn, mn, 1, 1));
   REFUSED("for x", axpby(none, mn, 1, 1));
+  PASSES(axpby(bf16({2, 3}), bf16({2, 3}), 1, 1));
   REFUSED("dtype float32 for y", axpby(mn, bf16({2, 3}), 1, 1));
+  REFUSED("dtype float32 or bfloat16 for x", axpby(u8({2, 3}), mn, 1, 1));
   REFUSED("same shape for x and y", axpby(mn, nm, 1, 1));
   PASSES(addBias(bf16({2, 3}), f32({3})));
   REFUSED("float32 or bfloat16 for x", addBias(u8({2, 3}), f32({3})));

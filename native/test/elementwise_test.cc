@@ -59,6 +59,12 @@ TEST_CASE("vector updates") {
       Numbers more = numbersOf(normal(DType::bf16, {rows, n}, 4));
       for (size_t i = 0; i < a.size(); i++) sum[i] += more[i];
       CHECK(nmse(numbersOf(y), sum) < 1e-13);
+      Tensor narrow = normal(DType::bf16, {rows, n}, 4), other = normal(DType::bf16, {rows, n}, 6);
+      Numbers from = numbersOf(narrow), to = numbersOf(other);
+      device->axpby(narrow, other, -1, 1);
+      Numbers difference = numbersOf(other);
+      for (size_t i = 0; i < a.size(); i++)
+        CHECK(std::abs(difference[i] - (to[i] - from[i])) <= std::abs(to[i] - from[i]) / 256);
       Tensor row = normal(DType::f32, {rows}, 5), scaled = zeros(DType::f32, {rows, n});
       device->scaleRowsColumns(x, row, bias, scaled);
       for (size_t i = 0; i < a.size(); i++)

@@ -130,8 +130,8 @@ export class Stream {
   copy(from: Tensor, out: Tensor): void {
     this.#op('copy', from.handle, out.handle);
   }
-  /** y = alpha x + beta y */
-  axpby(x: F32, y: F32, alpha: number, beta: number): void {
+  /** y = alpha x + beta y, both of one dtype. */
+  axpby(x: Float, y: Float, alpha: number, beta: number): void {
     this.#op('axpby', x.handle, y.handle, alpha, beta);
   }
   /** x[i, j] += bias[j] */

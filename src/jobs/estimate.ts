@@ -1,7 +1,8 @@
 import { readTokenFile } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
-import { collectorBytes } from '../dense-collector.js';
+import { collectorBytes, makesOnDemand } from '../dense-collector.js';
 import type { Device } from '../device/device.js';
+import { sizeOf } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
 import { finalNormBytes } from '../final-norm.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
@@ -9,7 +10,7 @@ import { writingBytes } from '../generation/writer.js';
 import type { DecoderConfig } from '../model/config.js';
 import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
-import { activationBytes, numberBytes, type TokenCounts } from '../model/memory.js';
+import { activationBytes, chunkTokens, numberBytes, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
@@ -132,15 +133,20 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
     const tokens = options.calibration && (await tokensOf(options.calibration, config));
     const number = numberBytes(precision);
     const dense = tokens && parseDenseTarget(options.denseTarget, parsed);
-    const activations = tokens ? (dense ? 2 : 1) * activationBytes(config, tokens, number) : 0;
-    // The table as it is stored and as it is used, and the ids.
-    const embedding = tokens ? 8 * config.vocabulary * config.embeddingSize + 4 * tokens.windows * tokens.length : 0;
+    const onDemand = makesOnDemand(config);
+    const activations = tokens
+      ? activationBytes(config, tokens, number) +
+        (dense ? activationBytes(config, tokens, number, { makesOnDemand: onDemand }) : 0)
+      : 0;
+    const embedding = tokens ? embeddingBytes(architecture, tokens, number) : 0;
     let block = 0;
     for (let layer = 0; layer < config.layers; layer++) {
       const { attention, mlp, router } = architecture.block(layer);
       const groups = [attention[0], [attention[1]], ...mlp.flatMap(([inputs, output]) => [inputs, [output]])];
-      const sizes = groups.map((specs) => ({ ...sizeOf(config, specs), segments: specs.length }));
-      const weights = number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
+      const sizes = groups.map((specs) => ({ ...groupSize(config, specs), segments: specs.length }));
+      const copied = dense && onDemand && options.propagation !== 'block' ? (router ? [0] : [0, 2]) : [];
+      const weights =
+        number * [...sizes, ...copied.map((group) => sizes[group]!)].reduce((sum, { m, n }) => sum + m * n, 0);
       // What dense targets take beside a solve: what is summed, and the target.
       const seen = sizes.map(({ m, n }, i) => {
         if (!tokens || !dense || (i >= 2 && router)) return { inputs: 0, target: 0 };
@@ -173,7 +179,17 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
   }
 }
 
-function sizeOf(config: DecoderConfig, specs: readonly LinearSpec[]): { m: number; n: number } {
+/** Tables as they are stored and as they are used, the ids, and embeddings that are brought to the model's width. */
+function embeddingBytes(architecture: Architecture, { windows, length }: TokenCounts, number: number): number {
+  const { config, embedding, projectIn, positions } = architecture;
+  const tensors = expectedTensors(architecture);
+  const tables = [embedding, projectIn, positions?.name].map((name) => sizeOf(tensors.get(`${name}.weight`) ?? [0]));
+  const tokens = windows * length;
+  const scratch = projectIn ? Math.min(chunkTokens, tokens) * config.embeddingSize * (4 + number) : 0;
+  return 8 * tables.reduce((sum, size) => sum + size, 0) + 4 * tokens + scratch;
+}
+
+function groupSize(config: DecoderConfig, specs: readonly LinearSpec[]): { m: number; n: number } {
   const shapes = specs.map((spec) => linearShape(config, spec));
   return { m: shapes.reduce((sum, [outputs]) => sum + outputs, 0), n: shapes[0]![1] };
 }

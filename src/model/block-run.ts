@@ -4,7 +4,7 @@ import { type Block, type LinearPart, type MlpParts, stageCount } from './block.
 import type { DecoderModel, F32, Float, Norm } from './decoder.js';
 import { Embedding } from './embedding.js';
 import { ExpertRun } from './expert-run.js';
-import { chunkTokens } from './memory.js';
+import { chunkTokens, innerWidth } from './memory.js';
 import { ropeTables } from './rope.js';
 
 /** Token windows in the device's memory, cut into chunks that bound the scratch memory of a step. */
@@ -15,6 +15,9 @@ export interface Windows {
   /** Tokens of one window. */
   length: number;
 }
+
+/** Tokens of a chunk. */
+type Range = readonly [start: number, end: number];
 
 /** Keys and values of the tokens before, by block, for windows that grow by a token at a time. */
 class KeyValueCache {
@@ -51,18 +54,25 @@ export class Activations {
   /** h, float32 [tokens, hidden]. */
   readonly residual: F32;
   readonly #scope = new Scope();
-  readonly #chunks: [start: number, end: number][] = [];
+  readonly #chunks: Range[] = [];
   readonly #angles: { cosine: F32; sine: F32 }[] = [];
   readonly #scratch: Record<'x' | 'q' | 'k' | 'v' | 'gate', Float>;
   /** What attention or MLP add, where a norm stands between that and the residual stream. */
   readonly #branch: F32 | undefined;
-  readonly #mixed: Float;
-  readonly #inner: Float;
+  /** What attention gives between stages 0 and 1, or the MLP's inner layers between 2 and 3: never both. Of all tokens, or of one chunk. */
+  readonly #between: Float;
+  readonly #makesOnDemand: boolean;
   readonly #experts: ExpertRun | undefined;
   readonly #cache: KeyValueCache | undefined;
 
-  private constructor(model: DecoderModel, windows: number, length: number, positions = 0) {
+  private constructor(
+    model: DecoderModel,
+    windows: number,
+    length: number,
+    { positions = 0, makesOnDemand = false }: { positions?: number; makesOnDemand?: boolean } = {},
+  ) {
     const { device, stream, precision, config } = model;
+    this.#makesOnDemand = makesOnDemand;
     this.model = model;
     this.windows = windows;
     this.length = length;
@@ -76,12 +86,11 @@ export class Activations {
     const make = (rows: number, columns: number, label: string) =>
       hold(device.tensor(precision, [rows, columns], label));
     try {
-      const { hidden, heads, kvHeads, headDim, experts } = config;
-      const dense = !experts?.layers.every(Boolean);
-      const intermediate = dense ? config.intermediate : 0;
+      const { hidden, heads, kvHeads, headDim } = config;
+      const intermediate = innerWidth(config);
       this.residual = hold(device.tensor('float32', [tokens, hidden], 'the residual stream'));
-      this.#mixed = make(tokens, heads * headDim, 'the attention outputs');
-      this.#inner = make(tokens, intermediate, 'the MLP’s inner activations');
+      const numbers = (makesOnDemand ? widest : tokens) * Math.max(heads * headDim, intermediate);
+      this.#between = hold(device.tensor(precision, [numbers], 'what attention or MLP make inside'));
       this.#scratch = {
         x: make(widest, hidden, 'normalised inputs'),
         q: make(widest, heads * headDim, 'queries'),
@@ -102,16 +111,23 @@ export class Activations {
           sine: hold(stream.upload('float32', [angles, half], sine)),
         });
       }
-      this.#experts = experts ? hold(new ExpertRun(model, this.residual)) : undefined;
+      this.#experts = config.experts ? hold(new ExpertRun(model, this.residual)) : undefined;
     } catch (error) {
       this.#scope.dispose();
       throw error;
     }
   }
 
-  /** Embeds the tokens. */
-  static async create(model: DecoderModel, { tokens, windows, length }: Windows): Promise<Activations> {
-    const activations = new Activations(model, windows, length);
+  /**
+   * Embeds the tokens.
+   * @param how `makesOnDemand`: stages 0 and 2 (without experts) are run chunk by chunk when stages 1 and 3 are, whose inputs are not kept then
+   */
+  static async create(
+    model: DecoderModel,
+    { tokens, windows, length }: Windows,
+    how: { makesOnDemand?: boolean } = {},
+  ): Promise<Activations> {
+    const activations = new Activations(model, windows, length, how);
     try {
       using scope = new Scope();
       const embedding = scope.hold(await Embedding.load(model));
@@ -127,7 +143,7 @@ export class Activations {
 
   /** Windows without a token so far, for {@link grow}; of at most `length` tokens. */
   static growing(model: DecoderModel, windows: number, length: number): Activations {
-    return new Activations(model, windows, 1, length);
+    return new Activations(model, windows, 1, { positions: length });
   }
 
   /** Makes the residual stream that of the next token of each window. @param position of it; 0 begins anew */
@@ -163,10 +179,15 @@ export class Activations {
     }
   }
 
-  /** What the layers of a stage without experts see of one chunk, in the order of {@link input}: [tokens, inputs]. Valid until the next call; the caller disposes it. */
+  /**
+   * What the layers of a stage without experts see of one chunk, in the order of {@link input}: [tokens, inputs]. Valid until the next call; the
+   * caller disposes it.
+   */
   chunkInput(block: Block, stage: number, chunk: number): Float {
-    const [start, end] = this.#chunks[chunk]!;
-    return this.#inputOf(block, stage, start, end);
+    const range = this.#chunks[chunk]!;
+    if (stage % 2 === 0) return this.#normalised(block, stage, range);
+    if (this.#makesOnDemand) this.#make(block, stage - 1, range);
+    return this.#made(stage, range);
   }
 
   /** How many chunks the tokens are cut into. */
@@ -179,9 +200,16 @@ export class Activations {
     return this.residual.rows(...this.#chunks[chunk]!);
   }
 
-  #inputOf(block: Block, stage: number, start: number, end: number): Float {
-    if (stage === 1) return this.#mixed.rows(start, end);
-    if (stage === 3) return this.#inner.rows(start, end);
+  /** What stage 1 or 3 sees of some tokens, where it is kept. */
+  #made(stage: number, [start, end]: Range): Float {
+    const { config } = this.model;
+    const width = stage === 1 ? config.heads * config.headDim : config.intermediate;
+    const first = this.#makesOnDemand ? 0 : start;
+    using numbers = this.#between.rows(first * width, (first + end - start) * width);
+    return numbers.reshape(end - start, width) as Float;
+  }
+
+  #normalised(block: Block, stage: number, [start, end]: Range): Float {
     const x = this.#scratch.x.rows(0, end - start) as Float;
     using h = this.residual.rows(start, end);
     if (this.model.config.normPlacement === 'post') this.#stream.copy(h, x);
@@ -196,23 +224,34 @@ export class Activations {
       else this.#experts!.advanceOuter(block, ({ down }, x, out) => this.#linear(down, x, out));
       return;
     }
-    for (const chunk of this.#chunks.keys()) this.advanceChunk(block, stage, chunk);
+    for (const [chunk, range] of this.#chunks.entries()) {
+      if (stage % 2 === 0) {
+        if (!this.#makesOnDemand) this.#make(block, stage, range);
+        continue;
+      }
+      using x = this.chunkInput(block, stage, chunk);
+      this.advanceChunk(block, stage, chunk, x);
+    }
+  }
+
+  /** Stage 0 or 2 on some tokens. */
+  #make(block: Block, stage: number, range: Range): void {
+    using scope = new Scope();
+    const part = (tensor: Float) => scope.hold(tensor.rows(0, range[1] - range[0]) as Float);
+    const x = scope.hold(this.#normalised(block, stage, range));
+    const out = scope.hold(this.#made(stage + 1, range));
+    if (stage === 0) this.#attend(block, x, part, out);
+    else this.#gate(block.mlp[0]!, x, part(this.#scratch.gate), out);
   }
 
   /**
-   * The same for one chunk of a stage without experts.
+   * Applies stage 1, or 3 without experts, to one chunk.
+   * @param x the chunk's input
    * @param onSum called with the residual stream h + W x of the chunk, where a stage adds to it as it is, before bias and norm
    */
-  advanceChunk(block: Block, stage: number, chunk: number, onSum?: (h: F32) => void): void {
-    const [start, end] = this.#chunks[chunk]!;
-    using scope = new Scope();
-    const hold = <T extends { dispose(): void }>(tensor: T) => scope.hold(tensor);
-    const x = hold(this.#inputOf(block, stage, start, end));
-    const part = (tensor: Float) => hold(tensor.rows(0, end - start) as Float);
-    const h = hold(this.residual.rows(start, end));
-    if (stage === 0) this.#attend(block, x, part, hold(this.#mixed.rows(start, end)));
-    else if (stage === 1) this.#add(block.attention.o, x, h, block.attentionNorm, block.attentionOutNorm, onSum);
-    else if (stage === 2) this.#gate(block.mlp[0]!, x, part(this.#scratch.gate), hold(this.#inner.rows(start, end)));
+  advanceChunk(block: Block, stage: number, chunk: number, x: Float, onSum?: (h: F32) => void): void {
+    using h = this.chunkResidual(chunk);
+    if (stage === 1) this.#add(block.attention.o, x, h, block.attentionNorm, block.attentionOutNorm, onSum);
     else this.#add(block.mlp[0]!.down, x, h, block.mlpNorm, block.mlpOutNorm, onSum);
   }
 

@@ -98,6 +98,37 @@ export async function loadBlock(model: DecoderModel, layer: number): Promise<Blo
   }
 }
 
+/**
+ * A block with layers of its own in stages 0 and 2, copies of the other's that stay when those are pruned; it has all else, and the experts,
+ * together with the other.
+ */
+export function withCopies(model: DecoderModel, block: Block): Block {
+  const { device, stream } = model;
+  const scope = new Scope();
+  const copyOf = (linear: Linear): Linear => {
+    const weight = scope.hold(device.tensor(linear.weight.dtype, linear.weight.shape, linear.name)) as Float;
+    stream.copy(linear.weight, weight);
+    return { ...linear, weight };
+  };
+  try {
+    const stages = block.stages.map((groups, stage) =>
+      stage === 0 || (stage === 2 && !block.router) ? groups.map((linears) => linears.map(copyOf)) : groups,
+    );
+    const of = (...which: number[]) =>
+      partsOf(
+        model,
+        which.flatMap((stage) => stages[stage]!.flat()),
+        scope,
+      );
+    const attention = of(0, 1) as Block['attention'];
+    const mlp = block.router ? block.mlp : [of(2, 3) as MlpParts];
+    return { ...block, stages, attention, mlp, dispose: () => scope.dispose() };
+  } catch (error) {
+    scope.dispose();
+    throw error;
+  }
+}
+
 /** Views on the parts of some linears. */
 function partsOf({ config }: DecoderModel, linears: Linear[], scope: Scope): Partial<Record<Part, LinearPart>> {
   const parts: Partial<Record<Part, LinearPart>> = {};

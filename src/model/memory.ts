@@ -17,16 +17,27 @@ export function chunkRows({ windows, length }: TokenCounts): number {
   return Math.min(windows * length, Math.max(1, Math.floor(chunkTokens / length)) * length);
 }
 
+/** Of the MLPs without experts; 0 where all have experts. */
+export function innerWidth({ experts, intermediate }: DecoderConfig): number {
+  return experts?.layers.every(Boolean) ? 0 : intermediate;
+}
+
 /** What model/block-run.ts and model/expert-run.ts hold. */
-export function activationBytes(config: DecoderConfig, { windows, length }: TokenCounts, number: number): number {
-  const { hidden, heads, kvHeads, headDim, intermediate, experts, mlp, normPlacement, ropes } = config;
+export function activationBytes(
+  config: DecoderConfig,
+  { windows, length }: TokenCounts,
+  number: number,
+  { makesOnDemand = false } = {},
+): number {
+  const { hidden, heads, kvHeads, headDim, experts, mlp, normPlacement, ropes } = config;
   const tokens = windows * length;
   const rows = chunkRows({ windows, length });
-  const inner = experts?.layers.every(Boolean) ? 0 : intermediate;
+  const inner = innerWidth(config);
   const queries = heads * headDim;
   const scratch = number * (hidden + queries + 2 * kvHeads * headDim + (mlp === 'gated' ? inner : 0));
   const branch = normPlacement === 'sandwich' ? 4 * hidden : 0;
-  const dense = tokens * (4 * hidden + number * (queries + inner)) + rows * (scratch + branch);
+  const between = (makesOnDemand ? rows : tokens) * number * Math.max(queries, inner);
+  const dense = tokens * 4 * hidden + between + rows * (scratch + branch);
   const tables = 8 * length * headDim * ropes.length;
   if (!experts) return dense + tables;
   const piece = Math.min(chunkTokens, tokens);
