@@ -39,7 +39,7 @@ export function collectorBytes(
   number: number,
 ): number {
   const { hidden } = config;
-  const rows = chunkRows(tokens);
+  const rows = chunkRows(config, tokens);
   const narrow = number === 4 ? 0 : number;
   const kind = kindOf(config, stage, false);
   const sums = kind === 'outputs' ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
@@ -128,7 +128,7 @@ export class DenseCollector {
     const { model, dense, block, stage, target } = parts;
     const { device, precision, config } = model;
     const { inputs } = block.stages[stage]![0]![0]!;
-    const rows = chunkRows(dense);
+    const rows = chunkRows(config, dense);
     const sumOf = (outputs: number, label: string) => scope.hold(device.tensor('float32', [outputs, inputs], label));
     this.kind = kindOf(config, stage, block.router !== undefined);
     this.sum =

@@ -54,7 +54,7 @@ void* PagePool::take(size_t bytes) {
 
 void PagePool::give(void* data, size_t bytes) {
   size_t reserved = reservedFor(bytes);
-  if (reserved > mostKept_ / 8) {
+  if (reserved > mostKept_ / 4) {
     munmap(data, reserved);
     return;
   }

@@ -11,9 +11,9 @@ class PagePool {
 #if defined(ALPS_SANITIZED) || defined(__SANITIZE_ADDRESS__)
   static constexpr size_t usualMostKept = 0;  // a use after free is seen
 #else
-  static constexpr size_t usualMostKept = 32u << 20;
+  static constexpr size_t usualMostKept = 16u << 20;
 #endif
-  // mostKept: bytes of freed blocks that are kept, of at most an eighth of it each.
+  // mostKept: bytes of freed blocks that are kept, of at most a quarter of it each.
   explicit PagePool(size_t mostKept = usualMostKept);
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;

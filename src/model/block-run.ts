@@ -4,7 +4,7 @@ import { type Block, type LinearPart, type MlpParts, stageCount } from './block.
 import type { DecoderModel, F32, Float, Norm } from './decoder.js';
 import { Embedding } from './embedding.js';
 import { ExpertRun } from './expert-run.js';
-import { chunkTokens, innerWidth } from './memory.js';
+import { chunkLength, innerWidth } from './memory.js';
 import { ropeTables } from './rope.js';
 
 /** Token windows in the device's memory, cut into chunks that bound the scratch memory of a step. */
@@ -77,7 +77,7 @@ export class Activations {
     this.windows = windows;
     this.length = length;
     const tokens = windows * length;
-    const perChunk = Math.max(1, Math.floor(chunkTokens / length)) * length;
+    const perChunk = chunkLength(config, length);
     for (let start = 0; start < tokens; start += perChunk) {
       this.#chunks.push([start, Math.min(tokens, start + perChunk)]);
     }

@@ -9,12 +9,22 @@ export interface TokenCounts {
   length: number;
 }
 
-/** Rows at a time where a step needs scratch memory. */
+/** Rows at a time, at most, where a step needs scratch memory. */
 export const chunkTokens = 4096;
 
-/** Of a chunk of whole windows. */
-export function chunkRows({ windows, length }: TokenCounts): number {
-  return Math.min(windows * length, Math.max(1, Math.floor(chunkTokens / length)) * length);
+/**
+ * Tokens of a chunk of whole windows of this length: the wider the layers, the more, so that a Gram matrix is not read and written more often than
+ * its product takes time.
+ */
+export function chunkLength(config: DecoderConfig, length: number): number {
+  const widest = Math.max(config.hidden, config.heads * config.headDim, innerWidth(config));
+  const rows = Math.min(chunkTokens, Math.max(1024, 2 ** Math.floor(Math.log2(widest))));
+  return Math.max(1, Math.floor(rows / length)) * length;
+}
+
+/** Rows that a chunk has at most. */
+export function chunkRows(config: DecoderConfig, { windows, length }: TokenCounts): number {
+  return Math.min(windows * length, chunkLength(config, length));
 }
 
 /** Of the MLPs without experts; 0 where all have experts. */
@@ -31,7 +41,7 @@ export function activationBytes(
 ): number {
   const { hidden, heads, kvHeads, headDim, experts, mlp, normPlacement, ropes } = config;
   const tokens = windows * length;
-  const rows = chunkRows({ windows, length });
+  const rows = chunkRows(config, { windows, length });
   const inner = innerWidth(config);
   const queries = heads * headDim;
   const scratch = number * (hidden + queries + 2 * kvHeads * headDim + (mlp === 'gated' ? inner : 0));
