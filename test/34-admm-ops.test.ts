@@ -178,9 +178,9 @@ for (const isa of opDevices())
                   dtype === 'float32' ? f32 : stream.upload('bfloat16', [36, 36], toBf16(Float32Array.from(gram)));
                 stream.admmStart(base, mask, state, y);
                 if (together)
-                  stream.admmIterate(operator, 0.7, { base, b, state, mask, y }, relaxation, pattern, parts, count);
+                  stream.admmIterate(operator, { base, b, state, mask, y }, relaxation, pattern, parts, count);
                 for (let i = 0; i < count && !together; i++) {
-                  stream.gemm(y, operator, b, { alpha: 0.7 });
+                  stream.gemm(y, operator, b);
                   stream.admmUpdate({ b, base, state, mask, y }, relaxation, pattern, parts);
                 }
               }),

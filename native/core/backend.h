@@ -111,9 +111,9 @@ class Backend {
   // mask = project(|S|);  Y = (mask ? S : −S) − B0. b := B.
   virtual void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
                           Pattern pattern, Counts rowEnds, Counts keep) = 0;
-  // `count` times { b = rho * Y * op; admmUpdate }. op [n, n] of y's dtype; b is B at the end. Stops when cancelled.
-  virtual void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
-                           double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) = 0;
+  // `count` times { b = Y * op; admmUpdate }. op [n, n] of y's dtype; b is B at the end. Stops when cancelled.
+  virtual void admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+                           Pattern pattern, Counts rowEnds, Counts keep, int64_t count) = 0;
   // New ρ: S *= factor off the mask (factor = ρ_old / ρ_new), and Y again.
   virtual void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) = 0;
 

@@ -249,15 +249,14 @@ void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const 
   patternOf(mask, pattern, rowEnds, keep);
 }
 
-void admmIterate(const Tensor& op, double rho, const Tensor& base, const Tensor& b, const Tensor& state,
-                 const Tensor& mask, const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds,
-                 const Counts& keep, int64_t count) {
+void admmIterate(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
+                 const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds, const Counts& keep,
+                 int64_t count) {
   admmUpdate(b, base, state, mask, y, relaxation, pattern, rowEnds, keep);
   dtype("operator", op, y.dtype);
   matrix("operator", op);
   require(op.dim(0) == base.dim(1) && op.dim(1) == base.dim(1), "Expected a square operator as wide as base, ",
           describe(base), ", but received ", describe(op));
-  require(std::isfinite(rho), "Expected a finite rho but received ", rho);
   require(count >= 0, "Expected at least 0 iterations but received ", count);
 }
 

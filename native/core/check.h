@@ -32,9 +32,9 @@ void maskChanges(const Tensor& mask, const Tensor& previous, const Counts& rowEn
 void admmStart(const Tensor& base, const Tensor& mask, const Tensor& state, const Tensor& y);
 void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
                 double relaxation, const Pattern& pattern, const Counts& rowEnds, const Counts& keep);
-void admmIterate(const Tensor& op, double rho, const Tensor& base, const Tensor& b, const Tensor& state,
-                 const Tensor& mask, const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds,
-                 const Counts& keep, int64_t count);
+void admmIterate(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
+                 const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds, const Counts& keep,
+                 int64_t count);
 void admmRescale(const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double factor);
 void cgStart(const Tensor& residual, const Tensor& mask, const Tensor& direction, const Tensor& rr, const Tensor& rr0);
 void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& residual, const Tensor& direction,

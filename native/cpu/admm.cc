@@ -35,18 +35,21 @@ void CpuBackend::admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) {
 
 void CpuBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
                             Pattern pattern, Counts rowEnds, Counts keep) {
-  admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, nullptr);
+  admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, true, nullptr);
 }
 
-// expected: what one pass tells the next (select.h).
+// storeB: whether b := B. expected: what one pass tells the next (select.h).
 void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
-                          Pattern pattern, Counts rowEnds, Counts keep, std::vector<Expected>* expected) {
+                          Pattern pattern, Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected) {
   const PruningKernels& kernels = kernels_.pruning;
   const float omega = static_cast<float>(relaxation);
-  auto stateOf = [&](float* sum, float* out, int64_t at, int64_t n) {
-    kernels.admmState(sum, base.as() + at, out, mask.as<uint8_t>() + at, omega, static_cast<size_t>(n));
+  auto stateOf = [&](float* out, int64_t at, int64_t n) {
+    kernels.admmState(b.as() + at, base.as() + at, out, mask.as<uint8_t>() + at, omega, static_cast<size_t>(n));
   };
-  auto makeState = [&](int64_t at, int64_t n) { stateOf(b.as() + at, state.as() + at, at, n); };
+  auto makeState = [&](int64_t at, int64_t n) {
+    stateOf(state.as() + at, at, n);
+    if (storeB) kernels_.addVector(base.as() + at, b.as() + at, static_cast<size_t>(n));
+  };
   if (pattern.group > 0) {
     forGroups(pool_, base.size(), pattern.group, [&](int64_t at, int64_t n) {
       makeState(at, n);
@@ -57,10 +60,8 @@ void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tens
   }
   SelectionLoops loops;
   loops.sample = [&](int64_t at, int64_t n, float* out) {  // the new state, with b and the state left as they are
-    float sum[SelectionLoops::chunk];
-    std::copy_n(b.as() + at, n, sum);
     std::copy_n(state.as() + at, n, out);
-    stateOf(sum, out, at, n);
+    stateOf(out, at, n);
   };
   loops.make = makeState;
   loops.use = [&](int64_t at, int64_t n, int32_t above) {
@@ -70,13 +71,13 @@ void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tens
   selectTop(pool_, kernels, state.as(), base.columns(), rowEnds, keep, loops, expected);
 }
 
-void CpuBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
-                             double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+void CpuBackend::admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+                             Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
   std::vector<Expected> expected;
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
-    gemm(y, op, b, false, false, rho, 0);
-    admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, &expected);
+    gemm(y, op, b, false, false, 1, 0);
+    admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, i + 1 == count, &expected);
   }
 }
 

@@ -44,7 +44,7 @@ class CpuBackend final : public Backend {
   void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
   void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                   Counts rowEnds, Counts keep) override;
-  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+  void admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                    Pattern pattern, Counts rowEnds, Counts keep, int64_t count) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
@@ -80,7 +80,7 @@ class CpuBackend final : public Backend {
   void packColumns(const bf16_t* x, int64_t columns, int64_t k, std::vector<uint32_t>& packed);
   void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool symmetric, float alpha, float beta);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
-                Counts rowEnds, Counts keep, std::vector<Expected>* expected);
+                Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected);
 
   struct Account;  // bytes in use against the limit, shared with the storages
   BackendOptions options_;

@@ -31,8 +31,9 @@ struct PruningKernels {
   size_t (*countChanges)(const uint8_t* mask, uint8_t* previous, size_t n);
 
   // ---- ADMM
-  // B = B₀ + b; S = ωB + (mask ? (1 − ω)S : S), ω the relaxation.
-  void (*admmState)(float* b, const float* base, float* state, const uint8_t* mask, float relaxation, size_t n);
+  // S = ω(B₀ + step) + (mask ? (1 − ω)S : S), ω the relaxation.
+  void (*admmState)(const float* step, const float* base, float* state, const uint8_t* mask, float relaxation,
+                    size_t n);
   void (*admmY)(const float* base, const float* state, const uint8_t* mask, float* y,
                 size_t n);  // Y = (mask ? S : −S) − B₀
   void (*admmY16)(const float* base, const float* state, const uint8_t* mask, bf16_t* y, size_t n);

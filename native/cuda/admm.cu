@@ -206,14 +206,14 @@ void CudaBackend::admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, T
   queueUpdate(b, base, state, mask, y, relaxation, pattern, selection ? &*selection : nullptr, true);
 }
 
-void CudaBackend::admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
-                              double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+void CudaBackend::admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+                              Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
   constexpr int64_t fewestRecorded = 6;  // to make a graph takes about as long as to launch so many iterations
   if (base.size() == 0) return;
   std::optional<Selection> selection;
   if (pattern.group == 0) selection.emplace(*runtime_, base.columns(), rowEnds, keep);
   auto iterate = [&](bool storeB) {
-    gemm(y, op, b, false, false, rho, 0);
+    gemm(y, op, b, false, false, 1, 0);
     queueUpdate(b, base, state, mask, y, relaxation, pattern, selection ? &*selection : nullptr, storeB);
   };
   std::unique_ptr<Graph> graph;

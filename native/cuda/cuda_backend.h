@@ -79,7 +79,7 @@ class CudaBackend final : public Backend {
   void admmStart(Tensor base, Tensor mask, Tensor state, Tensor y) override;
   void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                   Counts rowEnds, Counts keep) override;
-  void admmIterate(Tensor op, double rho, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+  void admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                    Pattern pattern, Counts rowEnds, Counts keep, int64_t count) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;

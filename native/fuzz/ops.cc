@@ -99,8 +99,8 @@ void admmUpdate(Backend& backend, Arguments& from) {
 void admmIterate(Backend& backend, Arguments& from) {
   Op<&Backend::admmIterate, check::admmIterate> op;
   bool right = op.read(from, "h:n,n f:m,n f:m,n f:m,n b:m,n h:m,n #w");
-  toRelaxation(std::get<7>(op.arguments));
-  std::get<11>(op.arguments) %= 4;  // any number of iterations is allowed: time is what it takes
+  toRelaxation(std::get<6>(op.arguments));
+  std::get<10>(op.arguments) %= 4;  // any number of iterations is allowed: time is what it takes
   if (right) op.run(backend);
 }
 

@@ -122,11 +122,11 @@ TEST_CASE("the ADMM pass, and many of them in one op") {
     Numbers b0 = numbersOf(base), s(b0.size()), before = numbersOf(mask), yy(b0.size());
     for (size_t i = 0; i < b0.size(); i++) s[i] = before[i] ? b0[i] : 0, yy[i] = (before[i] ? s[i] : -s[i]) - b0[i];
     CHECK(nmse(numbersOf(y), yy) < 1e-14);
-    device->gemm(y, op, b, false, false, 0.7, 0);
+    device->gemm(y, op, b, false, false, 1, 0);
     device->admmUpdate(b, base, state, mask, y, 1.3, {}, ends, keep);
     Numbers step = product(yy, numbersOf(op), m, n, n), sum(b0.size());
     for (size_t i = 0; i < b0.size(); i++)
-      sum[i] = b0[i] + 0.7 * step[i], s[i] = 1.3 * sum[i] + (before[i] ? -0.3 : 1) * s[i];
+      sum[i] = b0[i] + step[i], s[i] = 1.3 * sum[i] + (before[i] ? -0.3 : 1) * s[i];
     CHECK(nmse(numbersOf(b), sum) < 1e-12);
     CHECK(nmse(numbersOf(state), s) < 1e-12);
     Numbers now = numbersOf(state);
@@ -134,7 +134,7 @@ TEST_CASE("the ADMM pass, and many of them in one op") {
     Tensor state2 = zeros(DType::f32, {m, n}), y2 = zeros(DType::f32, {m, n}), b2 = zeros(DType::f32, {m, n});
     Tensor mask2 = randomMask({m, n}, 3);
     device->admmStart(base, mask2, state2, y2);
-    device->admmIterate(op, 0.7, base, b2, state2, mask2, y2, 1.3, {}, ends, keep, 1);
+    device->admmIterate(op, base, b2, state2, mask2, y2, 1.3, {}, ends, keep, 1);
     CHECK(bytesOf(state2) == bytesOf(state));
     device->admmRescale(base, state, mask, y, 0.5);
     Numbers kept = numbersOf(mask);

@@ -125,7 +125,6 @@ export interface Addon {
   admmIterate(
     stream: S,
     operator: T,
-    rho: number,
     base: T,
     b: T,
     state: T,

@@ -245,10 +245,9 @@ export class Stream {
       segments.keep,
     );
   }
-  /** `count` times { b = rho Y K; {@link admmUpdate} } with K the operator [n, n], of Y's dtype. Leaves B in b. */
+  /** `count` times { b = Y K; {@link admmUpdate} } with K the operator [n, n], of Y's dtype. Leaves B in b. */
   admmIterate(
     operator: Float,
-    rho: number,
     { base, b, state, mask, y }: AdmmTensors,
     relaxation: number,
     pattern: NativePattern,
@@ -258,7 +257,6 @@ export class Stream {
     this.#op(
       'admmIterate',
       operator.handle,
-      rho,
       base.handle,
       b.handle,
       state.handle,

@@ -168,6 +168,7 @@ class Admm {
     stream.addDiagonal(this.#inverse, rho);
     stream.cholesky(this.#inverse);
     stream.choleskyInverse(this.#inverse);
+    stream.axpby(this.#inverse, this.#inverse, 0, rho);
     if (this.#operator !== this.#inverse) stream.copy(this.#inverse, this.#operator);
     this.#rho = rho;
     await stream.sync();
@@ -198,7 +199,7 @@ class Admm {
     const together = Math.max(1, Math.floor(productsTogether / (2 * m * n * n)));
     for (let done = 0; done < count; done += together) {
       const iterations = Math.min(together, count - done);
-      stream.admmIterate(this.#operator, this.#rho, iterate, relaxation, pattern, segments, iterations);
+      stream.admmIterate(this.#operator, iterate, relaxation, pattern, segments, iterations);
     }
     this.#iteration += count;
   }

@@ -246,12 +246,11 @@ static size_t countChanges(const uint8_t* __restrict mask, uint8_t* __restrict p
 // ---- ADMM
 // ------------------------------------------------------------------------------------------------------------
 
-static void admmState(float* __restrict b, const float* __restrict base, float* __restrict state,
+static void admmState(const float* __restrict step, const float* __restrict base, float* __restrict state,
                       const uint8_t* __restrict mask, float relaxation, size_t n) {
   const float rest = 1 - relaxation;
   for (size_t i = 0; i < n; i++) {
-    float sum = base[i] + b[i], before = state[i];
-    b[i] = sum;
+    float sum = base[i] + step[i], before = state[i];
     state[i] = relaxation * sum + (mask[i] ? rest : 1.0f) * before;
   }
 }
