@@ -20,7 +20,7 @@ import {
   type ParsedPruningOptions,
   type PruningOptions,
   parsePruningOptions,
-  productPrecision,
+  searchPrecision,
 } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
@@ -35,7 +35,7 @@ const small = ({ m, n, segments = 1 }: { m: number; n: number; segments?: number
  * 4 mn it and the weights scaled, where they are needed ({@link needsGram}). On top comes the largest of
  *
  * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn), with a trace of errors 5 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 8 mn, from SparseGPT's mask 4 n² more
- * - the refit: by conjugate gradients 12 mn (bfloat16: 2 n² + 14 mn), exact 4 mn; 4 mn more behind a method other than ALPS
+ * - the refit: by conjugate gradients 12 mn (16 behind a method other than ALPS), exact 4 mn (8)
  * - the error: 4 mn
  */
 export function solveBytes(
@@ -45,7 +45,7 @@ export function solveBytes(
 ): number {
   const { method, refit, traceEvery, traceErrors, errors, dsnot } = parsed;
   const [square, matrix] = [n * n, m * n];
-  const narrow = productPrecision(parsed, precision) === 'bfloat16';
+  const narrow = searchPrecision(parsed, precision) === 'bfloat16';
   const search = {
     alps:
       (narrow ? 6 : 4) * square +
@@ -58,11 +58,7 @@ export function solveBytes(
     dsnot: (dsnot.initial === 'sparsegpt' ? 4 * square : 0) + 8 * matrix,
   }[method];
   const scaled = method === 'alps' ? 0 : 4 * matrix;
-  const refitted = {
-    none: 0,
-    pcg: scaled + (narrow ? 2 * square + 14 * matrix : 12 * matrix),
-    backsolve: scaled + 4 * matrix,
-  }[refit];
+  const refitted = refit === 'none' ? 0 : scaled + (refit === 'pcg' ? 12 : 4) * matrix;
   const gram = needsGram(parsed) ? 4 * square : 0;
   const solved = needsGram({ ...parsed, errors: false }) ? 4 * square + 4 * matrix : 0;
   const most = Math.max(search, refitted, errors ? 4 * matrix : 0);

@@ -1,7 +1,7 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { LayerProblem } from './layer-problem.js';
 import { nativePattern } from './layer-problem.js';
-import type { ParsedPruningOptions, Precision } from './options.js';
+import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit } from './refine.js';
 import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
@@ -18,15 +18,15 @@ interface Iterate {
 
 /**
  * ALPS on one group of layers: ADMM finds the support, the conjugate gradient refits the weights on it.
- * @param precision of the products
  * Source: "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models", NeurIPS 2024.
  */
 export async function solveAlps(
   problem: LayerProblem,
   options: ParsedPruningOptions,
-  precision: Precision,
+  ofRun: Precision,
 ): Promise<Solution> {
   const { stream, device, m, n } = problem;
+  const precision = searchPrecision(options, ofRun);
   const scope = new Scope();
   const { weight, mask } = solutionTensors(device, [m, n]);
   try {
@@ -58,7 +58,7 @@ export async function solveAlps(
     stream.enterPhase('refine');
     const searched = performance.now();
     time.admm = searched - began - time.factorise;
-    const refineIterations = await refit(problem, weight, mask, options, precision);
+    const refineIterations = await refit(problem, weight, mask, options);
     problem.unscale(weight);
     await stream.sync();
     time.refine = performance.now() - searched;

@@ -21,10 +21,7 @@ export type Method = (typeof methods)[number];
 /** What is done to the kept weights once the mask is found. `pcg`: conjugate gradients. `backsolve`: exact, one dense solve an output. */
 export type Refit = 'none' | 'pcg' | 'backsolve';
 
-/**
- * Number format of the matrix products of ADMM and of the steps of conjugate gradients (see also `mixedPrecision`); all else of a solve is in
- * float32.
- */
+/** Number format of the matrix products of the search for the support (see also `mixedPrecision`); the refit is always in float32. */
 export type Precision = 'float32' | 'bfloat16';
 
 /** DSnoT's options, with the defaults of its published code. */
@@ -70,8 +67,8 @@ export interface PruningOptions {
    */
   relaxation?: number;
   /**
-   * Whether the products of ADMM and of the steps of conjugate gradients are in bfloat16 where the device (of several: all) multiplies it in hardware,
-   * and not only where `precision` says so. Only corrections go through them (docs/algorithm.md, "ADMM", "Refit"). Default false; with `preset: 'balanced'` true
+   * ALPS: whether the products of the search for the support are in bfloat16 where the device (of several: all) multiplies it in hardware, and not
+   * only where `precision` says so. Only a correction goes through them (docs/algorithm.md, "ADMM"). Default false; with `preset: 'balanced'` true
    * unless `precision` is `float32`. Reports say whether it was done.
    */
   mixedPrecision?: boolean;
@@ -219,8 +216,8 @@ export function onDevices(parsed: ParsedPruningOptions, devices: readonly Device
   return { ...parsed, mixedPrecision };
 }
 
-/** Of the products that `mixedPrecision` is about. @param options of {@link onDevices} */
-export function productPrecision({ mixedPrecision }: ParsedPruningOptions, precision: Precision): Precision {
+/** Of ADMM's products. @param options of {@link onDevices} */
+export function searchPrecision({ mixedPrecision }: ParsedPruningOptions, precision: Precision): Precision {
   return mixedPrecision ? 'bfloat16' : precision;
 }
 

@@ -28,7 +28,7 @@ export interface PruneLayerOptions extends PruningOptions {
   name?: string;
   /** Default `auto`. */
   device?: DeviceName | Device;
-  /** Default `float32`; see also `mixedPrecision`, which `preset: 'balanced'` sets. */
+  /** Number format of the products while the support is sought. Default `float32`; see also `mixedPrecision`, which `preset: 'balanced'` sets. */
   precision?: 'float32' | 'bfloat16';
   signal?: AbortSignal;
 }

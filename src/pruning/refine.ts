@@ -1,33 +1,28 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { LayerProblem } from './layer-problem.js';
-import type { ParsedPruningOptions, Precision } from './options.js';
-
-type F32 = Tensor<'float32'>;
+import type { ParsedPruningOptions } from './options.js';
 
 /**
  * Refits the kept weights in the way that was asked for.
  * @param b scaled weights, zero off the mask; refitted in place
- * @param precision of the products in the steps of conjugate gradients
  * @returns iterations of the conjugate gradient
  */
 export async function refit(
   problem: LayerProblem,
-  b: F32,
+  b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
   options: Pick<ParsedPruningOptions, 'refit' | 'refineIterations' | 'refineTolerance'>,
-  precision: Precision,
 ): Promise<number> {
   if (options.refit === 'none') return 0;
   if (options.refit === 'pcg') {
-    const { refineIterations: iterations, refineTolerance: tolerance } = options;
-    return refine(problem, b, mask, { iterations, tolerance, precision });
+    return refine(problem, b, mask, { iterations: options.refineIterations, tolerance: options.refineTolerance });
   }
   backsolve(problem, b, mask);
   return 0;
 }
 
 /** The exact minimum over the weights on the mask: H'[S, S] b[S] = (B₀ H')[S] for each row's support S. */
-function backsolve({ stream, device, base, gram }: LayerProblem, b: F32, mask: Tensor<'uint8'>): void {
+function backsolve({ stream, device, base, gram }: LayerProblem, b: Tensor<'float32'>, mask: Tensor<'uint8'>): void {
   using right = device.tensor('float32', base.shape, 'the backsolve’s right-hand side');
   stream.gemm(base, gram, right);
   stream.backsolve(gram, right, mask, b);
@@ -42,12 +37,12 @@ function backsolve({ stream, device, base, gram }: LayerProblem, b: F32, mask: T
  */
 async function refine(
   problem: LayerProblem,
-  b: F32,
+  b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
-  options: { iterations: number; tolerance: number; precision: Precision },
+  options: { iterations: number; tolerance: number },
 ): Promise<number> {
   const { stream, device, m } = problem;
-  const { iterations, tolerance, precision } = options;
+  const { iterations, tolerance } = options;
   if (iterations === 0) return 0;
   using scope = new Scope();
   const shape = b.shape;
@@ -63,27 +58,11 @@ async function refine(
   stream.cgStart(residual, mask, direction, rr, rr0);
   const q = scope.hold(device.tensor('float32', shape, 'the refit’s product'));
   const active = scope.hold(device.tensor('uint32', [iterations]));
-  const multiply = multiplierBy(problem, precision, scope);
   for (let i = 0; i < iterations; i++) {
-    multiply(direction, q);
+    stream.gemm(direction, problem.gram, q);
     using count = active.rows(i, i + 1);
     stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
   }
   const moved = await stream.read(active);
   return moved.filter((rows) => rows > 0).length;
-}
-
-/**
- * x ↦ x H' for the directions of conjugate gradients. Rounding in bfloat16 leaves the residual that is kept off the true one by some thousandths of
- * what the steps take off it, and the objective by the square of that.
- */
-function multiplierBy({ stream, device, gram, base }: LayerProblem, precision: Precision, scope: Scope) {
-  if (precision === 'float32') return (x: F32, out: F32) => stream.gemm(x, gram, out);
-  const factor = scope.hold(device.tensor(precision, gram.shape, 'the refit’s Gram matrix'));
-  const rounded = scope.hold(device.tensor(precision, base.shape, 'the refit’s rounded direction'));
-  stream.copy(gram, factor);
-  return (x: F32, out: F32) => {
-    stream.copy(x, rounded);
-    stream.gemm(rounded, factor, out);
-  };
 }

@@ -5,7 +5,7 @@ import { damped } from './damping.js';
 import { solveDsnot } from './dsnot.js';
 import { type LayerGroup, LayerProblem, segmentsOf, wholeGram } from './layer-problem.js';
 import { solveMagnitude } from './magnitude.js';
-import { isRowwise, type Method, type ParsedPruningOptions, type Precision, productPrecision } from './options.js';
+import { isRowwise, type Method, type ParsedPruningOptions, type Precision } from './options.js';
 import { refit } from './refine.js';
 import type { Selection } from './selection.js';
 import { type Solution, solutionTensors } from './solution.js';
@@ -86,22 +86,16 @@ const selectors: Record<Exclude<Method, 'alps'>, Selector> = {
 };
 
 /** The shortcut (nothing or everything stays) and the methods. */
-async function solveBy(problem: LayerProblem, options: ParsedPruningOptions, ofRun: Precision): Promise<Solution> {
+async function solveBy(problem: LayerProblem, options: ParsedPruningOptions, precision: Precision): Promise<Solution> {
   const { segments, m, n } = problem;
-  const precision = productPrecision(options, ofRun);
   const kept = segments.keep.reduce((sum, k) => sum + k, 0);
-  if (kept === 0 || kept === m * n) return select(problem, { ...options, refit: 'none' }, precision, solveMagnitude);
+  if (kept === 0 || kept === m * n) return select(problem, { ...options, refit: 'none' }, solveMagnitude);
   if (options.method === 'alps') return solveAlps(problem, options, precision);
-  return select(problem, options, precision, selectors[options.method]);
+  return select(problem, options, selectors[options.method]);
 }
 
 /** Runs a selector, then the refit. */
-async function select(
-  problem: LayerProblem,
-  options: ParsedPruningOptions,
-  precision: Precision,
-  selector: Selector,
-): Promise<Solution> {
+async function select(problem: LayerProblem, options: ParsedPruningOptions, selector: Selector): Promise<Solution> {
   const { stream, device, group } = problem;
   const { weight, mask } = solutionTensors(device, group.weight.shape);
   try {
@@ -114,7 +108,7 @@ async function select(
     let refineIterations = 0;
     if (options.refit !== 'none') {
       using b = problem.scaled(weight);
-      refineIterations = await refit(problem, b, mask, options, precision);
+      refineIterations = await refit(problem, b, mask, options);
       problem.unscale(b);
       stream.copy(b, weight);
       await stream.sync();
