@@ -138,10 +138,11 @@ async function layers() {
     await againstPeers(device, settings, { shape, patterns, names, methods, scratch, onEntry });
 }
 
-/** ALPS is also set against the cheapest pipeline there is: with all defaults, and asking layers for their own outputs as the published code does. */
+/** ALPS is also set against the cheapest pipeline there is: with all defaults, as published, and asking layers for their own outputs as the published code does. */
 const againstWanda = {
   wanda: { method: 'wanda' },
   alps: {},
+  'alps-paper': { preset: 'paper' },
   'alps-own-targets': { denseTarget: false },
   'alps-balanced-own-targets': { preset: 'balanced', denseTarget: false },
 };

@@ -171,6 +171,7 @@ const oursTitles = {
   'alps-balanced-mixed': 'ALPS, balanced',
   'alps-published': 'ALPS, published schedule',
   alps: 'ALPS',
+  'alps-paper': 'ALPS as published',
   'alps-own-targets': 'ALPS without dense targets',
   'alps-balanced-own-targets': 'ALPS, balanced, without dense targets',
 };

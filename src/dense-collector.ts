@@ -5,7 +5,7 @@ import type { Block } from './model/block.js';
 import type { Activations } from './model/block-run.js';
 import type { DecoderConfig } from './model/config.js';
 import type { DecoderModel, F32, Float } from './model/decoder.js';
-import { chunkRows, type TokenCounts } from './model/memory.js';
+import { chunkRows, rowsAtOnce, type TokenCounts } from './model/memory.js';
 import type { DenseInputs, DenseTarget } from './pruning/dense-target.js';
 
 /**
@@ -30,16 +30,17 @@ const areNeededAfterwards = (kind: DenseInputs['kind'], stage: number) => kind =
 
 /**
  * Bytes of a {@link DenseCollector} for a stage of n inputs without experts.
+ * @param tokens with `rows` of {@link rowsAtOnce}
  * @param number bytes of a number in the products
  */
 export function collectorBytes(
   config: DecoderConfig,
   { stage, n, target }: { stage: number; n: number; target: DenseTarget },
-  tokens: TokenCounts,
+  { rows: most, ...tokens }: TokenCounts & { rows: number },
   number: number,
 ): number {
   const { hidden } = config;
-  const rows = chunkRows(config, tokens);
+  const rows = chunkRows(most, tokens);
   const narrow = number === 4 ? 0 : number;
   const kind = kindOf(config, stage, false);
   const sums = kind === 'outputs' ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
@@ -128,7 +129,7 @@ export class DenseCollector {
     const { model, dense, block, stage, target } = parts;
     const { device, precision, config } = model;
     const { inputs } = block.stages[stage]![0]![0]!;
-    const rows = chunkRows(config, dense);
+    const rows = chunkRows(rowsAtOnce(config, device), dense);
     const sumOf = (outputs: number, label: string) => scope.hold(device.tensor('float32', [outputs, inputs], label));
     this.kind = kindOf(config, stage, block.router !== undefined);
     this.sum =

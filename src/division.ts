@@ -16,7 +16,7 @@ export interface Task {
 
 /**
  * Products of a matrix [outputs, n] with one [n, n] that ALPS on the ladder makes, for each factorisation with inverse of the latter:
- * 28 iterations, 10 of the refit and a few more, to 5.
+ * 28 iterations, 10 of the refit and a few more, to 5; 36 to 6.
  */
 const productsPerFactorisation = 8;
 

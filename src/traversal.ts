@@ -168,8 +168,10 @@ class BlockPruning {
       );
       this.#denseBlocks = this.#blocks.map((block, place) => {
         const { model } = this.#members[place]!;
-        const areKept = this.#options.propagation === 'block' || !this.#options.target || !makesOnDemand(model.config);
-        return areKept ? block : scope.hold(withCopies(model, block));
+        const { propagation, target } = this.#options;
+        // With `block` all is summed before the block is pruned.
+        const needsCopies = target !== undefined && makesOnDemand(model.config) && propagation === 'sequential';
+        return needsCopies ? scope.hold(withCopies(model, block)) : block;
       });
       if (!this.#options.windows) await this.#solve(this.#divide(this.#groups().flat()), undefined);
       else if (this.#options.propagation === 'sequential') await this.#sequential();

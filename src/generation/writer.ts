@@ -54,7 +54,7 @@ export async function writeWindows(
 
 /** Bytes of one window that is written: keys and values, one token's activations, the head's inputs and logits, numbers and ids. */
 function windowBytes(config: DecoderConfig, length: number, number: number): number {
-  const activations = activationBytes(config, { windows: 1, length: 1 }, number);
+  const activations = activationBytes(config, { windows: 1, length: 1 }, number, { rows: 1 });
   const head = number * (config.hidden + config.embeddingSize) + 4 * config.vocabulary;
   return keyValueBytes(config, length, number) + activations + head + 12 * length;
 }

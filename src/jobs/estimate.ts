@@ -10,7 +10,7 @@ import { writingBytes } from '../generation/writer.js';
 import type { DecoderConfig } from '../model/config.js';
 import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
-import { activationBytes, chunkTokens, numberBytes, type TokenCounts } from '../model/memory.js';
+import { activationBytes, chunkTokens, numberBytes, rowsAtOnce, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
@@ -104,8 +104,8 @@ export function estimateLayerBytes(options: LayerSize): number {
 }
 
 /**
- * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens (with dense targets twice), one block's
- * weights, and the largest solve in it; or the activations and the embedding table, where that is more; or, with `ownWindows`, the whole model
+ * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens (with dense targets another residual stream, behind
+ * norms of their own the activations twice), one block's weights, and the largest solve in it; or the activations and the embedding table, where that is more; or, with `ownWindows`, the whole model
  * and what it writes. Reads the folder's config.json and
  * headers.
  *
@@ -129,10 +129,11 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
     const tokens = options.calibration && (await tokensOf(options.calibration, config));
     const number = numberBytes(precision);
     const dense = tokens && parseDenseTarget(options.denseTarget, parsed);
+    const rows = rowsAtOnce(config, device);
     const onDemand = makesOnDemand(config);
     const activations = tokens
-      ? activationBytes(config, tokens, number) +
-        (dense ? activationBytes(config, tokens, number, { makesOnDemand: onDemand }) : 0)
+      ? activationBytes(config, tokens, number, { rows }) +
+        (dense ? activationBytes(config, tokens, number, { rows, makesOnDemand: onDemand }) : 0)
       : 0;
     const embedding = tokens ? embeddingBytes(architecture, tokens, number) : 0;
     let block = 0;
@@ -147,7 +148,10 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       const seen = sizes.map(({ m, n }, i) => {
         if (!tokens || !dense || (i >= 2 && router)) return { inputs: 0, target: 0 };
         const stage = i < 2 ? i : 2 + (i % 2);
-        return { inputs: collectorBytes(config, { stage, n, target: dense }, tokens, number), target: 4 * m * n };
+        return {
+          inputs: collectorBytes(config, { stage, n, target: dense }, { ...tokens, rows }, number),
+          target: 4 * m * n,
+        };
       });
       const grams =
         options.propagation === 'block' && tokens
@@ -179,7 +183,9 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
 function embeddingBytes(architecture: Architecture, { windows, length }: TokenCounts, number: number): number {
   const { config, embedding, projectIn, positions } = architecture;
   const tensors = expectedTensors(architecture);
-  const tables = [embedding, projectIn, positions?.name].map((name) => sizeOf(tensors.get(`${name}.weight`) ?? [0]));
+  const tables = [embedding, projectIn, positions?.name].flatMap((name) =>
+    name === undefined ? [] : sizeOf(tensors.get(`${name}.weight`)!),
+  );
   const tokens = windows * length;
   const scratch = projectIn ? Math.min(chunkTokens, tokens) * config.embeddingSize * (4 + number) : 0;
   return 8 * tables.reduce((sum, size) => sum + size, 0) + 4 * tokens + scratch;

@@ -4,7 +4,7 @@ import { type Block, type LinearPart, type MlpParts, stageCount } from './block.
 import type { DecoderModel, F32, Float, Norm } from './decoder.js';
 import { Embedding } from './embedding.js';
 import { ExpertRun } from './expert-run.js';
-import { chunkLength, innerWidth } from './memory.js';
+import { chunkLength, innerWidth, rowsAtOnce } from './memory.js';
 import { ropeTables } from './rope.js';
 
 /** Token windows in the device's memory, cut into chunks that bound the scratch memory of a step. */
@@ -43,7 +43,8 @@ class KeyValueCache {
  * The residual stream of a set of windows, and the four stages of a block on it:
  * 0: x = norm(h) feeds q, k, v, whose attention is a; 1: h += o(a); 2: x = norm(h) feeds gate and up, whose product is u;
  * 3: h += down(u). `begin` and `input` give what a stage's layers see, `advance` applies them. Between the two a traversal
- * may replace weights. Norms stand where the model has them; with experts, stages 2 and 3 run each on its own tokens.
+ * may replace weights, but those of stages 0 and 2 not before 1 and 3 where these are made on demand. Norms stand where the model has them; with
+ * experts, stages 2 and 3 run each on its own tokens.
  *
  * Either of whole windows ({@link create}), or of windows that grow by a token at a time ({@link growing}), whose keys and values are kept.
  */
@@ -77,7 +78,7 @@ export class Activations {
     this.windows = windows;
     this.length = length;
     const tokens = windows * length;
-    const perChunk = chunkLength(config, length);
+    const perChunk = chunkLength(rowsAtOnce(config, device), length);
     for (let start = 0; start < tokens; start += perChunk) {
       this.#chunks.push([start, Math.min(tokens, start + perChunk)]);
     }
@@ -224,11 +225,11 @@ export class Activations {
       else this.#experts!.advanceOuter(block, ({ down }, x, out) => this.#linear(down, x, out));
       return;
     }
-    for (const [chunk, range] of this.#chunks.entries()) {
-      if (stage % 2 === 0) {
-        if (!this.#makesOnDemand) this.#make(block, stage, range);
-        continue;
-      }
+    if (stage % 2 === 0) {
+      if (!this.#makesOnDemand) for (const range of this.#chunks) this.#make(block, stage, range);
+      return;
+    }
+    for (const chunk of this.#chunks.keys()) {
       using x = this.chunkInput(block, stage, chunk);
       this.advanceChunk(block, stage, chunk, x);
     }

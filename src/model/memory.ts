@@ -1,3 +1,4 @@
+import type { Device } from '../device/device.js';
 import type { DecoderConfig } from './config.js';
 import type { Precision } from './decoder.js';
 
@@ -13,35 +14,42 @@ export interface TokenCounts {
 export const chunkTokens = 4096;
 
 /**
- * Tokens of a chunk of whole windows of this length: the wider the layers, the more, so that a Gram matrix is not read and written more often than
- * its product takes time.
+ * Rows of a chunk, about. On a processor fewer where layers are narrow: there memory counts, and a Gram matrix is small enough to be added to often.
  */
-export function chunkLength(config: DecoderConfig, length: number): number {
-  const widest = Math.max(config.hidden, config.heads * config.headDim, innerWidth(config));
-  const rows = Math.min(chunkTokens, Math.max(1024, 2 ** Math.floor(Math.log2(widest))));
+export function rowsAtOnce({ hidden, heads, headDim, ...config }: DecoderConfig, device: Device): number {
+  if (device.name !== 'cpu') return chunkTokens;
+  const widest = Math.max(hidden, heads * headDim, innerWidth(config));
+  return Math.min(chunkTokens, Math.max(1024, 2 ** Math.floor(Math.log2(widest))));
+}
+
+/** Tokens of a chunk of whole windows of this length. */
+export function chunkLength(rows: number, length: number): number {
   return Math.max(1, Math.floor(rows / length)) * length;
 }
 
-/** Rows that a chunk has at most. */
-export function chunkRows(config: DecoderConfig, { windows, length }: TokenCounts): number {
-  return Math.min(windows * length, chunkLength(config, length));
+/** The rows that a chunk has at most. */
+export function chunkRows(rows: number, { windows, length }: TokenCounts): number {
+  return Math.min(windows * length, chunkLength(rows, length));
 }
 
 /** Of the MLPs without experts; 0 where all have experts. */
-export function innerWidth({ experts, intermediate }: DecoderConfig): number {
+export function innerWidth({ experts, intermediate }: Pick<DecoderConfig, 'experts' | 'intermediate'>): number {
   return experts?.layers.every(Boolean) ? 0 : intermediate;
 }
 
-/** What model/block-run.ts and model/expert-run.ts hold. */
+/**
+ * What model/block-run.ts and model/expert-run.ts hold.
+ * @param how `rows` of {@link rowsAtOnce}
+ */
 export function activationBytes(
   config: DecoderConfig,
   { windows, length }: TokenCounts,
   number: number,
-  { makesOnDemand = false } = {},
+  { rows: most, makesOnDemand = false }: { rows: number; makesOnDemand?: boolean },
 ): number {
   const { hidden, heads, kvHeads, headDim, experts, mlp, normPlacement, ropes } = config;
   const tokens = windows * length;
-  const rows = chunkRows(config, { windows, length });
+  const rows = chunkRows(most, { windows, length });
   const inner = innerWidth(config);
   const queries = heads * headDim;
   const scratch = number * (hidden + queries + 2 * kvHeads * headDim + (mlp === 'gated' ? inner : 0));

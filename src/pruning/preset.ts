@@ -4,7 +4,8 @@ import { oneOf, type PruningOptions } from './options.js';
 /**
  * Sets of options under one name.
  * - `paper`: ALPS as published (NeurIPS 2024)
- * - `balanced`: ALPS in two thirds of the time to solve a layer (half where bfloat16 is multiplied in hardware), at errors up to some 1 % larger
+ * - `balanced`: ALPS in two thirds of the time to solve a layer (half where bfloat16 is multiplied in hardware), at errors up to some 1 % larger, 2 %
+ *   with N:M
  */
 export type Preset = 'paper' | 'balanced';
 

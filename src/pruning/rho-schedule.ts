@@ -4,7 +4,7 @@ import { isNm, type Pattern } from './pattern.js';
 /**
  * How the penalty ρ of ADMM grows.
  * - `alps`: as published; every 3 iterations the size of the support's change decides (docs/algorithm.md, "ρ")
- * - `ladder`: 28 iterations on four fixed values, above 70 % and for N:M 36 on five, no checks; only together with the `obs` metric
+ * - `ladder`: 28 iterations on four fixed values, for `sparsity` above 0.7 and N:M 36 on five, no checks; only together with the `obs` metric
  * - `short`: the same with 22 iterations on three values
  * - `fixed`: `initialRho` for all of `maxIterations`, which the paper compares its schedule with
  */
