@@ -193,7 +193,7 @@ class BlockPruning {
         using scope = new Scope();
         const division = this.#divide(groups.slice(first, first + this.#team.size));
         const inputs = await this.#inputs(division, scope);
-        // The dense model goes ahead while the stage's weights are still its own.
+        // Where the dense model keeps what layers see, it goes ahead while the stage's weights are still its own.
         if (first === 0) await this.#advanceDense(stage);
         await this.#solve(division, inputs);
       }

@@ -33,10 +33,9 @@ describe('a run that was stopped', () => {
     ['models/union-4m', { pattern: { keep: 2, of: 4 }, method: 'dsnot' }],
     ['test/fixtures/models/gpt2', { sparsity: 0.5 }],
     // The dense model beside: experts, norms of their own, norms behind the sum.
-    ...['mixtral', 'gemma2', 'opt-post'].map((name): [string, Partial<PruneOptions>] => [
-      `test/fixtures/models/${name}`,
-      { sparsity: 0.5 },
-    ]),
+    ['test/fixtures/models/mixtral', { sparsity: 0.5 }],
+    ['test/fixtures/models/gemma2', { sparsity: 0.5 }],
+    ['test/fixtures/models/opt-post', { sparsity: 0.5 }],
     ['test/fixtures/models/qwen3-moe-fused', { sparsity: 0.5, method: 'sparsegpt' }],
     ['test/fixtures/models/phi3-fused', { sparsity: 0.5, method: 'magnitude', calibration: undefined }],
   ];

@@ -93,7 +93,9 @@ class Admm {
   readonly #problem: LayerProblem;
   readonly #options: ParsedPruningOptions;
   readonly #iterate: Iterate;
-  readonly #inverse: F32;
+  /** K in float32, made in place from H'. */
+  readonly #exact: F32;
+  /** K as the products take it. */
   readonly #operator: Tensor<Precision>;
   readonly #time: { factorise: number };
   readonly #previous: Tensor<'uint8'>;
@@ -118,10 +120,10 @@ class Admm {
     this.#options = options;
     this.#iterate = iterate;
     this.#time = time;
-    this.#inverse = scope.hold(device.tensor('float32', [n, n], 'the ADMM operator'));
+    this.#exact = scope.hold(device.tensor('float32', [n, n], 'the ADMM operator'));
     this.#operator =
       precision === 'float32'
-        ? this.#inverse
+        ? this.#exact
         : scope.hold(device.tensor('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
     this.#previous = scope.hold(device.tensor('uint8', [m, n], 'the support at the last check'));
     this.#traced =
@@ -164,12 +166,12 @@ class Admm {
     stream.enterPhase('factorise');
     const began = performance.now();
     if (!Number.isNaN(this.#rho)) stream.admmRescale(base, state, mask, y, this.#rho / rho);
-    stream.copy(gram, this.#inverse);
-    stream.addDiagonal(this.#inverse, rho);
-    stream.cholesky(this.#inverse);
-    stream.choleskyInverse(this.#inverse);
-    stream.axpby(this.#inverse, this.#inverse, 0, rho);
-    if (this.#operator !== this.#inverse) stream.copy(this.#inverse, this.#operator);
+    stream.copy(gram, this.#exact);
+    stream.addDiagonal(this.#exact, rho);
+    stream.cholesky(this.#exact);
+    stream.choleskyInverse(this.#exact);
+    stream.axpby(this.#exact, this.#exact, 0, rho);
+    if (this.#operator !== this.#exact) stream.copy(this.#exact, this.#operator);
     this.#rho = rho;
     await stream.sync();
     stream.enterPhase('admm');
