@@ -2,6 +2,7 @@
 # bash scripts/gpu/build.sh OUT.so: builds libalps_cuda.so with nvcc alone, for a machine that has neither CMake nor Node's headers.
 #   NVCC or CUDA_HOME   the compiler; else from PATH, /usr/local/cuda
 #   ARCH                for example 90; else that of the GPU here
+#   PREBUILT            a library that is taken as it is; only cuBLAS is looked for
 #   PYTHON              whose packages may hold cuBLAS (nvidia-cublas) where the toolkit has none; default python3
 # Registers, shared memory and spills of the kernels go to OUT.so.ptxas.
 set -euo pipefail
@@ -49,8 +50,13 @@ if [ -z "$header" ] || [ -z "$blas" ] || [ ! -f "$blasLt" ]; then
   echo "build.sh: cuBLAS was not found (header '$header', library '$blas') in: ${places[*]}" >&2
   exit 1
 fi
-echo "build.sh: $nvcc for sm_$arch, $header, $blas"
 dirname "$blas" > "$out.cublas"
+if [ -n "${PREBUILT:-}" ]; then
+  cp "$PREBUILT" "$out"
+  echo "build.sh: $PREBUILT, $blas"
+  exit 0
+fi
+echo "build.sh: $nvcc for sm_$arch, $header, $blas"
 
 objects=$(mktemp -d)
 trap 'rm -rf "$objects"' EXIT

@@ -1,8 +1,9 @@
-// node scripts/gpu/pack.mjs [--whole] [--out .gpu] [--peers FOLDER]: packs what a GPU machine without Node, npm and internet needs for
+// node scripts/gpu/pack.mjs [--whole] [--kernels] [--out .gpu] [--peers FOLDER]: packs what a GPU machine without Node, npm and internet needs for
 // scripts/gpu/run.sh into a folder that git ignores:
 //   programs.tar.xz  this Node, the shared libraries of the addon, jest and the runtime dependencies, checkouts of the peers
 //   build.tar.xz     the addon and the compiled TypeScript
 //   tree.tar.xz      with --whole: the files of this repository too, for when the checkout itself does not travel
+//                    with --kernels libalps_cuda.so of this build too (scripts/cuda-kernels.mjs), so that nothing is compiled there
 //   run.sh           the copy of scripts/gpu/run.sh that starts it all
 // --peers is a folder with the checkouts ALPS (mazumder-lab/ALPS) and sparsegpt (IST-DASLab/sparsegpt); without it that stage is left out.
 // Archives whose contents have not changed are kept.
@@ -30,6 +31,7 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const { values: options } = parseArgs({
   options: {
     whole: { type: 'boolean', default: false },
+    kernels: { type: 'boolean', default: false },
     out: { type: 'string', default: join(root, '.gpu') },
     peers: { type: 'string' },
   },
@@ -164,8 +166,11 @@ try {
   mkdirSync(join(build, 'build', 'Release'), { recursive: true });
   copyFileSync(addonFile, join(build, 'build', 'Release', 'alps.node'));
   // The kernels on the processor: for the tests in a rehearsal.
-  const host = join(root, 'build', 'Release', 'libalps_cuda_host.so');
-  if (existsSync(host)) copyFileSync(host, join(build, 'build', 'Release', 'libalps_cuda_host.so'));
+  for (const name of ['libalps_cuda_host.so', ...(options.kernels ? ['libalps_cuda.so'] : [])]) {
+    const file = join(root, 'build', 'Release', name);
+    if (existsSync(file)) copyFileSync(file, join(build, 'build', 'Release', name));
+    else if (options.kernels) throw new Error(`--kernels: ${file} is not there`);
+  }
   for (const name of readdirSync(join(build, 'build', 'Release'))) {
     run('strip', ['--strip-unneeded', join(build, 'build', 'Release', name)]);
   }
