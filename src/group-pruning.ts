@@ -2,7 +2,7 @@ import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
 import type { Stream } from './device/stream.js';
 import { Scope, type Tensor } from './device/tensor.js';
-import type { Linear } from './model/block.js';
+import { copyStored, type Linear } from './model/block.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
 import { tensorOf } from './model/shapes.js';
 import { damped } from './pruning/damping.js';
@@ -86,11 +86,7 @@ async function pruneTogether(
   const outputs = linears.reduce((sum, linear) => sum + linear.outputs, 0);
   using scope = new Scope();
   const weight = scope.hold(device.tensor('float32', [outputs, width], `the weights of ${linears[0]!.name}`));
-  await eachRows(linears, weight, async (linear, rows) => {
-    // From the checkpoint's bits, not from a rounded copy of them.
-    using stored = await timed('read', () => model.loadLinear(linear.spec, 'float32'));
-    stream.copy(stored, rows);
-  });
+  await eachRows(linears, weight, (linear, rows) => timed('read', () => copyStored(model, linear, rows)));
   const layers = linears.map(({ name, outputs: count }) => {
     return { name, outputs: count, keep: options.budgets?.get(name)?.keep };
   });
@@ -188,10 +184,10 @@ async function store(model: DecoderModel, linear: Linear, rows: F32, writer: Che
   stream.copy(rows, stored);
   stream.copy(stored, rows);
   stream.copy(stored, linear.weight);
+  linear.isPruned = true;
   const data = await readStored(stream, stored, spec.transposed === true);
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  if (spec.expert) await writer.writePart(name, bytes, spec.expert);
-  else await writer.write(name, bytes);
+  await writer.queue(name, bytes, spec.expert);
   return bytes;
 }
 

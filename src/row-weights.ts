@@ -1,5 +1,5 @@
 import { Scope } from './device/tensor.js';
-import type { Block, Linear } from './model/block.js';
+import { type Block, copyStored, type Linear } from './model/block.js';
 import type { Activation, DecoderConfig } from './model/config.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
 import type { LinearSpec, Part } from './model/families/family.js';
@@ -41,7 +41,7 @@ export async function rowWeights(
     for (const [part, start, end] of rangesOf(model.config, linear.spec))
       energies.set(part, squares.subarray(start, end));
   }
-  const behind = await columnSquares(model, block.stages[stage + 1]![group]![0]!.spec);
+  const behind = await columnSquares(model, block.stages[stage + 1]![group]![0]!);
   const weights =
     stage === 0 ? await ofAttention(model, block, energies, behind) : ofMlp(model.config, energies, behind);
   const rows = linears.flatMap(({ spec }) =>
@@ -68,10 +68,11 @@ function rangesOf(config: DecoderConfig, spec: LinearSpec): [part: Part, start: 
 }
 
 /** Mean square of each output of a layer as the checkpoint has it; a bias counts by its square. */
-async function outputSquares(model: DecoderModel, { spec, bias }: Linear, gram: F32, tokens: number) {
+async function outputSquares(model: DecoderModel, linear: Linear, gram: F32, tokens: number) {
   const { stream, device } = model;
+  const { bias } = linear;
   using scope = new Scope();
-  const weight = scope.hold(await model.loadLinear(spec, 'float32'));
+  const weight = scope.hold(await storedWeights(model, linear));
   const sums = scope.hold(device.tensor('float64', [weight.shape[0]!], 'the outputs’ squares'));
   stream.quadraticForms(weight, gram, sums);
   const squares = await stream.read(sums);
@@ -79,16 +80,28 @@ async function outputSquares(model: DecoderModel, { spec, bias }: Linear, gram: 
   return squares.map((square, i) => Math.max(0, square) / tokens + (offsets?.[i] ?? 0) ** 2);
 }
 
-async function columnSquares(model: DecoderModel, spec: LinearSpec): Promise<Float64Array> {
+async function columnSquares(model: DecoderModel, linear: Linear): Promise<Float64Array> {
   const { stream, device } = model;
   using scope = new Scope();
-  const weight = scope.hold(await model.loadLinear(spec, 'float32'));
+  const weight = scope.hold(await storedWeights(model, linear));
   const [outputs = 0, inputs = 0] = weight.shape;
   const turned = scope.hold(device.tensor('float32', [inputs, outputs], 'the columns of the layer behind'));
   stream.transpose(weight, turned);
   const sums = scope.hold(device.tensor('float64', [inputs]));
   stream.rowDots(turned, turned, sums);
   return await stream.read(sums);
+}
+
+/** The caller disposes them. */
+async function storedWeights(model: DecoderModel, linear: Linear): Promise<F32> {
+  const weight = model.device.tensor('float32', linear.weight.shape, linear.name);
+  try {
+    await copyStored(model, linear, weight);
+    return weight;
+  } catch (error) {
+    weight.dispose();
+    throw error;
+  }
 }
 
 type Weights = Map<Part, Float64Array>;

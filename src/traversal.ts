@@ -9,6 +9,7 @@ import { refitFinalNorm } from './final-norm.js';
 import { type GroupInputs, pruneGroup } from './group-pruning.js';
 import { groupInputs, type Member, membersOf } from './members.js';
 import { type Block, type Linear, stageCount, withCopies } from './model/block.js';
+import { BlockReader } from './model/block-reader.js';
 import type { Activations, Windows } from './model/block-run.js';
 import type { DecoderModel } from './model/decoder.js';
 import type { DenseTarget } from './pruning/dense-target.js';
@@ -84,6 +85,7 @@ export async function pruneBlocks(
   using scope = new Scope();
   const members = await membersOf(team, models, options.windows, scope, options.target !== undefined);
   const finished = options.writer.finishedSteps as LayerReport[][];
+  await using reader = new BlockReader(team, models, options.signal);
   for (let layer = 0; layer < models[0]!.config.layers; layer++) {
     throwIfAborted(options.signal);
     const layers = finished[layer];
@@ -92,7 +94,7 @@ export async function pruneBlocks(
       options.onResumed(layers);
       continue;
     }
-    const run = new BlockPruning(team, members, parsed, options, layer);
+    const run = new BlockPruning(team, members, reader, parsed, options, layer);
     const { layers: pruned, ...report } = await run.execute();
     await options.writer.step(pruned);
     options.onBlock(report);
@@ -130,6 +132,7 @@ interface Stored {
 class BlockPruning {
   readonly #team: Team;
   readonly #members: readonly Member[];
+  readonly #reader: BlockReader;
   readonly #parsed: ParsedPruningOptions;
   readonly #options: TraversalOptions;
   readonly #layer: number;
@@ -143,12 +146,14 @@ class BlockPruning {
   constructor(
     team: Team,
     members: readonly Member[],
+    reader: BlockReader,
     parsed: ParsedPruningOptions,
     options: TraversalOptions,
     layer: number,
   ) {
     this.#team = team;
     this.#members = members;
+    this.#reader = reader;
     this.#parsed = parsed;
     this.#options = options;
     this.#layer = layer;
@@ -158,14 +163,7 @@ class BlockPruning {
     const began = performance.now();
     {
       using scope = new Scope();
-      this.#blocks = await this.#timed('read', () =>
-        this.#team.each(async (place) => {
-          const { model } = this.#members[place]!;
-          const loaded = scope.hold(await model.loadBlock(this.#layer));
-          await model.stream.sync();
-          return loaded;
-        }),
-      );
+      this.#blocks = await this.#timed('read', () => this.#reader.read(this.#layer, scope));
       this.#denseBlocks = this.#blocks.map((block, place) => {
         const { model } = this.#members[place]!;
         const { propagation, target } = this.#options;
@@ -345,9 +343,10 @@ class BlockPruning {
       const { model } = this.#members[place]!;
       for (const { stage, group, layer, member, bytes } of stored) {
         if (member === place) continue;
-        const { spec, weight } = this.#blocks[place]!.stages[stage]![group]![layer]!;
-        using pruned = model.linearOf(spec, bytes, model.precision);
-        model.stream.copy(pruned, weight);
+        const linear = this.#blocks[place]!.stages[stage]![group]![layer]!;
+        using pruned = model.linearOf(linear.spec, bytes, model.precision);
+        model.stream.copy(pruned, linear.weight);
+        linear.isPruned = true;
         await model.stream.sync();
       }
     });

@@ -72,8 +72,8 @@ class Backend {
   virtual void countNonFinite(Tensor x, Tensor out) = 0;
   // out[i] = sum over j of a[i, j] * b[i, j], accumulated in double. out f64 [rows].
   virtual void rowDots(Tensor a, Tensor b, Tensor out) = 0;
-  // out[i] = a[i]ᵀ s a[i], dots accumulated in double. a [rows, n], s [n, n] symmetric, both triangles given; out f64
-  // [rows].
+  // out[i] = a[i]ᵀ s a[i], dots accumulated in double; split as in gemm. a [rows, n], s [n, n] symmetric, both
+  // triangles given; out f64 [rows].
   virtual void quadraticForms(Tensor a, Tensor s, Tensor out) = 0;
   // out[j] += sum over i of x[i, j], or of its square, accumulated in double. x [rows, n] f32 or bf16, out f64 [n].
   virtual void columnSums(Tensor x, bool squares, Tensor out) = 0;
@@ -82,8 +82,10 @@ class Backend {
 
   // ---- Gram-matrix solves ------------------------------------------------------------------------------------------
   // out = alpha * op(a) op(b) + beta * out. a and b both f32 or both bf16 (f32 accumulation); out f32 or bf16 (then
-  // beta = 0).
-  virtual void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) = 0;
+  // beta = 0). split: factors in f32 may be taken as the sum of two bf16 numbers each (a relative error of 2⁻¹⁷), where
+  // that is faster; then they must be finite and below 2^127.
+  virtual void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
+                    bool split = false) = 0;
   // Upper triangle (by blocks on the diagonal, whole) of gram += xᵀ x. x [tokens, n] f32 or bf16, gram f32 [n, n].
   virtual void gramAccumulate(Tensor x, Tensor gram) = 0;
   // Lower triangle := upper triangle.
@@ -111,7 +113,8 @@ class Backend {
   // mask = project(|S|);  Y = (mask ? S : −S) − B0. b := B.
   virtual void admmUpdate(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation,
                           Pattern pattern, Counts rowEnds, Counts keep) = 0;
-  // `count` times { b = Y * op; admmUpdate }. op [n, n] of y's dtype; b is B at the end. Stops when cancelled.
+  // `count` times { b = Y * op; admmUpdate }. op [n, n] of y's dtype, split in f32 as in gemm; b is B at the end. Stops
+  // when cancelled.
   virtual void admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                            Pattern pattern, Counts rowEnds, Counts keep, int64_t count) = 0;
   // New ρ: S *= factor off the mask (factor = ρ_old / ρ_new), and Y again.

@@ -170,7 +170,8 @@ void transpose(const Tensor& a, const Tensor& out) {
           describe(out), " and ", describe(a));
 }
 
-void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double, double beta) {
+void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double, double beta,
+          bool) {
   dtypeFloat("a", a);
   dtypeFloat("out", out);
   require(b.defined() && a.dtype == b.dtype, "Expected one dtype for a and b but received ", describe(a), " and ",

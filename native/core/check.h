@@ -18,7 +18,7 @@ void quadraticForms(const Tensor& a, const Tensor& s, const Tensor& out);
 void columnSums(const Tensor& x, bool squares, const Tensor& out);
 void transpose(const Tensor& a, const Tensor& out);
 void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha,
-          double beta);
+          double beta, bool split = false);
 void gramAccumulate(const Tensor& x, const Tensor& gram);
 void symmetrize(const Tensor& a);
 void addDiagonal(const Tensor& a, double value);

@@ -10,7 +10,7 @@
 namespace alps {
 
 // Changes with anything that both sides see.
-constexpr int cudaInterfaceVersion = 6;
+constexpr int cudaInterfaceVersion = 7;
 
 struct CudaDevice {
   std::string name;

@@ -31,7 +31,8 @@ class CpuBackend final : public Backend {
   void quadraticForms(Tensor a, Tensor s, Tensor out) override;
   void columnSums(Tensor x, bool squares, Tensor out) override;
   void transpose(Tensor a, Tensor out) override;
-  void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) override;
+  void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
+            bool split = false) override;
   void gramAccumulate(Tensor x, Tensor gram) override;
   void symmetrize(Tensor a) override;
   void addDiagonal(Tensor a, double value) override;

@@ -122,7 +122,8 @@ void CpuBackend::narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out,
 
 bool CpuBackend::bf16InHardware() const { return machineHasBf16Products() && std::string(kernels_.isa) == "avx512"; }
 
-void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) {
+void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
+                      bool /* split */) {
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1);
   if (m == 0 || n == 0) return;
   float scale = static_cast<float>(alpha), keep = static_cast<float>(beta);

@@ -212,8 +212,19 @@ void CudaBackend::admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Te
   if (base.size() == 0) return;
   std::optional<Selection> selection;
   if (pattern.group == 0) selection.emplace(*runtime_, base.columns(), rowEnds, keep);
+  int64_t m = base.dim(0), n = base.dim(1);
+  // In float32 the operator is split once, Y in every iteration.
+  bool split = y.dtype == DType::f32 && splits(m, n, n);
+  auto opMemory = scratch<bf16_t>(split ? splitSize(n * n) : 0),
+       yMemory = scratch<bf16_t>(split ? splitSize(m * n) : 0);
+  SplitFactor right{};
+  if (split) right = splitOf({op.as<void>(), n}, n, n, Side::right, opMemory);
   auto iterate = [&](bool storeB) {
-    gemm(y, op, b, false, false, 1, 0);
+    if (split)
+      multiplySplit(*products_, m, n, n, 1, splitOf({y.as<void>(), n}, m, n, Side::left, yMemory), right, 0, b.as(),
+                    /* ldc = */ n);
+    else
+      gemm(y, op, b, false, false, 1, 0);
     queueUpdate(b, base, state, mask, y, relaxation, pattern, selection ? &*selection : nullptr, storeB);
   };
   std::unique_ptr<Graph> graph;

@@ -1,6 +1,7 @@
 // Purpose: Cholesky factor and inverse, in place, as products of large tiles. Blocks of 128 on the diagonal are
 // factored and inverted by own kernels; inverses take the place of triangular solves.
 #include <algorithm>
+#include <functional>
 
 #include "cuda/cuda_backend.h"
 #include "cuda/diagonal_block.h"
@@ -150,13 +151,21 @@ class Factorisation {
 
 // ---- the inverse ---------------------------------------------------------------------------------------------------
 
+// Large products are made of split factors (split.h): the inverse is no worse for it, as all its digits beyond those
+// were lost in the factor (docs/cuda.md).
 class Inversion {
  public:
-  Inversion(Products& products, Queue queue, float* a, int64_t n, float* scratch)
-      : products_(products), queue_(queue), a_(a), n_(n), scratch_(scratch) {}
+  // c [m, n] = alpha * a b.
+  using Multiply =
+      std::function<void(int64_t m, int64_t n, int64_t k, float alpha, Factor a, Factor b, float* c, int64_t ldc)>;
+
+  Inversion(Products& products, Multiply multiply, Queue queue, float* a, int64_t n, float* scratch)
+      : products_(products), multiply_(std::move(multiply)), queue_(queue), a_(a), n_(n), scratch_(scratch) {}
 
   // Rows of a product that makes (L Lᵀ)⁻¹.
-  static int64_t rowsFor(int64_t n) { return std::clamp((n / 4 + 127) / 128 * 128, blockSize, panelSize); }
+  static int64_t rowsFor(int64_t n) {
+    return n < 2 * panelSize ? std::max((n / 4 + 127) / 128 * 128, blockSize) : 2 * panelSize;
+  }
   // Numbers of scratch memory: of the largest L21 X11, and of those rows.
   static int64_t scratchFor(int64_t n) { return std::max(n * n / 4, std::min(n, rowsFor(n)) * n); }
 
@@ -179,7 +188,7 @@ class Inversion {
   void square() {
     for (int64_t i = 0, most = rowsFor(n_); i < n_; i += most) {
       int64_t rows = std::min(most, n_ - i), columns = i + rows;
-      products_.f32(rows, columns, n_ - i, 1, {at(i, i), n_, true}, {at(i, 0), n_}, 0, scratch_, /* ldc = */ columns);
+      multiply_(rows, columns, n_ - i, 1, {at(i, i), n_, true}, {at(i, 0), n_}, scratch_, /* ldc = */ columns);
       Grid tiles{(columns + turned - 1) / turned, (rows + turned - 1) / turned};
       launch(queue_, storeSymmetricKernel, tiles, turnThreads, 0, scratch_, rows, columns, i, a_, n_);
     }
@@ -188,20 +197,29 @@ class Inversion {
  private:
   float* at(int64_t row, int64_t column) const { return a_ + row * n_ + column; }
 
+  // A side of a product whose other one has so many rows: enough numbers for a large GPU, and no more, so that few
+  // zeros are multiplied.
+  static int64_t panelFor(int64_t other) {
+    constexpr int64_t numbers = int64_t{1} << 22;
+    return std::clamp((numbers / std::max<int64_t>(other, 1) + 127) / 128 * 128, panelSize, 2 * panelSize);
+  }
+
   // One pair, cut so that the zeros above the diagonals of X11 and X22 are not multiplied.
   void join(int64_t k, int64_t first, int64_t second) {
     int64_t middle = k + first;
-    for (int64_t c = 0; c < first; c += panelSize)
-      products_.f32(second, std::min(panelSize, first - c), first - c, 1, {at(middle, k + c), n_},
-                    {at(k + c, k + c), n_}, 0, scratch_ + c, /* ldc = */ first);
-    for (int64_t r = 0; r < second; r += panelSize) {
-      int64_t rows = std::min(panelSize, second - r);
-      products_.f32(rows, first, r + rows, -1, {at(middle + r, middle), n_}, {scratch_, first}, 0, at(middle + r, k),
-                    /* ldc = */ n_);
+    int64_t across = panelFor(second), down = panelFor(first);
+    for (int64_t c = 0; c < first; c += across)
+      multiply_(second, std::min(across, first - c), first - c, 1, {at(middle, k + c), n_}, {at(k + c, k + c), n_},
+                scratch_ + c, /* ldc = */ first);
+    for (int64_t r = 0; r < second; r += down) {
+      int64_t rows = std::min(down, second - r);
+      multiply_(rows, first, r + rows, -1, {at(middle + r, middle), n_}, {scratch_, first}, at(middle + r, k),
+                /* ldc = */ n_);
     }
   }
 
   Products& products_;
+  Multiply multiply_;
   Queue queue_;
   float* a_;
   int64_t n_;
@@ -228,7 +246,9 @@ void CudaBackend::choleskyInverse(Tensor factor) {
   launch(queue(), zeroUpperKernel, Grid{n}, blockSize_, 0, a, n);
   launch(queue(), invertDiagonalKernel, Grid{(n + blockSize - 1) / blockSize}, diagonalThreads, diagonalBytes, a, n,
          failure());
-  Inversion inversion(*products_, queue(), a, n, memory);
+  auto multiply = [&](int64_t m, int64_t columns, int64_t k, float alpha, Factor left, Factor right, float* c,
+                      int64_t ldc) { productOf(m, columns, k, alpha, left, right, 0, c, ldc, /* split = */ true); };
+  Inversion inversion(*products_, multiply, queue(), a, n, memory);
   for (int64_t size = blockSize; size < n; size *= 2) inversion.joinPairs(size);
   inversion.square();
 }

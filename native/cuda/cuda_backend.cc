@@ -24,6 +24,8 @@ CudaBackend::CudaBackend(int device, const BackendOptions& options, const CudaHo
   // "block=64": for tests.
   if (size_t at = options.isa.find("block="); at != std::string::npos)
     blockSize_ = std::stoi(options.isa.substr(at + 6));
+  // "split": products of any size.
+  splitsAlways_ = options_.isa.find("split") != std::string::npos;
   failures_ = static_cast<Failure*>(runtime_->allocate(failureSlots * sizeof(Failure)));
   runtime_->zero(failures_, failureSlots * sizeof(Failure));
   for (int slot = failureSlots; slot-- > 0;) freeSlots_.push_back(slot);

@@ -9,6 +9,7 @@
 #include "cuda/platform.h"
 #include "cuda/products.h"
 #include "cuda/runtime.h"
+#include "cuda/split.h"
 
 namespace alps {
 
@@ -66,7 +67,8 @@ class CudaBackend final : public Backend {
   void quadraticForms(Tensor a, Tensor s, Tensor out) override;
   void columnSums(Tensor x, bool squares, Tensor out) override;
   void transpose(Tensor a, Tensor out) override;
-  void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) override;
+  void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
+            bool split = false) override;
   void gramAccumulate(Tensor x, Tensor gram) override;
   void symmetrize(Tensor a) override;
   void addDiagonal(Tensor a, double value) override;
@@ -118,6 +120,12 @@ class CudaBackend final : public Backend {
   // Where kernels of the running op report that it failed.
   Failure* failure();
   void throwIfCancelled() const;
+  // Whether the product of [m, k] and [k, n] in float32 is worth splitting (split.h).
+  bool splits(int64_t m, int64_t n, int64_t k) const;
+  SplitFactor splitOf(const Factor& x, int64_t rows, int64_t columns, Side side, bf16_t* memory);
+  // c [m, n] = alpha * a b + beta * c in float32.
+  void productOf(int64_t m, int64_t n, int64_t k, float alpha, Factor a, Factor b, float beta, float* c, int64_t ldc,
+                 bool split);
   void queueUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y,
                    double relaxation, const Pattern& pattern, const Selection* selection, bool storeB);
   template <typename T>
@@ -132,6 +140,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Products> products_;
   std::shared_ptr<Account> account_;
   int blockSize_ = 256;  // threads a block of loops over elements
+  bool splitsAlways_ = false;
 
   uint64_t job_ = 0;
   std::map<uint64_t, int> slots_;  // jobs that may have reported, by place in failures_

@@ -39,14 +39,33 @@ int64_t panelFor(int64_t n) {
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-void CudaBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta) {
+// Below this the splitting and the launches take as long as is won; the sums over short k are not worth it either.
+bool CudaBackend::splits(int64_t m, int64_t n, int64_t k) const {
+  constexpr int64_t least = 256, products = int64_t{1} << 31;
+  return splitsAlways_ || (std::min({m, n, k}) >= least && m * n * k >= products);
+}
+
+SplitFactor CudaBackend::splitOf(const Factor& x, int64_t rows, int64_t columns, Side side, bf16_t* memory) {
+  return splitFactor(queue(), runtime_->properties().multiprocessors, x, rows, columns, side, memory);
+}
+
+void CudaBackend::productOf(int64_t m, int64_t n, int64_t k, float alpha, Factor a, Factor b, float beta, float* c,
+                            int64_t ldc, bool split) {
+  if (!split || k == 0 || !splits(m, n, k)) return products_->f32(m, n, k, alpha, a, b, beta, c, ldc);
+  auto left = scratch<bf16_t>(splitSize(m * k)), right = scratch<bf16_t>(splitSize(k * n));
+  multiplySplit(*products_, m, n, k, alpha, splitOf(a, m, k, Side::left, left), splitOf(b, k, n, Side::right, right),
+                beta, c, ldc);
+}
+
+void CudaBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
+                       bool split) {
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1);
   if (m == 0 || n == 0) return;
   Factor left{a.as<void>(), a.dim(1), transposeA}, right{b.as<void>(), b.dim(1), transposeB};
   float scale = static_cast<float>(alpha), keep = static_cast<float>(beta);
   if (a.dtype == DType::bf16)
     return products_->bf16(m, n, k, scale, left, right, keep, out.as<void>(), out.dtype, /* ldc = */ n);
-  if (out.dtype == DType::f32) return products_->f32(m, n, k, scale, left, right, keep, out.as(), /* ldc = */ n);
+  if (out.dtype == DType::f32) return productOf(m, n, k, scale, left, right, keep, out.as(), /* ldc = */ n, split);
   int64_t rows = std::clamp<int64_t>(wideElements / n, 1, m);
   auto wide = scratch<float>(rows * n);
   for (int64_t i = 0; i < m; i += rows) {

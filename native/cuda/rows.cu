@@ -143,11 +143,19 @@ void CudaBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
   constexpr int64_t elements = int64_t{1} << 25, most = 8192;  // of the product that are kept at a time, and its rows
   int64_t rows = std::clamp<int64_t>(elements / n, 1, std::clamp<int64_t>(m, 1, most));
   auto product = scratch<float>(rows * n);
+  bool split = splits(rows, n, n);
+  auto whole = scratch<bf16_t>(split ? splitSize(n * n) : 0), parts = scratch<bf16_t>(split ? splitSize(rows * n) : 0);
+  SplitFactor right{};
+  if (split) right = splitOf({s.as<void>(), n}, n, n, Side::right, whole);
   for (int64_t i = 0; i < m; i += rows) {
     throwIfCancelled();
     int64_t height = std::min(rows, m - i);
     const float* part = a.as() + i * n;
-    products_->f32(height, n, n, 1, {part, n}, {s.as<void>(), n}, 0, product, /* ldc = */ n);
+    if (split)
+      multiplySplit(*products_, height, n, n, 1, splitOf({part, n}, height, n, Side::left, parts), right, 0, product,
+                    /* ldc = */ n);
+    else
+      products_->f32(height, n, n, 1, {part, n}, {s.as<void>(), n}, 0, product, /* ldc = */ n);
     withVectors<4>(rowsAligned<4>(n, part, product.data()), [&](auto width) {
       launch(queue(), rowDotsKernel<decltype(width)::value>, {height}, blockSize_, 0, part, product.data(), n,
              out.as<double>() + i);

@@ -1,6 +1,9 @@
 // A GPU through CUDA's runtime: the driver's stream-ordered memory pool, one stream, pinned staging for copies,
 // recorded graphs.
 #include <cuda_runtime.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -8,6 +11,7 @@
 #include <deque>
 #include <type_traits>
 
+#include "cuda/copy_team.h"
 #include "cuda/runtime.h"
 
 namespace alps {
@@ -95,6 +99,19 @@ class Staging {
   size_t used_ = 0;  // of the slot
 };
 
+// Memory that is filled for the first time comes page by page, which takes longer than the copy: larger pages where the
+// system has them. Only a hint.
+void preferLargePages(void* data, size_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t large = uintptr_t{2} << 20;
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + large - 1) / large * large;
+  uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / large * large;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 class CudaGraph final : public Graph {
  public:
   CudaGraph(int device, Owned<cudaGraphExec_t, GraphExecDeleter> graph, cudaStream_t stream)
@@ -176,7 +193,7 @@ class CudaRuntime final : public Runtime {
     const char* source = static_cast<const char*>(from);
     for (size_t done = 0; done < bytes;) {
       Staging::Piece piece = staging_->cut(bytes - done);
-      std::memcpy(piece.data, source + done, piece.bytes);
+      copies_.copy(piece.data, source + done, piece.bytes);
       check(cudaMemcpyAsync(static_cast<char*>(to) + done, piece.data, piece.bytes, cudaMemcpyHostToDevice, stream()),
             "copy to the GPU");
       staging_->queued(piece, stream());
@@ -191,11 +208,12 @@ class CudaRuntime final : public Runtime {
       Staging::Piece piece;
       char* to;
     };
+    preferLargePages(to, bytes);
     std::deque<Copy> copies;  // queued, oldest first; always fewer than there are slots, so that none is cut again
     auto finish = [&] {
       const Copy& copy = copies.front();
       staging_->wait(copy.piece.slot);
-      std::memcpy(copy.to, copy.piece.data, copy.piece.bytes);
+      copies_.copy(copy.to, copy.piece.data, copy.piece.bytes);
       copies.pop_front();
     };
     for (size_t done = 0; done < bytes;) {
@@ -307,6 +325,7 @@ class CudaRuntime final : public Runtime {
   OwnedStream stream_;            // all work
   OwnedStream recorded_;          // never runs anything: what is launched on it is recorded
   std::unique_ptr<Staging> staging_;
+  CopyTeam copies_{std::clamp(std::thread::hardware_concurrency() / 2, 1u, 4u) - 1};
 };
 
 }  // namespace

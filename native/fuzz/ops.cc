@@ -129,7 +129,7 @@ void gemm(Backend& backend, Arguments& from) {
   call<&Backend::gemm, check::gemm>(
       backend, from, "h:m,k h:k,n o:m,n",
       [](const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha,
-         double beta) {
+         double beta, bool) {
         if (out.dtype != DType::f32 || beta != 0 || !apart({a, b, out}) || !tame(a) || !tame(b)) return;
         if (!(std::fabs(alpha) <= 100)) return;
         int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1);

@@ -84,8 +84,8 @@ TEST_CASE("elementwise ops") {
 }
 
 TEST_CASE("products and square matrices") {
-  PASSES(gemm(mn, nn, mn, false, false, 1, 1));
-  PASSES(gemm(mn, nm, nn, true, true, 1, 0));
+  PASSES(gemm(mn, nn, mn, false, false, 1, 1, true));
+  PASSES(gemm(mn, nm, nn, true, true, 1, 0, false));
   REFUSED("one dtype for a and b", gemm(mn, none, mn, false, false, 1, 0));
   REFUSED("one dtype for a and b", gemm(mn, bf16({3, 3}), mn, false, false, 1, 0));
   REFUSED("matrix for b", gemm(mn, f32({9}), mn, false, false, 1, 0));

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # The one call on a machine with an NVIDIA GPU: bash .gpu/run.sh (packed by scripts/gpu/pack.mjs; scripts/gpu/README.md).
-#   --stages a,b,...   of: device build tests determinism sanitizer parity ops layers model   (default: all, in this order)
+#   --stages a,b,...   of: device build sanitizer tests parity determinism ops layers model small   (default: all, in this order)
 #   --limit SECONDS    all of it (default 570); a stage that does not fit any more is left out, and said so
 #   --layers a,b,...   shapes of the stage layers, OUTPUTSxINPUTS (default 4096x4096,11008x4096,4096x11008)
 #   --blocks N         blocks of the LLaMA2-7B-shaped model (default 3)
+#   --profile          of the model stage: where its time goes
 #   --device cpu       a rehearsal without a GPU: small sizes, no build and no sanitizer
 # Results: summary.md, results.json, log.txt, sanitizer.txt and libalps_cuda.ptxas under $OUT (default ./gpu-results).
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-stages=device,build,tests,determinism,sanitizer,parity,ops,layers,model
-limit=570 layers=4096x4096,11008x4096,4096x11008 blocks=3 device=cuda
+stages=device,build,sanitizer,tests,parity,determinism,ops,layers,model,small
+limit=570 layers=4096x4096,11008x4096,4096x11008 blocks=3 device=cuda profile=()
 while [ $# -gt 0 ]; do
   case $1 in
     --stages) stages=$2 ;;
@@ -17,6 +18,7 @@ while [ $# -gt 0 ]; do
     --layers) layers=$2 ;;
     --blocks) blocks=$2 ;;
     --device) device=$2 ;;
+    --profile) profile=(--profile); shift; continue ;;
     *) echo "run.sh: unknown option $1" >&2; exit 2 ;;
   esac
   shift 2
@@ -87,10 +89,11 @@ stage() { # name, seconds at most, command...
 export ALPS_CUDA_LIBRARY=$work/libalps_cuda.so
 if [ "$device" = cpu ]; then
   sizes=256 ceilings=(--size 512) layer=384 parity=(--windows 8 --evaluation 16)
-  hidden=(--hidden 256 --intermediate 688 --heads 4 --vocabulary 512 --windows 8 --length 128)
+  hidden=(--hidden 256 --intermediate 688 --heads 4 --vocabulary 512 --windows 8 --length 128) small=("${hidden[@]}" --blocks 2 --of 2)
   ALPS_CUDA_LIBRARY=$tree/build/Release/libalps_cuda_host.so
 else
-  sizes=1024,4096 ceilings=() layer=2048 hidden=() parity=()
+  sizes=1024,4096,8192 ceilings=() layer=2048 hidden=() parity=(--windows 64 --evaluation 48)
+  small=(--blocks 30 --of 30 --hidden 576 --intermediate 1536 --heads 9 --vocabulary 49152 --windows 32 --length 1024)
 fi
 
 stage device 60 "$python" scripts/gpu/ceilings.py --device "$device" "${ceilings[@]}" --out "$results/device.json"
@@ -103,6 +106,39 @@ if [ "$device" != cpu ]; then
   if [ ! -f "$ALPS_CUDA_LIBRARY" ]; then say "nothing can run without the kernels (stage build)"; summary; exit 1; fi
   cp "$ALPS_CUDA_LIBRARY.ptxas" "$out/libalps_cuda.ptxas" 2>/dev/null
   LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$(cat "$ALPS_CUDA_LIBRARY.cublas")
+fi
+
+# Beside the tests and parity, which are not timed.
+one_tool() { # tool, checker
+  timeout -k 5 170 "$2" --tool "$1" --error-exitcode 9 --print-limit 20 node bench/ops.mjs --device "$device" --sizes 72 --once >"$results/$1.txt" 2>&1
+  local code=$? found
+  found=$(grep -h 'SUMMARY' "$results/$1.txt" | tail -1 | tr -d '"=')
+  echo "sanitizer $1: exit code $code; $found"
+  echo "{\"tool\":\"$1\",\"status\":$code,\"summary\":\"$found\"}" >>"$results/sanitizer.jsonl"
+  return $code
+}
+sanitizer() { # checker
+  local tool status=0
+  : >"$results/sanitizer.jsonl"
+  one_tool memcheck "$1" & local memory=$!
+  one_tool racecheck "$1" & local races=$!
+  wait $memory || status=1
+  wait $races || status=1
+  for tool in memcheck racecheck; do
+    echo "== $tool"
+    tail -c 200000 "$results/$tool.txt"
+  done >"$out/sanitizer.txt"
+  return $status
+}
+checker=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+beside=
+if [ -n "$checker" ] && [ "$device" != cpu ]; then
+  export -f sanitizer one_tool
+  export out device
+  stage sanitizer 190 bash -c 'sanitizer "$1"' sanitizer "$checker" &
+  beside=$!
+elif [ "$device" != cpu ]; then
+  say "sanitizer: compute-sanitizer is not here"
 fi
 
 # Each file by itself, some at a time: one that hangs takes no other's results.
@@ -123,35 +159,12 @@ export -f one tests
 export results at_once
 stage tests 240 bash -c tests
 
+stage parity 120 node scripts/gpu/parity.mjs --device "$device" "${parity[@]}" --out "$results/parity.json"
+[ -z "$beside" ] || wait "$beside"
+
 stage determinism 60 node scripts/gpu/determinism.mjs --device "$device" --size "$layer" --out "$results/determinism.json"
 
-sanitizer() {
-  local tool status=0
-  : >"$out/sanitizer.txt"
-  : >"$results/sanitizer.jsonl"
-  for tool in memcheck racecheck; do
-    echo "== $tool" >>"$out/sanitizer.txt"
-    timeout -k 5 110 "$@" --tool "$tool" --error-exitcode 9 --print-limit 20 node bench/ops.mjs --device "$device" --sizes 72 --once >"$results/$tool.txt" 2>&1
-    local code=$?
-    tail -c 200000 "$results/$tool.txt" >>"$out/sanitizer.txt"
-    echo "sanitizer $tool: exit code $code; $(grep -h 'SUMMARY' "$results/$tool.txt" | tail -1)"
-    echo "{\"tool\":\"$tool\",\"status\":$code,\"summary\":\"$(grep -h 'SUMMARY' "$results/$tool.txt" | tail -1 | tr -d '"=')\"}" >>"$results/sanitizer.jsonl"
-    [ $code -eq 0 ] || status=1
-  done
-  return $status
-}
-checker=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
-if [ -n "$checker" ] && [ "$device" != cpu ]; then
-  export -f sanitizer
-  export out device
-  stage sanitizer 230 bash -c 'sanitizer "$@"' sanitizer "$checker"
-elif [ "$device" != cpu ]; then
-  say "sanitizer: compute-sanitizer is not here"
-fi
-
-stage parity 120 node scripts/gpu/parity.mjs --device "$device" "${parity[@]}" --out "$results/parity.json"
-
-stage ops 100 node bench/ops.mjs --device "$device" --sizes "$sizes" --ceilings "$results/device.json" --out "$results/ops.json"
+stage ops 60 node bench/ops.mjs --device "$device" --sizes "$sizes" --ceilings "$results/device.json" --out "$results/ops.json"
 
 if [ -d "$programs/peers/ALPS" ]; then
   [ "$device" != cpu ] || layers=256x256
@@ -159,8 +172,10 @@ if [ -d "$programs/peers/ALPS" ]; then
     --sparsegpt "$programs/peers/sparsegpt" --python "$python" --out "$results/layers.json" --scratch "$work/layers"
 fi
 
-stage model 240 node scripts/gpu/llama-7b.mjs --device "$device" --blocks "$blocks" "${hidden[@]}" --folder "$work/llama-7b" \
+stage model 240 node scripts/gpu/llama-7b.mjs --device "$device" --blocks "$blocks" "${hidden[@]}" "${profile[@]}" --folder "$work/llama-7b" \
   --out "$results/model.json"
+# SmolLM2-135M's shapes, all of its blocks; but for grouped queries.
+stage small 60 node scripts/gpu/llama-7b.mjs --device "$device" "${small[@]}" "${profile[@]}" --folder "$work/small" --out "$results/small.json"
 
 summary
 cat "$out/summary.md"

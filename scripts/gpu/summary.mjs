@@ -51,16 +51,17 @@ const tera = (value, digits = 1) => (value / 1e12).toFixed(digits);
 
 const stages = [...new Map(lines('stages').map((stage) => [stage.name, stage])).values()];
 const sanitizer = lines('sanitizer');
-const [device, determinism, parity, ops, layers, model] = [
+const [device, determinism, parity, ops, layers, model, small] = [
   'device',
   'determinism',
   'parity',
   'ops',
   'layers',
   'model',
+  'small',
 ].map(read);
 const tests = testResults();
-const results = { stages, device, tests, determinism, sanitizer, parity, ops, layers, model };
+const results = { stages, device, tests, determinism, sanitizer, parity, ops, layers, model, small };
 writeFileSync(join(out, 'results.json'), `${JSON.stringify(results, null, 1)}\n`);
 
 const parts = [];
@@ -125,22 +126,26 @@ if (parity) {
       [
         'run',
         'mask entries that differ',
+        'by rounding alone',
         'worst layer',
         'perplexity, processor',
         'perplexity, GPU',
         'difference',
+        'by rounding alone',
         'passed',
       ],
       parity.results.map((r) =>
         r.failure
-          ? [r.name, r.failure, '', '', '', '', 'no']
+          ? [r.name, r.failure, '', '', '', '', '', '', 'no']
           : [
               r.name,
               r.differing === undefined ? '' : percent(r.differing, 3),
+              r.rounding === undefined ? '' : percent(r.rounding, 3),
               r.worst ? percent(r.worst.share, 3) : '',
               r.perplexity.cpu.toFixed(4),
               r.perplexity.device.toFixed(4),
               (r.perplexity.device / r.perplexity.cpu - 1).toExponential(1),
+              r.perplexity.other === undefined ? '' : (r.perplexity.other / r.perplexity.cpu - 1).toExponential(1),
               r.passed ? 'yes' : 'no',
             ],
       ),
@@ -190,25 +195,31 @@ if (layers) {
       'with all its tensors on the GPU.',
   );
 }
-if (model?.millisecondsPerBlock) {
+for (const [title, model] of [
+  [`A model of LLaMA2-7B's shapes`, results.model],
+  [`A model of SmolLM2-135M's shapes`, results.small],
+]) {
+  if (!model?.millisecondsPerBlock) continue;
   const { shape } = model;
   const phases = ['read', 'forward', 'solve', 'write'];
   section(
-    `A model of LLaMA2-7B's shapes`,
+    title,
     `Random weights, hidden size ${shape.hidden}, intermediate size ${shape.intermediate}, ${shape.windows} × ${shape.length} tokens, ` +
       `${percent(model.sparsity)} sparsity, ${model.precision}; ${model.blocks.length} of its blocks were pruned: ` +
-      `${(model.millisecondsPerBlock / 1000).toFixed(2)} s a block` +
+      `${(model.millisecondsPerBlock / 1000).toFixed(model.millisecondsPerBlock < 1000 ? 3 : 2)} s a block` +
       (model.allBlocksSeconds
-        ? `; times 32, with what comes before and after the blocks: ${model.allBlocksSeconds.toFixed(0)} s.`
-        : `; times 32: ${((model.millisecondsPerBlock * 32) / 1000).toFixed(0)} s.`) +
+        ? `; times ${model.of}, with what comes before and after the blocks: ${model.allBlocksSeconds.toFixed(model.allBlocksSeconds < 10 ? 1 : 0)} s.`
+        : `; times ${model.of}: ${((model.millisecondsPerBlock * model.of) / 1000).toFixed(0)} s.`) +
       ` Peak of the GPU's memory: ${(model.memoryPeak / 2 ** 30).toFixed(1)} GiB.`,
     table(
       ['block', 'seconds', ...phases],
-      model.blocks.map((b) => [
-        b.block,
-        (b.milliseconds / 1000).toFixed(2),
-        ...phases.map((p) => (b.phases[p] / 1000).toFixed(2)),
-      ]),
+      model.blocks
+        .slice(0, 8)
+        .map((b) => [
+          b.block,
+          (b.milliseconds / 1000).toFixed(3),
+          ...phases.map((p) => (b.phases[p] / 1000).toFixed(3)),
+        ]),
     ),
   );
 }

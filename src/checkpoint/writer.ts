@@ -25,6 +25,9 @@ export interface WriterOptions {
   signal?: AbortSignal;
 }
 
+/** Bytes that {@link CheckpointWriter.queue} keeps at most before it waits. */
+const mostBehind = 2 ** 28;
+
 /** A shard that is being written: its full size is set, so tensors may come in any order. */
 interface OpenShard {
   path: string;
@@ -52,6 +55,10 @@ export class CheckpointWriter {
   /** Of tensors that are partly written: the parts. */
   readonly #parts = new Map<string, Set<number>>();
   readonly #pending = new Set<Promise<void>>();
+  /** Bytes of {@link queue} that are not written yet. */
+  #behind = 0;
+  /** Of a write that nobody waited for. */
+  #failure: unknown;
   /** Tensors written since the last step. */
   #sinceStep: string[] = [];
   #state: 'open' | 'finished' | 'aborted' = 'open';
@@ -200,6 +207,22 @@ export class CheckpointWriter {
     await this.#write(name, bytes, part);
   }
 
+  /**
+   * As {@link write} or {@link writePart}, but settles once little enough waits to be written: a failure is thrown by a later call.
+   */
+  async queue(name: string, bytes: Uint8Array, part?: { index: number; count: number }): Promise<void> {
+    this.#behind += bytes.length;
+    this.#write(name, bytes, part ?? { index: 0, count: 1 })
+      .catch((error) => {
+        this.#failure ??= error;
+      })
+      .finally(() => {
+        this.#behind -= bytes.length;
+      });
+    while (this.#behind > mostBehind && this.#pending.size > 0) await Promise.race(this.#pending);
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
   async #write(name: string, bytes: Uint8Array, part: { index: number; count: number }): Promise<void> {
     this.#checkOpen();
     const shard = this.#shards.find(({ positions }) => positions.has(name));
@@ -294,6 +317,7 @@ export class CheckpointWriter {
   }
 
   #checkOpen(): void {
+    if (this.#failure !== undefined) throw this.#failure;
     if (this.#state !== 'open') throw new AlpsError('DISPOSED', `The output ${this.out} was ${this.#state} before`);
   }
 

@@ -99,7 +99,17 @@ export interface Addon {
   quadraticForms(stream: S, a: T, s: T, out: T): void;
   columnSums(stream: S, x: T, squares: boolean, out: T): void;
   transpose(stream: S, a: T, out: T): void;
-  gemm(stream: S, a: T, b: T, out: T, transposeA: boolean, transposeB: boolean, alpha: number, beta: number): void;
+  gemm(
+    stream: S,
+    a: T,
+    b: T,
+    out: T,
+    transposeA: boolean,
+    transposeB: boolean,
+    alpha: number,
+    beta: number,
+    split: boolean,
+  ): void;
   gramAccumulate(stream: S, x: T, gram: T): void;
   symmetrize(stream: S, a: T): void;
   addDiagonal(stream: S, a: T, value: number): void;

@@ -175,15 +175,19 @@ export class Stream {
 
   // ---- Gram-matrix solves ---------------------------------------------------------------------------------------------
 
-  /** out = alpha op(a) op(b) + beta out; float32, or bfloat16 with float32 accumulation. */
+  /**
+   * out = alpha op(a) op(b) + beta out; float32, or bfloat16 with float32 accumulation.
+   * @param options `split`: float32 factors may be taken as the sum of two bfloat16 numbers each (a relative error of 2⁻¹⁷) where that is
+   * faster, on GPUs; they must be finite
+   */
   gemm(
     a: Float,
     b: Float,
     out: Float,
-    options: { transposeA?: boolean; transposeB?: boolean; alpha?: number; beta?: number } = {},
+    options: { transposeA?: boolean; transposeB?: boolean; alpha?: number; beta?: number; split?: boolean } = {},
   ): void {
-    const { transposeA = false, transposeB = false, alpha = 1, beta = 0 } = options;
-    this.#op('gemm', a.handle, b.handle, out.handle, transposeA, transposeB, alpha, beta);
+    const { transposeA = false, transposeB = false, alpha = 1, beta = 0, split = false } = options;
+    this.#op('gemm', a.handle, b.handle, out.handle, transposeA, transposeB, alpha, beta, split);
   }
   /** Upper triangle of gram += xᵀx; see {@link symmetrize}. */
   gramAccumulate(x: Float, gram: F32): void {

@@ -162,7 +162,9 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
         const most = Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!));
         return most + seen[i]!.inputs + seen[i]!.target;
       });
-      block = Math.max(block, weights + grams + Math.max(...solves));
+      // The block behind it is read meanwhile (block-reader.ts).
+      const ahead = device.name === 'cpu' ? 0 : number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
+      block = Math.max(block, weights + ahead + grams + Math.max(...solves));
     }
     const vectors = [...expectedTensors(architecture)].reduce(
       (sum, [, shape]) => sum + (shape.length === 1 ? 8 * shape[0]! : 0),

@@ -1,7 +1,7 @@
 import { Scope } from '../device/tensor.js';
 import type { DecoderModel, F32, Float, Norm } from './decoder.js';
 import type { LinearSpec, Part } from './families/family.js';
-import { linearShape, partRows, titleOf } from './shapes.js';
+import { linearShape, partRows, tensorOf, titleOf } from './shapes.js';
 
 /** A matrix of a block that is pruned as one. */
 export interface Linear {
@@ -10,6 +10,8 @@ export interface Linear {
   name: string;
   /** [outputs, inputs], in the model's precision. Pruning writes into it. */
   weight: Float;
+  /** Whether it did: the weights are no longer the checkpoint's. */
+  isPruned: boolean;
   bias: F32 | undefined;
   outputs: number;
   inputs: number;
@@ -63,7 +65,7 @@ export async function loadBlock(model: DecoderModel, layer: number): Promise<Blo
       const [outputs, inputs] = linearShape(model.config, linear);
       const weight: Float = scope.hold(await model.loadLinear(linear, model.precision));
       const bias = linear.bias ? scope.hold(await model.load(`${linear.name}.bias`, 'float32')) : undefined;
-      loaded.set(linear, { spec: linear, name: titleOf(linear), weight, bias, outputs, inputs });
+      loaded.set(linear, { spec: linear, name: titleOf(linear), weight, isPruned: false, bias, outputs, inputs });
     }
     const all = (specs: LinearSpec[]) => specs.map((linear) => loaded.get(linear)!);
     const [qkv, o] = spec.attention;
@@ -96,6 +98,17 @@ export async function loadBlock(model: DecoderModel, layer: number): Promise<Blo
     scope.dispose();
     throw error;
   }
+}
+
+/** out [outputs, inputs] := a layer's weights as the checkpoint has them, to the bit. */
+export async function copyStored(model: DecoderModel, { spec, weight, isPruned }: Linear, out: F32): Promise<void> {
+  const { stream } = model;
+  const stored = model.storedDtype(tensorOf(spec));
+  // What is on the device already, unless it was pruned or rounded.
+  if (!isPruned && (weight.dtype === stored || (weight.dtype === 'float32' && stored !== 'float64')))
+    return stream.copy(weight, out);
+  using loaded = await model.loadLinear(spec, 'float32');
+  stream.copy(loaded, out);
 }
 
 /**

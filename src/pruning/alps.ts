@@ -1,3 +1,4 @@
+import type { Device } from '../device/device.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import type { LayerProblem } from './layer-problem.js';
 import { nativePattern } from './layer-problem.js';
@@ -85,8 +86,8 @@ async function obsScale(problem: LayerProblem, exponent: number): Promise<Float3
   return values.map((d) => d ** (-exponent / 2));
 }
 
-/** Floating-point operations that one op may take up with its products. */
-const productsTogether = 2 ** 34;
+/** Floating-point operations that one op may take up with its products: on a processor it holds the device so long, on a GPU it is queued. */
+const productsTogether = (device: Device) => (device.name === 'cpu' ? 2 ** 34 : 2 ** 43);
 
 /** The iteration itself, and the operator K = ρ (H' + ρI)⁻¹ for the current ρ. */
 class Admm {
@@ -193,12 +194,12 @@ class Admm {
   }
 
   #run(count: number): void {
-    const { stream, base, segments, m, n } = this.#problem;
+    const { stream, device, base, segments, m, n } = this.#problem;
     const pattern = nativePattern(this.#options.pattern);
     const iterate = { base, ...this.#iterate };
     const { relaxation } = this.#options;
     // An op holds its device: large layers go one iteration at a time, small ones several.
-    const together = Math.max(1, Math.floor(productsTogether / (2 * m * n * n)));
+    const together = Math.max(1, Math.floor(productsTogether(device) / (2 * m * n * n)));
     for (let done = 0; done < count; done += together) {
       const iterations = Math.min(together, count - done);
       stream.admmIterate(this.#operator, iterate, relaxation, pattern, segments, iterations);

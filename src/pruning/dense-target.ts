@@ -101,12 +101,12 @@ export async function denseTarget(
   const right = scope.hold(device.tensor('float32', weight.shape, 'the target’s right-hand side'));
   if (kind === 'outputs') {
     stream.copy(sum, right);
-    stream.gemm(weight, gram, right, { alpha: -strength, beta: 1 });
+    stream.gemm(weight, gram, right, { alpha: -strength, beta: 1, split: true });
   } else {
     using difference = device.tensor('float32', gram.shape, 'the difference of the Gram matrices');
     stream.copy(sum, difference);
     stream.axpby(gram, difference, -1, 1);
-    stream.gemm(weight, difference, right, { transposeB: true, alpha: strength });
+    stream.gemm(weight, difference, right, { transposeB: true, alpha: strength, split: true });
   }
   // Waits for what was queued, so that the difference's memory is free for the inverse.
   const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
@@ -118,7 +118,7 @@ export async function denseTarget(
   const target = device.tensor('float32', weight.shape, 'the target');
   try {
     stream.copy(weight, target);
-    stream.gemm(right, inverse, target, { beta: 1 });
+    stream.gemm(right, inverse, target, { beta: 1, split: true });
     await stream.sync();
     return target;
   } catch (error) {

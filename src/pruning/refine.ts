@@ -53,13 +53,13 @@ async function refine(
   // R = (B₀ − B) H' on the mask; the difference's memory serves as direction afterwards, q has its own.
   stream.copy(problem.base, difference);
   stream.axpby(b, difference, -1, 1);
-  stream.gemm(difference, problem.gram, residual);
+  stream.gemm(difference, problem.gram, residual, { split: true });
   const direction = difference;
   stream.cgStart(residual, mask, direction, rr, rr0);
   const q = scope.hold(device.tensor('float32', shape, 'the refit’s product'));
   const active = scope.hold(device.tensor('uint32', [iterations]));
   for (let i = 0; i < iterations; i++) {
-    stream.gemm(direction, problem.gram, q);
+    stream.gemm(direction, problem.gram, q, { split: true });
     using count = active.rows(i, i + 1);
     stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
   }

@@ -1,0 +1,78 @@
+import type { Stream } from '../device/stream.js';
+import type { Team } from '../device/team.js';
+import type { Scope } from '../device/tensor.js';
+import { type Block, loadBlock } from './block.js';
+import { DecoderModel } from './decoder.js';
+
+/**
+ * A model's blocks in their order, on each device of a team. Where all devices are GPUs the next block is read while the one before is worked
+ * on; a processor has better to do, and less memory.
+ */
+export class BlockReader {
+  readonly #team: Team;
+  readonly #models: readonly DecoderModel[];
+  /** Reads on streams of their own: on the others a failed op would take what is queued behind it along. */
+  readonly #ahead: readonly DecoderModel[];
+  readonly #streams: Stream[] = [];
+  #next: { layer: number; blocks: Promise<PromiseSettledResult<Block>[]> } | undefined;
+
+  /** @param models the decoder on each of the team's devices */
+  constructor(team: Team, models: readonly DecoderModel[], signal?: AbortSignal) {
+    this.#team = team;
+    this.#models = models;
+    const readsAhead = models.every(({ device }) => device.name !== 'cpu');
+    this.#ahead = !readsAhead
+      ? []
+      : models.map(({ checkpoint, device, precision }) => {
+          const stream = device.stream({ signal });
+          this.#streams.push(stream);
+          return DecoderModel.open(checkpoint, stream, precision);
+        });
+  }
+
+  /**
+   * The block on each device.
+   * @param scope gets them
+   */
+  async read(layer: number, scope: Scope): Promise<Block[]> {
+    const ahead = this.#next?.layer === layer ? await this.#take() : undefined;
+    for (const result of ahead ?? []) if (result.status === 'fulfilled') scope.hold(result.value);
+    const blocks = await this.#team.each(async (place) => {
+      const result = ahead?.[place];
+      if (result?.status === 'rejected') throw result.reason;
+      return result?.value ?? scope.hold(await load(this.#models[place]!, layer));
+    });
+    if (this.#ahead.length > 0 && layer + 1 < this.#models[0]!.config.layers) {
+      await this.#drop();
+      this.#next = { layer: layer + 1, blocks: Promise.allSettled(this.#ahead.map((model) => load(model, layer + 1))) };
+    }
+    return blocks;
+  }
+
+  async #take() {
+    const next = this.#next;
+    this.#next = undefined;
+    return await next?.blocks;
+  }
+
+  /** Waits for what is being read, and frees it. */
+  async #drop(): Promise<void> {
+    for (const result of (await this.#take()) ?? []) if (result.status === 'fulfilled') result.value.dispose();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const stream of this.#streams) stream.dispose();
+    await this.#drop();
+  }
+}
+
+async function load(model: DecoderModel, layer: number): Promise<Block> {
+  const block = await loadBlock(model, layer);
+  try {
+    await model.stream.sync();
+    return block;
+  } catch (error) {
+    block.dispose();
+    throw error;
+  }
+}
