@@ -25,6 +25,13 @@ export interface WriterOptions {
   signal?: AbortSignal;
 }
 
+/** One of the equal parts that a tensor is cut into. */
+export interface TensorPart {
+  index: number;
+  count: number;
+}
+const whole: TensorPart = { index: 0, count: 1 };
+
 /** Bytes that {@link CheckpointWriter.queue} keeps at most before it waits. */
 const mostBehind = 2 ** 28;
 
@@ -59,6 +66,7 @@ export class CheckpointWriter {
   #behind = 0;
   /** Of a write that nobody waited for. */
   #failure: unknown;
+  #removal: Promise<void> | undefined;
   /** Tensors written since the last step. */
   #sinceStep: string[] = [];
   #state: 'open' | 'finished' | 'aborted' = 'open';
@@ -197,44 +205,52 @@ export class CheckpointWriter {
    * and so on) and `ABORTED`, after which the hidden folder is gone; `DISPOSED` after that
    */
   async write(name: string, bytes: Uint8Array): Promise<void> {
-    await this.#write(name, bytes, { index: 0, count: 1 });
+    await this.writePart(name, bytes, whole);
   }
 
   /**
    * Replaces one of `count` equal parts of a tensor's bytes, as {@link write} does the whole. All parts must be written.
    */
-  async writePart(name: string, bytes: Uint8Array, part: { index: number; count: number }): Promise<void> {
-    await this.#write(name, bytes, part);
+  async writePart(name: string, bytes: Uint8Array, part: TensorPart): Promise<void> {
+    const writing = this.#begin(name, bytes, part);
+    try {
+      await writing;
+    } catch (error) {
+      await this.abort();
+      throw error;
+    }
   }
 
   /**
-   * As {@link write} or {@link writePart}, but settles once little enough waits to be written: a failure is thrown by a later call.
+   * As {@link write} or {@link writePart}, but settles once little enough waits to be written; `bytes` must never be changed. A failure is
+   * thrown by the calls that follow.
    */
-  async queue(name: string, bytes: Uint8Array, part?: { index: number; count: number }): Promise<void> {
+  async queue(name: string, bytes: Uint8Array, part: TensorPart = whole): Promise<void> {
+    const writing = this.#begin(name, bytes, part);
     this.#behind += bytes.length;
-    this.#write(name, bytes, part ?? { index: 0, count: 1 })
+    writing
       .catch((error) => {
         this.#failure ??= error;
+        return this.abort();
       })
       .finally(() => {
         this.#behind -= bytes.length;
       });
     while (this.#behind > mostBehind && this.#pending.size > 0) await Promise.race(this.#pending);
-    if (this.#failure !== undefined) throw this.#failure;
   }
 
-  async #write(name: string, bytes: Uint8Array, part: { index: number; count: number }): Promise<void> {
+  /** Checks, and begins to write. */
+  #begin(name: string, bytes: Uint8Array, { index, count }: TensorPart): Promise<void> {
     this.#checkOpen();
     const shard = this.#shards.find(({ positions }) => positions.has(name));
     const tensor = this.#options.source.tensors.get(name);
     if (!tensor || !shard) {
       throw new AlpsError('INVALID_ARGUMENT', `${this.#options.source.folder} has no tensor ${describe(name)}`);
     }
-    const { index, count } = part;
     const size = tensor.byteLength / count;
     if (!types.isUint8Array(bytes) || bytes.length !== size) {
-      const whole = count === 1 ? '' : `part ${index} of ${count} of `;
-      throw invalidArgument('bytes', `a Uint8Array of ${size} bytes for ${whole}tensor ${describe(name)}`, bytes);
+      const what = count === 1 ? '' : `part ${index} of ${count} of `;
+      throw invalidArgument('bytes', `a Uint8Array of ${size} bytes for ${what}tensor ${describe(name)}`, bytes);
     }
     const parts = this.#parts.get(name) ?? new Set<number>();
     if (this.#written.has(name) || parts.has(index)) {
@@ -249,14 +265,9 @@ export class CheckpointWriter {
     const position = shard.positions.get(name)! + index * size;
     const writing = writeFully(shard.handle, shard.path, bytes, position, this.#options.signal);
     this.#pending.add(writing);
-    try {
-      await writing;
-    } catch (error) {
-      await this.abort();
-      throw error;
-    } finally {
-      this.#pending.delete(writing);
-    }
+    const settled = () => this.#pending.delete(writing);
+    writing.then(settled, settled);
+    return writing;
   }
 
   /**
@@ -299,9 +310,11 @@ export class CheckpointWriter {
    * `finally`. Never rejects.
    */
   async abort(): Promise<void> {
-    if (this.#state !== 'open') return;
-    this.#state = 'aborted';
-    await this.#remove();
+    if (this.#state === 'open') {
+      this.#state = 'aborted';
+      this.#removal = this.#remove();
+    }
+    await this.#removal; // also one that a write behind has begun
   }
 
   async #remove(): Promise<void> {
