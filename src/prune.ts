@@ -18,6 +18,7 @@ import { calibrationKey, ownWindowsOf, withOwnWindows } from './generation/own-w
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
+import { takesLargeChunks } from './model/memory.js';
 import { version } from './package-version.js';
 import { announcerOf, logPruneFailure } from './prune-events.js';
 import { type DenseTarget, type DenseTargetOptions, parseDenseTarget } from './pruning/dense-target.js';
@@ -293,7 +294,7 @@ export async function fingerprintOf(run: {
     // Several devices sum in their order.
     device: devices.map((device) => {
       const { name, isa, bf16Products } = device.info();
-      return `${name} ${isa}${bf16Products ? ' bfloat16' : ''}`;
+      return `${name} ${isa}${bf16Products ? ' bfloat16' : ''}${takesLargeChunks(device) ? ' large chunks' : ''}`;
     }),
   };
 }

@@ -107,11 +107,12 @@ async function replay({ model, activations, dense }: Member, layer: number, writ
   const block = await model.loadBlock(layer);
   try {
     await dense?.run(block);
-    for (const { spec, weight } of block.stages.flat(2)) {
-      using written = await model.loadLinear(spec, model.precision, (name, out, offset) =>
+    for (const linear of block.stages.flat(2)) {
+      using written = await model.loadLinear(linear.spec, model.precision, (name, out, offset) =>
         writer.readBack(name, out, offset),
       );
-      model.stream.copy(written, weight);
+      model.stream.copy(written, linear.weight);
+      linear.isPruned = true;
     }
     await activations!.run(block);
   } finally {

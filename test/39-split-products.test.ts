@@ -1,5 +1,6 @@
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
+import { pruneLayer } from '../src/pruning/prune-layer.js';
 import { nmse, normal, opDevice, product } from './helpers/numbers.js';
 
 // Ops that take float32 factors as sums of two bfloat16 numbers where a GPU gains by it: large products alone, on this device all.
@@ -46,7 +47,7 @@ test('the inverse of a factor', async () => {
     using stream = on.stream();
     using matrix = stream.upload('float32', [n, n], a);
     stream.cholesky(matrix);
-    stream.choleskyInverse(matrix);
+    stream.choleskyInverse(matrix, { split: true });
     return stream.read(matrix);
   };
   const residual = (x: Floats) =>
@@ -90,4 +91,37 @@ test.each([1, 9])('%i iterations of ADMM', async (count) => {
   expect(rough.mask.filter(Boolean).length).toBe(keep);
   expect(nmse(rough.b, fine.b)).toBeLessThan(1e-7);
   expect(nmse(rough.state, fine.state)).toBeLessThan(1e-7);
+});
+
+test('SparseGPT factorises the inverse again: where one direction has half of the variance it needs no larger ridge', async () => {
+  const size = 192;
+  const x = normal(7, 2 * size * size);
+  const direction = normal(8, size);
+  const samples = normal(9, 2 * size);
+  // Each input unit variance from a direction of its own, and as much from one that all have a part in.
+  const data = x.map((value, i) => value + samples[Math.floor(i / size)]! * direction[i % size]!);
+  const layer = {
+    weight: normal(10, 24 * size),
+    shape: [24, size] as const,
+    gram: Float32Array.from(product(data, data, size, size, 2 * size, true)),
+    sparsity: 0.5,
+    method: 'sparsegpt' as const,
+    ridge: 3e-4,
+  };
+  const [rough, fine] = [await pruneLayer({ ...layer, device: split }), await pruneLayer({ ...layer, device: plain })];
+  expect(rough.dampingSteps).toBe(0);
+  expect(rough.mask).toEqual(fine.mask);
+});
+
+test('ALPS by split products: the same error as by float32', async () => {
+  const x = normal(11, 3 * n * n);
+  const layer = {
+    weight: normal(12, 40 * n),
+    shape: [40, n] as const,
+    gram: Float32Array.from(product(x, x, n, n, 3 * n, true)),
+    sparsity: 0.6,
+  };
+  const [rough, fine] = [await pruneLayer({ ...layer, device: split }), await pruneLayer({ ...layer, device: plain })];
+  expect(rough.weight).not.toEqual(fine.weight);
+  expect(Math.abs(rough.error / fine.error - 1)).toBeLessThan(2e-3);
 });

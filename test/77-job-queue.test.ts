@@ -298,6 +298,27 @@ describe('memory estimates', () => {
     },
   );
 
+  // Where the block behind is read meanwhile.
+  test.each(['gpt2', 'mixtral', 'opt-post'])('of a model on a GPU: %s', async (name) => {
+    const own = Device.open('cuda:0', { memoryLimit: (1 << 29) + name.length });
+    const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
+    const tokenIds = Array.from({ length: 20 }, (_, i) => Array.from({ length: 24 }, (_, j) => (i * 31 + j * 7) % 90));
+    const job: PruneOptions = {
+      model: fileURLToPath(new URL(`fixtures/models/${name}`, import.meta.url)),
+      out: join(out, 'pruned'),
+      sparsity: 0.5,
+      calibration: { tokenIds },
+      device: own,
+    };
+    own.resetPeak();
+    await prune(job);
+    const { memoryPeak } = own.info();
+    const estimate = await estimateModelBytes(job, own);
+    expect(estimate).toBeGreaterThanOrEqual(memoryPeak);
+    expect(estimate).toBeLessThan(2 * memoryPeak);
+    await rm(out, { recursive: true });
+  });
+
   test.each(['union-4m', 'gpt2', 'opt-post', 'mixtral', 'qwen3-moe-fused', 'gemma2'])(
     'of a model: %s',
     async (name) => {

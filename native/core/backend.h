@@ -95,8 +95,9 @@ class Backend {
   // In place: symmetric positive definite a (both triangles given) := lower Cholesky factor, zeros above. Fails with
   // NOT_POSITIVE_DEFINITE; a is then undefined.
   virtual void cholesky(Tensor a) = 0;
-  // In place: lower factor L := (L Lᵀ)⁻¹, both triangles.
-  virtual void choleskyInverse(Tensor l) = 0;
+  // In place: lower factor L := (L Lᵀ)⁻¹, both triangles. split as in gemm: the relative error stays that of the
+  // factor, but the inverse may no longer be positive definite.
+  virtual void choleskyInverse(Tensor l, bool split = false) = 0;
 
   // ---- top-k projection --------------------------------------------------------------------------------------------
   // mask[i] = 1 for the kept weights of |scores| (per segment, exact, ties to the lowest index), else 0.

@@ -209,7 +209,7 @@ void diagonal(const Tensor& a, const Tensor& out) {
   length("out", out, a.dim(0));
 }
 void cholesky(const Tensor& a) { square("a", a); }
-void choleskyInverse(const Tensor& l) { square("l", l); }
+void choleskyInverse(const Tensor& l, bool) { square("l", l); }
 
 void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds,
              const Counts& keep) {

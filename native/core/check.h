@@ -24,7 +24,7 @@ void symmetrize(const Tensor& a);
 void addDiagonal(const Tensor& a, double value);
 void diagonal(const Tensor& a, const Tensor& out);
 void cholesky(const Tensor& a);
-void choleskyInverse(const Tensor& l);
+void choleskyInverse(const Tensor& l, bool split = false);
 void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds,
              const Counts& keep);
 void projectRows(const Tensor& scores, const Tensor& mask, int64_t keep);

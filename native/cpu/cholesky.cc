@@ -176,7 +176,7 @@ void CpuBackend::cholesky(Tensor matrix) {
 // over the rows done) instead, and the rows above k hold the sum of XᵀX over the rows done. Row k of X, which is
 // −Ldiag⁻¹ M left of the diagonal and Ldiag⁻¹ on it, then completes: its outer product with itself goes to the rows
 // above and its product with column k of L to the rows below.
-void CpuBackend::choleskyInverse(Tensor factor) {
+void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
   float* a = factor.as();
   int64_t n = factor.dim(0), block = std::min(n, blockFor(n));
   if (n == 0) return;

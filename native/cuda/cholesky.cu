@@ -151,8 +151,6 @@ class Factorisation {
 
 // ---- the inverse ---------------------------------------------------------------------------------------------------
 
-// Large products are made of split factors (split.h): the inverse is no worse for it, as all its digits beyond those
-// were lost in the factor (docs/cuda.md).
 class Inversion {
  public:
   // c [m, n] = alpha * a b.
@@ -238,7 +236,7 @@ void CudaBackend::cholesky(Tensor matrix) {
   launch(queue(), zeroUpperKernel, Grid{n}, blockSize_, 0, matrix.as(), n);
 }
 
-void CudaBackend::choleskyInverse(Tensor factor) {
+void CudaBackend::choleskyInverse(Tensor factor, bool split) {
   int64_t n = factor.dim(0);
   if (n == 0) return;
   float* a = factor.as();
@@ -247,7 +245,7 @@ void CudaBackend::choleskyInverse(Tensor factor) {
   launch(queue(), invertDiagonalKernel, Grid{(n + blockSize - 1) / blockSize}, diagonalThreads, diagonalBytes, a, n,
          failure());
   auto multiply = [&](int64_t m, int64_t columns, int64_t k, float alpha, Factor left, Factor right, float* c,
-                      int64_t ldc) { productOf(m, columns, k, alpha, left, right, 0, c, ldc, /* split = */ true); };
+                      int64_t ldc) { productOf(m, columns, k, alpha, left, right, 0, c, ldc, split); };
   Inversion inversion(*products_, multiply, queue(), a, n, memory);
   for (int64_t size = blockSize; size < n; size *= 2) inversion.joinPairs(size);
   inversion.square();

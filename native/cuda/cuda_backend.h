@@ -74,7 +74,7 @@ class CudaBackend final : public Backend {
   void addDiagonal(Tensor a, double value) override;
   void diagonal(Tensor a, Tensor out) override;
   void cholesky(Tensor a) override;
-  void choleskyInverse(Tensor l) override;
+  void choleskyInverse(Tensor l, bool split = false) override;
   void project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) override;
   void projectRows(Tensor scores, Tensor mask, int64_t keep) override;
   void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) override;

@@ -52,8 +52,9 @@ int leading(const Factor& x, int64_t rows, int64_t columns) {
 class CublasProducts final : public Products {
  public:
   explicit CublasProducts(Runtime& runtime) : runtime_(runtime), workspace_(runtime, workspaceBytes) {
-    // The default mode never rounds float32 factors to TF32: the solves need all of float32's digits (a Gram matrix's
-    // condition number reaches 1e6). bfloat16 products that are cut along k add their parts in float32.
+    // The default mode never rounds float32 factors to TF32, which has 11 digits; whoever can do with fewer than 24
+    // asks for split factors (split.h), which have 16. bfloat16 products that are cut along k add their parts in
+    // float32.
     CHECK_CUBLAS(cublasSetMathMode(
         handle_, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
     CHECK_CUBLAS(cublasSetAtomicsMode(handle_, CUBLAS_ATOMICS_NOT_ALLOWED));  // atomic sums have no fixed order

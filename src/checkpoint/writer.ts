@@ -196,6 +196,7 @@ export class CheckpointWriter {
     this.#checkOpen();
     const shard = this.#shards.find(({ positions }) => positions.has(name));
     if (!shard || !this.#written.has(name)) throw new AlpsError('INTERNAL', `Tensor ${describe(name)} was not written`);
+    await Promise.all(this.#pending);
     await readFully(shard.handle, shard.path, out, shard.positions.get(name)! + offset, this.#options.signal);
   }
 
@@ -300,7 +301,7 @@ export class CheckpointWriter {
       await this.#unfinished?.close(true);
     } catch (error) {
       this.#state = 'aborted';
-      await this.#remove();
+      await (this.#removal ??= this.#remove());
       throw fileSystemError('write', this.out, error);
     }
   }

@@ -115,7 +115,7 @@ export interface Addon {
   addDiagonal(stream: S, a: T, value: number): void;
   diagonal(stream: S, a: T, out: T): void;
   cholesky(stream: S, a: T): void;
-  choleskyInverse(stream: S, l: T): void;
+  choleskyInverse(stream: S, l: T, split: boolean): void;
   project(stream: S, scores: T, mask: T, pattern: NativePattern, rowEnds: number[], keep: number[]): void;
   projectRows(stream: S, scores: T, mask: T, keep: number): void;
   maskChanges(stream: S, mask: T, previous: T, rowEnds: number[], counts: T): void;

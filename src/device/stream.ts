@@ -207,9 +207,12 @@ export class Stream {
   cholesky(a: F32): void {
     this.#op('cholesky', a.handle);
   }
-  /** In place, L := (L Lᵀ)⁻¹ */
-  choleskyInverse(l: F32): void {
-    this.#op('choleskyInverse', l.handle);
+  /**
+   * In place, L := (L Lᵀ)⁻¹
+   * @param options `split` as in {@link gemm}: the relative error stays that of the factor, but the inverse may no longer be positive definite
+   */
+  choleskyInverse(l: F32, { split = false } = {}): void {
+    this.#op('choleskyInverse', l.handle, split);
   }
 
   // ---- projection, ADMM, conjugate gradient -----------------------------------------------------------------------------

@@ -162,8 +162,11 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
         const most = Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!));
         return most + seen[i]!.inputs + seen[i]!.target;
       });
-      // The block behind it is read meanwhile (block-reader.ts).
-      const ahead = device.name === 'cpu' ? 0 : number * sizes.reduce((sum, { m, n }) => sum + m * n, 0);
+      // The block behind it is read meanwhile (block-reader.ts), a matrix at a time: as it is stored, turned, and in the run's precision.
+      const ahead =
+        device.name === 'cpu'
+          ? 0
+          : number * sizes.reduce((sum, { m, n }) => sum + m * n, 0) + 8 * Math.max(...sizes.map(({ m, n }) => m * n));
       block = Math.max(block, weights + ahead + grams + Math.max(...solves));
     }
     const vectors = [...expectedTensors(architecture)].reduce(

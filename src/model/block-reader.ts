@@ -21,13 +21,16 @@ export class BlockReader {
     this.#team = team;
     this.#models = models;
     const readsAhead = models.every(({ device }) => device.name !== 'cpu');
-    this.#ahead = !readsAhead
-      ? []
-      : models.map(({ checkpoint, device, precision }) => {
-          const stream = device.stream({ signal });
-          this.#streams.push(stream);
-          return DecoderModel.open(checkpoint, stream, precision);
-        });
+    try {
+      if (readsAhead) for (const { device } of models) this.#streams.push(device.stream({ signal }));
+      this.#ahead = this.#streams.map((stream, place) => {
+        const { checkpoint, precision } = models[place]!;
+        return DecoderModel.open(checkpoint, stream, precision);
+      });
+    } catch (error) {
+      for (const stream of this.#streams) stream.dispose();
+      throw error;
+    }
   }
 
   /**
@@ -39,8 +42,9 @@ export class BlockReader {
     for (const result of ahead ?? []) if (result.status === 'fulfilled') scope.hold(result.value);
     const blocks = await this.#team.each(async (place) => {
       const result = ahead?.[place];
-      if (result?.status === 'rejected') throw result.reason;
-      return result?.value ?? scope.hold(await load(this.#models[place]!, layer));
+      if (result?.status === 'fulfilled') return result.value;
+      // What failed ahead, where memory was short, say, may work by now; else it fails in the same way.
+      return scope.hold(await load(this.#models[place]!, layer));
     });
     if (this.#ahead.length > 0 && layer + 1 < this.#models[0]!.config.layers) {
       await this.#drop();
@@ -67,7 +71,7 @@ export class BlockReader {
 }
 
 async function load(model: DecoderModel, layer: number): Promise<Block> {
-  const block = await loadBlock(model, layer);
+  const block = await loadBlock(model, layer, { settled: true });
   try {
     await model.stream.sync();
     return block;

@@ -53,8 +53,11 @@ export interface Block {
 /** Stages of a block: what makes queries, keys and values; the layer behind attention; the MLP's inner layers; its last. */
 export const stageCount = 4;
 
-/** Reads a block's weights onto the device. */
-export async function loadBlock(model: DecoderModel, layer: number): Promise<Block> {
+/**
+ * Reads a block's weights onto the device.
+ * @param options `settled`: waits for each matrix, so that what it is converted from is freed before the next one is read
+ */
+export async function loadBlock(model: DecoderModel, layer: number, { settled = false } = {}): Promise<Block> {
   const scope = new Scope();
   const spec = model.architecture.block(layer);
   const headNorm = async (name: string | undefined) =>
@@ -64,6 +67,7 @@ export async function loadBlock(model: DecoderModel, layer: number): Promise<Blo
     for (const linear of [...spec.attention.flat(), ...spec.mlp.flat().flat()]) {
       const [outputs, inputs] = linearShape(model.config, linear);
       const weight: Float = scope.hold(await model.loadLinear(linear, model.precision));
+      if (settled) await model.stream.sync();
       const bias = linear.bias ? scope.hold(await model.load(`${linear.name}.bias`, 'float32')) : undefined;
       loaded.set(linear, { spec: linear, name: titleOf(linear), weight, isPruned: false, bias, outputs, inputs });
     }

@@ -16,11 +16,16 @@ export const chunkTokens = 4096;
 /** Of GPUs with much memory: the sums over a chunk's rows, of up to some hundred megabytes, are read and written once a chunk. */
 const [muchMemory, largeChunk] = [2 ** 35, 16384];
 
+/** What the order of sums on a GPU depends on beside its kind. */
+export function takesLargeChunks(device: Device): boolean {
+  return device.name !== 'cpu' && device.info().memoryLimit >= muchMemory;
+}
+
 /**
  * Rows of a chunk, about. On a processor fewer where layers are narrow: there memory counts, and a Gram matrix is small enough to be added to often.
  */
 export function rowsAtOnce({ hidden, heads, headDim, ...config }: DecoderConfig, device: Device): number {
-  if (device.name !== 'cpu') return device.info().memoryLimit >= muchMemory ? largeChunk : chunkTokens;
+  if (device.name !== 'cpu') return takesLargeChunks(device) ? largeChunk : chunkTokens;
   const widest = Math.max(hidden, heads * headDim, innerWidth(config));
   return Math.min(chunkTokens, Math.max(1024, 2 ** Math.floor(Math.log2(widest))));
 }

@@ -80,7 +80,7 @@ async function obsScale(problem: LayerProblem, exponent: number): Promise<Float3
   const diagonal = scope.hold(device.tensor('float32', [n]));
   stream.copy(problem.gram, inverse);
   stream.cholesky(inverse);
-  stream.choleskyInverse(inverse);
+  stream.choleskyInverse(inverse, { split: true });
   stream.diagonal(inverse, diagonal);
   const values = await stream.read(diagonal);
   return values.map((d) => d ** (-exponent / 2));
@@ -170,7 +170,7 @@ class Admm {
     stream.copy(gram, this.#exact);
     stream.addDiagonal(this.#exact, rho);
     stream.cholesky(this.#exact);
-    stream.choleskyInverse(this.#exact);
+    stream.choleskyInverse(this.#exact, { split: true });
     stream.axpby(this.#exact, this.#exact, 0, rho);
     if (this.#operator !== this.#exact) stream.copy(this.#exact, this.#operator);
     this.#rho = rho;

@@ -21,7 +21,10 @@ export type Method = (typeof methods)[number];
 /** What is done to the kept weights once the mask is found. `pcg`: conjugate gradients. `backsolve`: exact, one dense solve an output. */
 export type Refit = 'none' | 'pcg' | 'backsolve';
 
-/** Number format of the matrix products of the search for the support (see also `mixedPrecision`); the refit is always in float32. */
+/**
+ * Number format of the matrix products of the search for the support (see also `mixedPrecision`); the refit is always in float32. On GPUs large float32
+ * products of pruning take factors of 16 binary digits (docs/cuda.md).
+ */
 export type Precision = 'float32' | 'bfloat16';
 
 /** DSnoT's options, with the defaults of its published code. */
