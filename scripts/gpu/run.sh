@@ -83,7 +83,7 @@ stage() { # name, seconds at most, command...
   status=$?
   say "$name: exit code $status after $((SECONDS - began)) s"
   echo "{\"name\":\"$name\",\"status\":$status,\"seconds\":$((SECONDS - began)),\"limit\":$most}" >>"$results/stages.jsonl"
-  summary
+  [ -n "${without_summary:-}" ] || summary
   return $status
 }
 export ALPS_CUDA_LIBRARY=$work/libalps_cuda.so
@@ -135,7 +135,7 @@ beside=
 if [ -n "$checker" ] && [ "$device" != cpu ]; then
   export -f sanitizer one_tool
   export out device
-  stage sanitizer 190 bash -c 'sanitizer "$1"' sanitizer "$checker" &
+  without_summary=1 stage sanitizer 190 bash -c 'sanitizer "$1"' sanitizer "$checker" &
   beside=$!
 elif [ "$device" != cpu ]; then
   say "sanitizer: compute-sanitizer is not here"
