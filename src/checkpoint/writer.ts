@@ -301,7 +301,8 @@ export class CheckpointWriter {
       await this.#unfinished?.close(true);
     } catch (error) {
       this.#state = 'aborted';
-      await (this.#removal ??= this.#remove());
+      this.#removal ??= this.#remove();
+      await this.#removal;
       throw fileSystemError('write', this.out, error);
     }
   }
