@@ -55,7 +55,7 @@ function build(name, sanitizers, targets) {
   const path = join(folder, name);
   step(
     `sanitize-${name}`,
-    ['native/core', 'native/cpu', 'native/cmake', 'native/test', 'native/fuzz'],
+    ['native/core', 'native/cpu', 'native/cmake', 'native/test', 'native/fuzz', 'native/cuda/copy_team.h'],
     targets.map((t) => join('.sanitize', name, t)),
     () => {
       say(`compiling for ${sanitizers}`);

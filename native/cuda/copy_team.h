@@ -35,7 +35,7 @@ class CopyTeam {
   // One caller at a time.
   void copy(void* to, const void* from, size_t bytes) {
     if (bytes < smallest || threads_.empty()) {
-      std::memcpy(to, from, bytes);
+      if (bytes > 0) std::memcpy(to, from, bytes);  // of nothing there may be no address
       return;
     }
     // Whole pages each.
