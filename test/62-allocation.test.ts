@@ -35,12 +35,21 @@ describe('allocate', () => {
     ]);
   });
 
-  test('all are moved by one amount, and none beyond its bounds', () => {
+  test('towards more zeros all keep one part of what they would keep', () => {
     const budgets = allocate(layers, { sparsity: 0.8 }, { a: 0, b: 0.9, c: 1 });
-    // 65 of 324 weights stay: a at 1 − t, b at 0.1 − t, c at 0; b has none left.
-    expect(budgets.get('b')!.keep).toBe(0);
+    // 65 of 324 weights stay, where 120 and 8.4 were asked for.
+    expect(budgets.get('a')!.keep).toBe(Math.round((120 * 65) / 128.4));
+    expect(budgets.get('b')!.keep).toBe(Math.round((8.4 * 65) / 128.4));
     expect(budgets.get('c')!.keep).toBe(0);
-    expect(budgets.get('a')!.keep).toBe(Math.round(0.2 * 324));
+  });
+
+  test('towards fewer zeros all are moved by one amount, and none beyond its bounds', () => {
+    const keeps = (wanted: LayerSparsities) =>
+      [...allocate(layers, { sparsity: 0.5 }, wanted).values()].map(({ keep }) => keep);
+    // 135 of 324 weights were asked for, 162 stay: a twelfth more of each layer.
+    expect(keeps({ a: 0.25, b: 0.5, c: 0.975 })).toEqual([100, 49, 13]);
+    // All of a; b and c share the rest.
+    expect(keeps({ a: 0, b: 1, c: 1 })).toEqual([120, 17, 25]);
   });
 
   test('N:M: an N for each layer', () => {

@@ -30,8 +30,9 @@ export function parseLayerSparsities(value: unknown): LayerSparsities | undefine
 }
 
 /**
- * Divides one budget over all layers: each gets the sparsity asked for it, moved by one amount that is the same for all (and bounded by 0 and
- * 1), so that all layers together keep exactly what `pattern` keeps of them, to the weight. Where a layer can only have whole steps (an N of
+ * Divides one budget over all layers: each gets the sparsity asked for it, moved so that all layers together keep exactly what `pattern` keeps of
+ * them, to the weight. Where that is less than what was asked for, all keep the same part of it, so none is emptied; where it is more, all
+ * sparsities are lowered by one amount (and bounded by 0). Where a layer can only have whole steps (an N of
  * its own for N:M, as many in each row), together they keep at most as much, less by no more than what the next step of a layer takes.
  * @param wanted a sparsity for every layer
  * @param byRow whether every row of a layer keeps as many
@@ -49,8 +50,9 @@ export function allocate(
     byRow && !isNm(pattern) ? outputs * keptPerRow(pattern, inputs) : keptWeights(pattern, outputs, inputs, name);
   const budget = layers.reduce((sum, layer) => sum + keptOf(layer), 0);
   const density = layers.map(({ name }) => 1 - wanted[name]!);
+  const asked = sizes.reduce((sum, size, i) => sum + size * density[i]!, 0);
   const shift = shiftTo(budget, sizes, density);
-  const share = density.map((d) => clamp(d + shift));
+  const share = density.map((d) => (asked > budget ? (d * budget) / asked : clamp(d + shift)));
   // The step of a layer, in weights: one, one of each M, or one of each row.
   const step = ({ outputs }: LayerShape, size: number) => (isNm(pattern) ? size / pattern.of : byRow ? outputs : 1);
   const unit = layers.map((layer, i) => step(layer, sizes[i]!));
@@ -79,10 +81,10 @@ export function allocate(
 
 const clamp = (share: number) => Math.min(1, Math.max(0, share));
 
-/** The amount by which all densities must be moved for `budget` weights to be kept, by bisection. */
+/** The amount by which all densities must be raised for `budget` weights to be kept, by bisection. */
 function shiftTo(budget: number, sizes: readonly number[], density: readonly number[]): number {
   const kept = (shift: number) => sizes.reduce((sum, size, i) => sum + size * clamp(density[i]! + shift), 0);
-  let [low, high] = [-1, 1];
+  let [low, high] = [0, 1];
   for (let i = 0; i < 60; i++) {
     const middle = (low + high) / 2;
     if (kept(middle) > budget) high = middle;
