@@ -218,7 +218,7 @@ export function cases(n, tokens) {
   add('choleskyInverse', f, (2 * n ** 3) / 3, 8 * square, (t, s) => {
     const [factor, a] = [t.gram(n), t.zeros(f, n, n)];
     s.cholesky(factor);
-    return { run: () => s.choleskyInverse(a), restore: () => s.copy(factor, a) };
+    return { run: () => s.choleskyInverse(a, { split: true }), restore: () => s.copy(factor, a) };
   });
 
   // ---- top-k projection --------------------------------------------------------------------------------------------------
