@@ -61,7 +61,7 @@ export interface PruneOptions extends PruningOptions {
   finalNorm?: boolean;
   /**
    * How sparse each layer becomes relative to the others: a sparsity for every layer by its name, moved until the layers together have exactly
-   * `sparsity` (towards fewer zeros all by one amount, towards more by keeping one part of what each would keep); for an N:M `pattern` each layer gets an N of its own. Default: all the same.
+   * `sparsity` (towards fewer zeros all by one amount; towards more each layer keeps the same fraction of what this asks); for an N:M `pattern` each layer gets an N of its own. Default: all the same.
    */
   allocation?: LayerSparsities;
   /**

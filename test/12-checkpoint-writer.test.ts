@@ -193,6 +193,35 @@ describe('outputs that are refused before anything is written', () => {
   });
 });
 
+describe('writes that nobody waits for', () => {
+  test('are there in the end', async () => {
+    const source = await Checkpoint.open(await modelFolder());
+    const out = join(await temporaryFolder(), 'out');
+    const writer = await CheckpointWriter.create({ source, out });
+    const bytes = Uint8Array.from({ length: 24 }, (_, i) => i + 1);
+    await writer.queue('a', bytes);
+    expect((await failure(writer.queue('a', bytes))).message).toBe('Tensor "a" was written already');
+    await writer.finish();
+    const written = await Checkpoint.open(out);
+    expect(await written.read('a')).toEqual(bytes);
+    await written.close();
+    await source.close();
+  });
+
+  test('a signal: the next call throws, and waits until nothing is left', async () => {
+    const source = await Checkpoint.open(await modelFolder());
+    const parent = await temporaryFolder();
+    const controller = new AbortController();
+    const writer = await CheckpointWriter.create({ source, out: join(parent, 'out'), signal: controller.signal });
+    controller.abort();
+    await writer.queue('a', new Uint8Array(24)).catch(() => undefined);
+    expect(await failure(writer.finish())).toMatchObject({ code: 'ABORTED' });
+    await writer.abort();
+    expect(await readdir(parent)).toEqual([]);
+    await source.close();
+  });
+});
+
 describe('calls that are wrong', () => {
   test('unknown tensors, other lengths, a second time, after the end', async () => {
     const folder = await modelFolder();

@@ -1,4 +1,4 @@
-import { cp, readdir } from 'node:fs/promises';
+import { cp, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -63,12 +63,26 @@ onHost('an allocation that is refused', () => {
     const tokenIds = [Array.from({ length: 8 }, (_, i) => 3 * i)];
     const run = (device: Device) =>
       prune({ model, out: join(folder, 'out'), sparsity: 0.5, method: 'wanda', calibration: { tokenIds }, device });
-    for (const n of [5, 40, 90, 140]) {
+    const weights = () => readFile(join(folder, 'out', 'model.safetensors'), 'base64');
+    await run(Device.openKernels('cuda:0', ''));
+    const expected = await weights();
+    await rm(join(folder, 'out'), { recursive: true });
+    let failed = 0;
+    for (const n of [5, 40, 90, 140, 180]) {
       const device = refusing(n)!;
-      expect(await codeOf(() => run(device))).toBe('OUT_OF_MEMORY');
+      const code = await codeOf(() => run(device));
       expect(await bytesLeft(device)).toBe(0);
+      if (code === undefined) {
+        // It met the block that is read ahead, which is then read again.
+        expect(await weights()).toBe(expected);
+        await rm(join(folder, 'out'), { recursive: true });
+        continue;
+      }
+      expect(code).toBe('OUT_OF_MEMORY');
       expect(await readdir(folder)).toEqual(['model']);
+      failed++;
     }
+    expect(failed).toBeGreaterThan(2);
   });
 });
 

@@ -31,8 +31,8 @@ export function parseLayerSparsities(value: unknown): LayerSparsities | undefine
 
 /**
  * Divides one budget over all layers: each gets the sparsity asked for it, moved so that all layers together keep exactly what `pattern` keeps of
- * them, to the weight. Where that is less than what was asked for, all keep the same part of it, so none is emptied; where it is more, all
- * sparsities are lowered by one amount (and bounded by 0). Where a layer can only have whole steps (an N of
+ * them, to the weight. Where that is less than what was asked for, each layer keeps the same fraction of it, so none is emptied (but an N
+ * that rounds to 0); where it is more, all sparsities are lowered by one amount (and bounded by 0). Where a layer can only have whole steps (an N of
  * its own for N:M, as many in each row), together they keep at most as much, less by no more than what the next step of a layer takes.
  * @param wanted a sparsity for every layer
  * @param byRow whether every row of a layer keeps as many

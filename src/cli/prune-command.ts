@@ -50,7 +50,8 @@ How:
   --row-weights on|off   alps, sparsegpt: whether an error in an output counts by what the block makes of it (default of alps on)
   --final-norm on|off    with a dense target: whether the norm in front of the head is refitted to the dense model's outputs (default on)
   --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: how sparse each layer becomes relative to the others; all are moved
-                         until together they have exactly --sparsity, or the mean N of --pattern
+                         until together they have exactly --sparsity, or keep at most --pattern: to fewer zeros by one
+                         amount, to more by keeping the same fraction of what is asked of each
   --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
   --refine-iterations N  conjugate gradient iterations (default 10)
   --errors on|off        whether the errors of the layers' outputs are computed (default on); off saves magnitude, wanda and dsnot the
