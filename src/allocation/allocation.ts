@@ -51,8 +51,7 @@ export function allocate(
   const budget = layers.reduce((sum, layer) => sum + keptOf(layer), 0);
   const density = layers.map(({ name }) => 1 - wanted[name]!);
   const asked = sizes.reduce((sum, size, i) => sum + size * density[i]!, 0);
-  const shift = shiftTo(budget, sizes, density);
-  const share = density.map((d) => (asked > budget ? (d * budget) / asked : clamp(d + shift)));
+  const share = asked > budget ? density.map((d) => (d * budget) / asked) : raised(density, sizes, budget);
   // The step of a layer, in weights: one, one of each M, or one of each row.
   const step = ({ outputs }: LayerShape, size: number) => (isNm(pattern) ? size / pattern.of : byRow ? outputs : 1);
   const unit = layers.map((layer, i) => step(layer, sizes[i]!));
@@ -81,8 +80,8 @@ export function allocate(
 
 const clamp = (share: number) => Math.min(1, Math.max(0, share));
 
-/** The amount by which all densities must be raised for `budget` weights to be kept, by bisection. */
-function shiftTo(budget: number, sizes: readonly number[], density: readonly number[]): number {
+/** All densities raised by one amount, found by bisection, so that `budget` weights are kept. */
+function raised(density: readonly number[], sizes: readonly number[], budget: number): number[] {
   const kept = (shift: number) => sizes.reduce((sum, size, i) => sum + size * clamp(density[i]! + shift), 0);
   let [low, high] = [0, 1];
   for (let i = 0; i < 60; i++) {
@@ -90,7 +89,7 @@ function shiftTo(budget: number, sizes: readonly number[], density: readonly num
     if (kept(middle) > budget) high = middle;
     else low = middle;
   }
-  return low;
+  return density.map((d) => clamp(d + low));
 }
 
 function checkNames(layers: readonly LayerShape[], wanted: LayerSparsities): void {
