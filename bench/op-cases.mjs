@@ -199,6 +199,10 @@ export function cases(n, tokens) {
       return { run: () => s.gramAccumulate(x, gram) };
     });
   }
+  add('differenceGram bfloat16', h, tokens * n * (n + 1), 4 * rows + 4 * square, (t, s) => {
+    const [x, y, gram] = [t.floats(h, tokens, n), t.floats(h, tokens, n), t.zeros(f, n, n)];
+    return { run: () => s.differenceGram(x, y, gram) };
+  });
   add('symmetrize', f, 0, 4 * square, (t, s) => {
     const a = t.floats(f, n, n);
     return { run: () => s.symmetrize(a) };

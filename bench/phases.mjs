@@ -15,6 +15,7 @@ const products = {
   gemm: ([a, , out]) => (2 * out.size * a.size) / out.shape[0],
   quadraticForms: ([a, s]) => a.size * (s.shape[0] + 1),
   gramAccumulate: ([x, gram]) => x.size * (gram.shape[0] + 1),
+  differenceGram: ([x, , gram]) => x.size * (gram.shape[0] + 1),
   cholesky: ([a]) => a.shape[0] ** 3 / 3,
   choleskyInverse: ([l]) => (2 * l.shape[0] ** 3) / 3,
   admmIterate: ([operator, base], [count]) => count * 2 * base.size * operator.shape[0],

@@ -190,8 +190,7 @@ export class DenseCollector {
     const { stream } = this.#parts.model;
     using difference = (this.#difference ?? dense).rows(0, x.shape[0]!) as Float;
     if (this.#difference) stream.copy(dense, difference);
-    stream.axpby(x, difference, -1, 1);
-    stream.gramAccumulate(difference, sum);
+    stream.differenceGram(x, difference, sum);
   }
 
   dispose(): void {

@@ -275,6 +275,27 @@ describe('gramAccumulate and symmetrize', () => {
       expect(equalBits(await gram(Device.open('cpu', { threads }), 2500, 333, [x]), first)).toBe(true);
   });
 
+  for (const isa of opDevices())
+    test(`of differences on ${isa}: as the differences’ own`, async () => {
+      for (const [tokens, n] of cases) {
+        const [x, y] = [encode('bfloat16', normal(1, tokens * n)), encode('bfloat16', normal(2, tokens * n))];
+        using stream = opDevice(isa).stream();
+        using scope = new Scope();
+        const sum = scope.hold(opDevice(isa).tensor('float32', [n, n]));
+        const [first, second] = [x, y].map((bits) =>
+          scope.hold(stream.upload('bfloat16', [tokens, n], bits as Uint16Array<ArrayBuffer>)),
+        );
+        stream.differenceGram(first!, second!, sum);
+        stream.symmetrize(sum);
+        const [wide, other] = [values(x), values(y)];
+        const difference = encode(
+          'bfloat16',
+          wide.map((value, i) => value - other[i]!),
+        );
+        expect(nmse(await stream.read(sum), await gram(opDevice(isa), tokens, n, [difference]))).toBeLessThan(1e-13);
+      }
+    });
+
   test('equal bits in any order of blocks and threads, over two panels', async () => {
     const x = encode('float32', normal(5, 3 * 2300));
     const upper = async (on: Device) => {

@@ -44,6 +44,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(transpose);
   OP(gemm);
   OP(gramAccumulate);
+  OP(differenceGram);
   OP(symmetrize);
   OP(addDiagonal);
   OP(diagonal);

@@ -86,8 +86,13 @@ class Backend {
   // that is faster; then they must be finite and below 2^127.
   virtual void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
                     bool split = false) = 0;
-  // Upper triangle (by blocks on the diagonal, whole) of gram += xᵀ x. x [tokens, n] f32 or bf16, gram f32 [n, n].
+  // Upper triangle of gram += xᵀ x; what lies below it is undefined. x [tokens, n] f32 or bf16, gram f32 [n, n].
   virtual void gramAccumulate(Tensor x, Tensor gram) = 0;
+  // The same of x − y, rounded to their dtype. y may be overwritten.
+  virtual void differenceGram(Tensor x, Tensor y, Tensor gram) {
+    axpby(x, y, -1, 1);
+    gramAccumulate(y, gram);
+  }
   // Lower triangle := upper triangle.
   virtual void symmetrize(Tensor a) = 0;
   virtual void addDiagonal(Tensor a, double value) = 0;

@@ -192,6 +192,12 @@ void gramAccumulate(const Tensor& x, const Tensor& gram) {
           describe(x));
 }
 
+void differenceGram(const Tensor& x, const Tensor& y, const Tensor& gram) {
+  gramAccumulate(x, gram);
+  dtype("y", y, x.dtype);
+  sameShape("y", y, "x", x);
+}
+
 void quadraticForms(const Tensor& a, const Tensor& s, const Tensor& out) {
   dtype("a", a, DType::f32);
   matrix("a", a);

@@ -20,6 +20,7 @@ void transpose(const Tensor& a, const Tensor& out);
 void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha,
           double beta, bool split = false);
 void gramAccumulate(const Tensor& x, const Tensor& gram);
+void differenceGram(const Tensor& x, const Tensor& y, const Tensor& gram);
 void symmetrize(const Tensor& a);
 void addDiagonal(const Tensor& a, double value);
 void diagonal(const Tensor& a, const Tensor& out);

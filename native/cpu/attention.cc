@@ -77,7 +77,7 @@ class Attention {
       products_->packRows(k_.as<bf16_t>() + at + j * width, width, headDim_, std::min(pairColumns, sequence - j),
                           keys + j * pairsOf(headDim_));
     for (int64_t j = 0; j < headDim_; j += pairColumns)
-      products_->packColumns(v_.as<bf16_t>() + at + j, width, sequence, std::min(pairColumns, headDim_ - j),
+      products_->packColumns(v_.as<bf16_t>() + at + j, nullptr, width, sequence, std::min(pairColumns, headDim_ - j),
                              values + j * pairsOf(sequence));
   }
 

@@ -34,6 +34,7 @@ class CpuBackend final : public Backend {
   void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
             bool split = false) override;
   void gramAccumulate(Tensor x, Tensor gram) override;
+  void differenceGram(Tensor x, Tensor y, Tensor gram) override;
   void symmetrize(Tensor a) override;
   void addDiagonal(Tensor a, double value) override;
   void diagonal(Tensor a, Tensor out) override;
@@ -78,8 +79,9 @@ class CpuBackend final : public Backend {
  private:
   bool bf16InHardware() const;
   void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
-  void packColumns(const bf16_t* x, int64_t columns, int64_t k, std::vector<uint32_t>& packed);
-  void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool symmetric, float alpha, float beta);
+  void packColumns(const bf16_t* x, const bf16_t* minus, int64_t columns, int64_t k, std::vector<uint32_t>& packed);
+  void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
+  void pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                 Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected);
 

@@ -131,7 +131,7 @@ void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool tran
   if (m <= fewRows && !transposeA && transposeB && single && k > 0 && scale != 0)
     return narrowGemm(a, b, out, scale, keep);
   bool paired = products_ && a.dtype == DType::bf16 && out.dtype == DType::f32;
-  if (paired && transposeA && !transposeB && k > 0 && scale != 0) return pairProduct(a, b, out, false, scale, keep);
+  if (paired && transposeA && !transposeB && k > 0 && scale != 0) return pairProduct(a, b, out, scale, keep);
   // Large tiles pack less, many tiles serve many threads: halved until there are enough.
   int64_t tileRows = 256, tileColumns = 768;
   auto tiles = [&] { return Tiles(m, tileRows).count * Tiles(n, tileColumns).count; };

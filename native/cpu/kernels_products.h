@@ -16,8 +16,8 @@ struct ProductKernels {
   // pairBytes; rows of c are ldc apart. c is not read for beta = 0.
   void (*pairs)(int64_t rows, int64_t columns, int64_t pairs, const void* a, int64_t rowBytes, int64_t pairBytes,
                 const uint32_t* panel, float alpha, float beta, float* c, int64_t ldc);
-  // A panel of the columns of x [k, columns]: pairs of rows.
-  void (*packColumns)(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel);
+  // A panel of the columns of x [k, columns], or of x − minus, rounded as axpby does: pairs of rows. minus may be null.
+  void (*packColumns)(const bf16_t* x, const bf16_t* minus, int64_t ld, int64_t k, int64_t columns, uint32_t* panel);
   // A panel of the rows of x [columns, k], turned.
   void (*packRows)(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel);
   // TransformerKernels::exponentials16, rounded by the machine's instruction.

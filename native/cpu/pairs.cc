@@ -1,5 +1,7 @@
 #include "cpu/pairs.h"
 
+#include <utility>
+
 #include "cpu/cpu_backend.h"
 
 namespace alps {
@@ -53,57 +55,79 @@ void dropLarge(std::vector<uint32_t>& packed) {
 
 namespace {
 
-// A tile of a product, [rows, columns] from row i and column j on.
-struct Tile {
-  int64_t i, j, rows, columns;
-};
-
 // Few and large enough to read packed pairs seldom, many enough for many threads.
 int64_t tileFor(int64_t m, int64_t n) { return m * n < 8 * 192 * 8 * 192 ? 96 : 192; }
 
+// Rows of k that are packed at a time for a product with so many columns.
+int64_t depthFor(int64_t columns) {
+  int64_t step = 2 * pairsTogether;
+  return std::max(step, mostPacked / 2 / columns / step * step);
+}
+
 }  // namespace
 
-// The columns of x [k, columns] in panels, into one of the backend's buffers.
-void CpuBackend::packColumns(const bf16_t* x, int64_t columns, int64_t k, std::vector<uint32_t>& packed) {
+// The columns of x [k, columns], or of x − minus, in panels, into one of the backend's buffers.
+void CpuBackend::packColumns(const bf16_t* x, const bf16_t* minus, int64_t columns, int64_t k,
+                             std::vector<uint32_t>& packed) {
   makeRoom(packed, packedSize(columns, k));
   pool_.run(panelsOf(columns), [&](int64_t panel) {
     int64_t j = panel * pairColumns;
-    products_->packColumns(x + j, columns, k, std::min(pairColumns, columns - j),
+    products_->packColumns(x + j, minus ? minus + j : nullptr, columns, k, std::min(pairColumns, columns - j),
                            packed.data() + panel * pairsOf(k) * pairColumns);
   });
 }
 
-// out [m, n] = alpha aᵀ b + beta out for a [k, m] and b [k, n]; `symmetric`: a is b, and of each tile of rows only the
-// columns from its own on count.
-void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool symmetric, float alpha,
-                             float beta) {
-  int64_t k = a.dim(0), m = a.dim(1), n = b.dim(1), tile = tileFor(m, n);
-  std::vector<Tile> tiles;
-  for (int64_t i = 0; i < m; i += tile)
-    for (int64_t j = symmetric ? i : 0; j < n; j += tile)
-      tiles.push_back({i, j, std::min(tile, m - i), std::min(tile, n - j)});
-  // Half of a tile on the diagonal is left out: these come last.
-  std::stable_partition(tiles.begin(), tiles.end(), [&](const Tile& t) { return !symmetric || t.i != t.j; });
-  int64_t step = 2 * pairsTogether;
-  int64_t depth = std::max(step, mostPacked / 2 / (symmetric ? n : m + n) / step * step);  // of k at a time
+// out [m, n] = alpha aᵀ b + beta out for a [k, m] and b [k, n].
+void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta) {
+  int64_t k = a.dim(0), m = a.dim(1), n = b.dim(1), tile = tileFor(m, n), depth = depthFor(m + n);
+  int64_t down = (m + tile - 1) / tile, across = (n + tile - 1) / tile;
   for (int64_t l = 0; l < k; l += depth) {
-    int64_t length = std::min(depth, k - l);
-    float keep = l == 0 ? beta : 1.0f;
-    packColumns(b.as<bf16_t>() + l * n, n, length, rightPairs_);
-    if (!symmetric) packColumns(a.as<bf16_t>() + l * m, m, length, leftPairs_);
-    LeftPairs left{nullptr, 0, (symmetric ? rightPairs_ : leftPairs_).data(), pairsOf(length)};
-    RightPairs right{rightPairs_.data(), pairsOf(length)};
-    pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
-      auto [i, j, rows, columns] = tiles[static_cast<size_t>(task)];
-      bool half = symmetric && i == j;  // panel by panel, the rows above its end
-      for (int64_t c = 0, width; c < columns; c += width) {
-        width = half ? std::min(pairColumns, columns - c) : columns;
-        multiplyPairs(*products_, left, i, half ? std::min(rows, c + width) : rows, {right.at(j + c, 0), right.pairs},
-                      width, length, alpha, keep, out.as() + i * n + j + c, n);
-      }
+    int64_t length = std::min(depth, k - l), pairs = pairsOf(length);
+    packColumns(b.as<bf16_t>() + l * n, nullptr, n, length, rightPairs_);
+    packColumns(a.as<bf16_t>() + l * m, nullptr, m, length, leftPairs_);
+    LeftPairs left{nullptr, 0, leftPairs_.data(), pairs};
+    RightPairs right{rightPairs_.data(), pairs};
+    pool_.run(down * across, [&](int64_t task) {
+      int64_t i = task / across * tile, j = task % across * tile;
+      multiplyPairs(*products_, left, i, std::min(tile, m - i), {right.at(j, 0), pairs}, std::min(tile, n - j), length,
+                    alpha, l == 0 ? beta : 1, out.as() + i * n + j, n);
     });
   }
   dropLarge(leftPairs_), dropLarge(rightPairs_);
+}
+
+// gram [n, n] += xᵀ x, or (x − minus)ᵀ (x − minus), the upper triangle: of tiles on the diagonal little of what lies
+// below it.
+void CpuBackend::pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram) {
+  constexpr int64_t narrow = pairColumns / 3;  // columns of one vector
+  int64_t k = x.dim(0), n = x.dim(1), tile = tileFor(n, n), depth = depthFor(n);
+  std::vector<std::pair<int64_t, int64_t>> tiles;  // those on the diagonal last, they take less time
+  for (int64_t i = 0; i < n; i += tile)
+    for (int64_t j = i + tile; j < n; j += tile) tiles.emplace_back(i, j);
+  for (int64_t i = 0; i < n; i += tile) tiles.emplace_back(i, i);
+  for (int64_t l = 0; l < k; l += depth) {
+    int64_t length = std::min(depth, k - l), pairs = pairsOf(length);
+    packColumns(x.as<bf16_t>() + l * n, minus ? minus + l * n : nullptr, n, length, rightPairs_);
+    LeftPairs left{nullptr, 0, rightPairs_.data(), pairs};
+    RightPairs right{rightPairs_.data(), pairs};
+    auto multiply = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      if (rows > 0)
+        multiplyPairs(*products_, left, i, rows, {right.at(j, 0), pairs}, columns, length, 1, 1, gram.as() + i * n + j,
+                      n);
+    };
+    pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
+      auto [i, j] = tiles[static_cast<size_t>(task)];
+      int64_t end = std::min(j + tile, n);
+      if (i != j) return multiply(i, tile, j, end - j);
+      for (int64_t panel = j; panel < end; panel += pairColumns) {
+        int64_t width = std::min(pairColumns, end - panel);
+        multiply(i, panel - i, panel, width);
+        for (int64_t c = 0; c < width; c += narrow)
+          multiply(panel + c, std::min(narrow, width - c), panel + c, width - c);
+      }
+    });
+  }
+  dropLarge(rightPairs_);
 }
 
 }  // namespace alps

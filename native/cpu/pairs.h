@@ -34,16 +34,17 @@ struct LeftPairs {
   int64_t pairs;
 };
 
-// A right factor, packed: panels from their first pair on that counts, `pairs` in each.
+// A right factor, packed: panels from the first column and pair on that count, `pairs` in each.
 struct RightPairs {
   const uint32_t* panels;
   int64_t pairs;
   const uint32_t* at(int64_t column, int64_t pair) const {
-    return panels + (column / pairColumns * pairs + pair) * pairColumns;
+    return panels + (column / pairColumns * pairs + pair) * pairColumns + column % pairColumns;
   }
 };
 
-// c [rows, columns] = alpha · left · right + beta c, over k numbers; of the left factor the rows from `row` on.
+// c [rows, columns] = alpha · left · right + beta c, over k numbers; of the left factor the rows from `row` on. The
+// right one begins with a panel, or lies in one.
 void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t row, int64_t rows, RightPairs right,
                    int64_t columns, int64_t k, float alpha, float beta, float* c, int64_t ldc);
 

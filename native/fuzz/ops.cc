@@ -228,6 +228,7 @@ constexpr Call ops[] = {
     OP(quadraticForms, "f:m,n f:n,n d:m"),
     OP(columnSums, "h:t,n d:n"),
     OP(gramAccumulate, "h:t,n f:n,n"),
+    OP(differenceGram, "h:t,n h:t,n f:n,n"),
     OP(symmetrize, "f:n,n"),
     OP(addDiagonal, "f:n,n"),
     OP(diagonal, "f:n,n f:n"),

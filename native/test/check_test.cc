@@ -93,6 +93,9 @@ TEST_CASE("products and square matrices") {
   REFUSED("beta = 0", gemm(mn, nn, bf16({2, 3}), false, false, 1, 1));
   REFUSED("beta = 0", gemm(mn, nn, bf16({2, 3}), false, false, 1, notANumber));
   PASSES(gramAccumulate(bf16({2, 3}), nn));
+  PASSES(differenceGram(mn, mn, nn));
+  REFUSED("float32 for y", differenceGram(mn, bf16({2, 3}), nn));
+  REFUSED("y", differenceGram(mn, nn, nn));
   REFUSED("gram [n, n]", gramAccumulate(nm, nn));
   REFUSED("square matrix for gram", gramAccumulate(mn, mn));
   PASSES(quadraticForms(mn, nn, f64({2})));

@@ -103,6 +103,28 @@ TEST_CASE("Gram matrices") {
   }
 }
 
+TEST_CASE("Gram matrices of differences") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (int64_t n : {1, 47, 64, 67, 200}) {
+      for (DType dtype : {DType::f32, DType::bf16}) {
+        CAPTURE(n);
+        Tensor x = normal(dtype, {29, n}, 5), y = normal(dtype, {29, n}, 6);
+        Tensor difference = zeros(dtype, {29, n}), gram = zeros(DType::f32, {n, n}),
+               expected = zeros(DType::f32, {n, n});
+        device->copy(x, difference);
+        device->axpby(y, difference, -1, 1);
+        device->gramAccumulate(difference, expected);
+        device->differenceGram(x, y, gram);
+        device->symmetrize(expected);
+        device->symmetrize(gram);
+        CHECK(numbersOf(gram) == numbersOf(expected));
+      }
+    }
+    device->differenceGram(zeros(DType::bf16, {0, 3}), zeros(DType::bf16, {0, 3}), zeros(DType::f32, {3, 3}));
+  }
+}
+
 TEST_CASE("Cholesky factor and inverse") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);

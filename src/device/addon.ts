@@ -111,6 +111,7 @@ export interface Addon {
     split: boolean,
   ): void;
   gramAccumulate(stream: S, x: T, gram: T): void;
+  differenceGram(stream: S, x: T, y: T, gram: T): void;
   symmetrize(stream: S, a: T): void;
   addDiagonal(stream: S, a: T, value: number): void;
   diagonal(stream: S, a: T, out: T): void;

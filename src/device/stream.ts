@@ -193,6 +193,10 @@ export class Stream {
   gramAccumulate(x: Float, gram: F32): void {
     this.#op('gramAccumulate', x.handle, gram.handle);
   }
+  /** Upper triangle of gram += (x − y)ᵀ(x − y), the differences rounded to their dtype. y may be overwritten. */
+  differenceGram(x: Float, y: Float, gram: F32): void {
+    this.#op('differenceGram', x.handle, y.handle, gram.handle);
+  }
   /** Lower triangle := upper triangle. */
   symmetrize(a: F32): void {
     this.#op('symmetrize', a.handle);

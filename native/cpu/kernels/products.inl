@@ -1,11 +1,21 @@
 // Purpose: the loops of kernels_products.h. Included in the namespace of a set that has them.
 #include "cpu/kernels/vectors.inl"
 
-static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel) {
+__attribute__((flatten)) static void packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, int64_t k,
+                                                 int64_t columns, uint32_t* panel) {
+  bf16_t differences[2][pairColumns];
+  auto row = [&](int64_t l) -> const bf16_t* {
+    const bf16_t* from = x + l * ld;
+    if (!minus) return from;
+    vectors(static_cast<size_t>(columns), [&](size_t j, size_t count) {
+      store(load(from + j, count) - load(minus + l * ld + j, count), differences[l % 2] + j, count);
+    });
+    return differences[l % 2];
+  };
   for (int64_t l = 0; l < k; l += 2, panel += pairColumns) {
-    const bf16_t* even = x + l * ld;
+    const bf16_t* even = row(l);
     if (l + 1 < k) {
-      const bf16_t* odd = even + ld;
+      const bf16_t* odd = row(l + 1);
       for (int64_t j = 0; j < columns; j++) panel[j] = even[j].bits | static_cast<uint32_t>(odd[j].bits) << 16;
     } else {
       for (int64_t j = 0; j < columns; j++) panel[j] = even[j].bits;
