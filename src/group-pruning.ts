@@ -1,5 +1,6 @@
 import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
+import type { PhaseClock } from './device/phase-clock.js';
 import type { Stream } from './device/stream.js';
 import { Scope, type Tensor } from './device/tensor.js';
 import { copyStored, type Linear } from './model/block.js';
@@ -8,13 +9,21 @@ import { tensorOf } from './model/shapes.js';
 import { damped } from './pruning/damping.js';
 import { type DenseInputs, denseTarget } from './pruning/dense-target.js';
 import type { InputMoments } from './pruning/input-moments.js';
-import { checkWeights, type LayerPlace, segmentsOf, wholeGram } from './pruning/layer-problem.js';
+import {
+  checkedDiagonal,
+  checkWeights,
+  type LayerGroup,
+  type LayerPlace,
+  segmentsOf,
+  wholeGram,
+} from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
 import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
 import { isNm } from './pruning/pattern.js';
 import { solutionTensors } from './pruning/solution.js';
 import { type GroupResult, layerErrors, solveGroup, withoutErrors } from './pruning/solve-group.js';
-import { type GroupPlace, rowWeights } from './row-weights.js';
+import { type GroupPlace, rowWeightsOf } from './row-weights.js';
+import { together } from './together.js';
 import type { BlockReport, LayerReport } from './traversal.js';
 
 /** What a group of layers sees. */
@@ -38,23 +47,39 @@ export interface GroupPruningOptions {
   writer: CheckpointWriter;
   /** Called with a layer's bytes as they were written. */
   onStored?(linear: Linear, bytes: Uint8Array<ArrayBuffer>): void;
-  timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T>;
+  clock: PhaseClock<keyof BlockReport['phases']>;
 }
+
+type Reports = Omit<LayerReport, 'block'>[];
 
 /**
  * Prunes layers that share an input, writes them, and puts what was written into the block.
  * @param inputs undefined, or without tokens, where only the weights decide
+ * @returns when all work is queued; `reports` settles when the layers are with the writer too. Until then they hold memory
  */
 export async function pruneGroup(
   model: DecoderModel,
   linears: readonly Linear[],
   inputs: GroupInputs | undefined,
   options: GroupPruningOptions,
-): Promise<Omit<LayerReport, 'block'>[]> {
-  const reports: Omit<LayerReport, 'block'>[] = [];
-  for (const [part, parsed] of byPattern(linears, options))
-    reports.push(...(await pruneTogether(model, part, inputs, { ...options, parsed })));
-  return linears.map(({ name }) => reports.find((report) => report.name === name)!);
+): Promise<{ reports: Promise<Reports> }> {
+  const finished: Reports = [];
+  let last: Promise<Reports> | undefined;
+  for (const [part, parsed] of byPattern(linears, options)) {
+    if (last) finished.push(...(await last));
+    last = (await pruneTogether(model, part, inputs, { ...options, parsed })).reports;
+  }
+  const inOrder = async () => {
+    finished.push(...(await last!));
+    return linears.map(({ name }) => finished.find((report) => report.name === name)!);
+  };
+  return { reports: handled(inOrder()) };
+}
+
+/** A promise that is awaited later; should something else fail first, nobody awaits it. */
+function handled<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => undefined);
+  return promise;
 }
 
 /** The layers that one solve can take: all of them, but with N:M or budgets by row only those that keep the same share. */
@@ -78,77 +103,106 @@ async function pruneTogether(
   linears: readonly Linear[],
   inputs: GroupInputs | undefined,
   options: GroupPruningOptions,
-): Promise<Omit<LayerReport, 'block'>[]> {
+): Promise<{ reports: Promise<Reports> }> {
   const began = performance.now();
   const { stream, device, precision } = model;
-  const { timed } = options;
+  const { clock, writer } = options;
   const [{ inputs: width }] = linears as [Linear];
   const outputs = linears.reduce((sum, linear) => sum + linear.outputs, 0);
   using scope = new Scope();
   const weight = scope.hold(device.tensor('float32', [outputs, width], `the weights of ${linears[0]!.name}`));
-  await eachRows(linears, weight, (linear, rows) => timed('read', () => copyStored(model, linear, rows)));
+  clock.enter('read');
+  for (const [linear, rows] of rowsOf(linears, weight, scope)) await copyStored(model, linear, rows);
   const layers = linears.map(({ name, outputs: count }) => {
     return { name, outputs: count, keep: options.budgets?.get(name)?.keep };
   });
   const seen = inputs && inputs.tokens > 0 ? inputs : undefined;
   const fallback = inputs !== undefined && !seen && options.parsed.method !== 'magnitude';
   const parsed: ParsedPruningOptions = fallback ? { ...options.parsed, comparisonGroup: 'layer' } : options.parsed;
-  const result = await timed('solve', async () => {
+  clock.enter('solve');
+  const solve = async () => {
     if (!seen) return byMagnitude(stream, { layers, weight }, { ...parsed, method: 'magnitude' });
     const { gram, diagonal, moments, dense } = seen;
     // Errors are those of the weights as they are stored, below.
     const unmeasured = { ...parsed, errors: false };
-    let target = weight;
-    if (dense) {
-      const at = (ridge: number) => denseTarget(stream, { layers, weight, gram }, dense, ridge);
-      target = scope.hold(await damped(layers, parsed.ridge, at));
-    }
     const { place } = options;
-    const scales =
+    const weigh =
       place && choosesAmongRows(parsed)
-        ? await rowWeights(model, place, linears, { gram: wholeGram({ layers, gram }), tokens: seen.tokens })
+        ? await rowWeightsOf(model, place, linears, { gram: wholeGram({ layers, gram }), tokens: seen.tokens })
         : undefined;
-    const group = { layers, weight: target, gram: dense?.objective ?? gram, diagonal, moments };
-    if (!scales) return solveGroup(stream, group, unmeasured, precision);
-    const scaled = scope.hold(device.tensor('float32', weight.shape, 'the weighted rows'));
-    scaleRows(stream, target, scales, scaled);
-    const solved = await solveGroup(stream, { ...group, weight: scaled }, unmeasured, precision);
-    scaleRows(
-      stream,
-      solved.weight,
-      scales.map((scale) => 1 / scale),
-      solved.weight,
-    );
+    let weighed: Promise<Float32Array<ArrayBuffer> | undefined> | undefined;
+    const withRows = async (target: F32, held: Scope): Promise<LayerGroup> => {
+      const group = { layers, weight: target, gram: dense?.objective ?? gram, diagonal, moments };
+      const scales = await weighed;
+      if (!scales) return group;
+      const scaled = held.hold(device.tensor('float32', weight.shape, 'the weighted rows'));
+      scaleRows(stream, target, scales, scaled);
+      return { ...group, weight: scaled };
+    };
+    const reproduced = async (inputs: DenseInputs, ridge: number): Promise<LayerGroup> => {
+      const held = new Scope();
+      try {
+        const made = await denseTarget(stream, { layers, weight, gram }, inputs, ridge);
+        const group = await withRows(held.hold(made), held);
+        stream.enterPhase('prepare');
+        // The first tells whether the target could be made.
+        const [, checked] = await together([stream.sync(), checkedDiagonal(stream, group)]);
+        scope.hold(held);
+        return { ...group, checked };
+      } catch (error) {
+        held.dispose();
+        throw error;
+      }
+    };
+    // What is waited for has something queued behind it: the rows' weights behind the target's checks, and the target itself behind those.
+    const target = dense && damped(layers, parsed.ridge, (ridge) => reproduced(dense, ridge));
+    weighed = weigh && handled(weigh());
+    const [group, scales] = await together([target ?? withRows(weight, scope), weighed]);
+    const solved = await solveGroup(stream, group, unmeasured, precision);
+    if (scales) {
+      const inverse = scales.map((scale) => 1 / scale);
+      scaleRows(stream, solved.weight, inverse, solved.weight);
+    }
     return solved;
-  });
+  };
+  const result = await solve();
   scope.hold(result.weight);
   scope.hold(result.mask);
-  await eachRows(linears, result.weight, (linear, rows) =>
-    timed('write', async () => {
-      const bytes = await store(model, linear, rows, options.writer);
-      options.onStored?.(linear, bytes);
-    }),
-  );
+  clock.enter('write');
+  const storing = rowsOf(linears, result.weight, scope).map(([linear, rows]) => handled(store(model, linear, rows)));
+  clock.leave();
   const kept = result.layers.map((layer) => layer.kept);
   const errors =
     seen && parsed.errors
-      ? await layerErrors(stream, { layers, weight, gram: seen.gram }, result.weight, result.ridge, kept)
+      ? handled(layerErrors(stream, { layers, weight, gram: seen.gram }, result.weight, result.ridge, kept))
       : undefined;
   const { iterations, refineIterations, dampingSteps, capped } = result;
-  return linears.map(({ name, outputs: count }, i) => ({
-    name,
-    outputs: count,
-    inputs: width,
-    kept: kept[i]!,
-    sparsity: result.layers[i]!.sparsity,
-    error: errors ? errors[i]!.error : null,
-    iterations,
-    refineIterations,
-    dampingSteps,
-    capped,
-    ...(fallback ? { fallback: 'magnitude' as const } : {}),
-    milliseconds: performance.now() - began,
-  }));
+  const report = async (): Promise<Reports> => {
+    const [measured, ...stored] = await together([errors, ...storing]);
+    for (const [i, linear] of linears.entries()) {
+      const bytes = stored[i]!;
+      const writing = writer.queue(tensorOf(linear.spec), bytes, linear.spec.expert);
+      clock.enter('write');
+      await writing;
+      clock.leave();
+      options.onStored?.(linear, bytes);
+    }
+    return linears.map(({ name, outputs: count }, i) => ({
+      name,
+      outputs: count,
+      inputs: width,
+      kept: kept[i]!,
+      sparsity: result.layers[i]!.sparsity,
+      error: measured ? measured[i]!.error : null,
+      iterations,
+      refineIterations,
+      dampingSteps,
+      capped,
+      ...(fallback ? { fallback: 'magnitude' as const } : {}),
+      milliseconds: performance.now() - began,
+    }));
+  };
+  return { reports: handled(report()) };
 }
 
 /** Whether weights of different rows compete: else it does not matter how rows count. */
@@ -161,22 +215,18 @@ function scaleRows(stream: Stream, from: F32, scales: Float32Array<ArrayBuffer>,
   stream.scaleRowsColumns(from, { row }, to);
 }
 
-/** Calls `use` for each linear with its rows of a matrix that holds all of them. */
-async function eachRows(
-  linears: readonly Linear[],
-  matrix: F32,
-  use: (linear: Linear, rows: F32) => Promise<void>,
-): Promise<void> {
+/** Each linear with its rows of a matrix that holds all of them. */
+function rowsOf(linears: readonly Linear[], matrix: F32, scope: Scope): [linear: Linear, rows: F32][] {
   let row = 0;
-  for (const linear of linears) {
-    using rows = matrix.rows(row, row + linear.outputs);
-    await use(linear, rows);
+  return linears.map((linear) => {
+    const first = row;
     row += linear.outputs;
-  }
+    return [linear, scope.hold(matrix.rows(first, row))];
+  });
 }
 
-/** Writes a layer's weights in its checkpoint's dtype and layout, and puts what was written (rounded to it) into `rows` and the block. */
-async function store(model: DecoderModel, linear: Linear, rows: F32, writer: CheckpointWriter) {
+/** Puts a layer's weights in its checkpoint's dtype and layout, and what they are then (rounded to it) into `rows` and the block. */
+async function store(model: DecoderModel, linear: Linear, rows: F32): Promise<Uint8Array<ArrayBuffer>> {
   const { stream, device } = model;
   const { spec } = linear;
   const name = tensorOf(spec);
@@ -185,10 +235,8 @@ async function store(model: DecoderModel, linear: Linear, rows: F32, writer: Che
   stream.copy(stored, rows);
   stream.copy(stored, linear.weight);
   linear.isPruned = true;
-  const data = await readStored(stream, stored, spec.transposed === true);
-  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  await writer.queue(name, bytes, spec.expert);
-  return bytes;
+  const { buffer, byteOffset, byteLength } = await readStored(stream, stored, spec.transposed === true);
+  return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
 async function readStored(stream: Stream, stored: Tensor, transposed: boolean) {

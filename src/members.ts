@@ -42,13 +42,11 @@ export async function membersOf(
     const model = models[place]!;
     const share = windows && (models.length === 1 ? windows : shareOf(windows, place, models.length));
     const activations = share && scope.hold(await Activations.create(model, share));
+    const how = { makesOnDemand: makesOnDemand(model.config), embedded: activations?.residual };
     return {
       model,
       activations,
-      dense:
-        share && withDense
-          ? scope.hold(await Activations.create(model, share, { makesOnDemand: makesOnDemand(model.config) }))
-          : undefined,
+      dense: share && withDense ? scope.hold(await Activations.create(model, share, how)) : undefined,
     };
   });
 }
@@ -242,7 +240,6 @@ async function sumOver(
       } else sum = term;
     }
     sums[place] = sum ?? scope.hold(device.tensor('float32', shape, label));
-    await stream.sync();
   });
   return sums;
 }

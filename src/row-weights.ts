@@ -4,6 +4,7 @@ import type { Activation, DecoderConfig } from './model/config.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
 import type { LinearSpec, Part } from './model/families/family.js';
 import { partRows } from './model/shapes.js';
+import { together } from './together.js';
 
 /** Layers of a block that share an input, and where they stand in it. */
 export interface GroupPlace {
@@ -25,25 +26,52 @@ const [least, most] = [1e-4, 1e4];
  * - gate, up: the columns of the MLP's last layer, times the squares of what they are multiplied by
  *
  * @param linears of the group, all or some; `gram` is XᵀX over `tokens` inputs
- * @returns for each output of `linears`; undefined behind attention and at the end of an MLP, where all count the same, and where a number is not finite
+ * @returns what queues all work at its call and gives one for each output of `linears`; undefined behind attention and at the end of an MLP,
+ * where all count the same, and where a number is not finite
  */
-export async function rowWeights(
+export async function rowWeightsOf(
+  model: DecoderModel,
+  place: GroupPlace,
+  linears: readonly Linear[],
+  inputs: { gram: F32; tokens: number },
+): Promise<() => Promise<Float32Array<ArrayBuffer> | undefined>> {
+  const { block, stage, group } = place;
+  if (stage % 2 === 1) return async () => undefined;
+  const all = block.stages[stage]![group]!;
+  const scope = new Scope();
+  try {
+    const stored: F32[] = [];
+    for (const linear of [...all, block.stages[stage + 1]![group]![0]!])
+      stored.push(scope.hold(await storedWeights(model, linear)));
+    return () => {
+      using _ = scope;
+      return weigh(model, place, linears, { ...inputs, stored });
+    };
+  } catch (error) {
+    scope.dispose();
+    throw error;
+  }
+}
+/** Queues all its work at once: what is queued behind it may fail. */
+async function weigh(
   model: DecoderModel,
   { block, stage, group }: GroupPlace,
   linears: readonly Linear[],
-  { gram, tokens }: { gram: F32; tokens: number },
+  { gram, tokens, stored }: { gram: F32; tokens: number; stored: F32[] },
 ): Promise<Float32Array<ArrayBuffer> | undefined> {
-  if (stage % 2 === 1) return undefined;
   const all = block.stages[stage]![group]!;
+  const norms = stage === 0 ? [block.queryNorm, block.keyNorm] : [];
+  const [behind, gains, ...squares] = await together([
+    columnSquares(model, stored[all.length]!),
+    together(norms.map((norm) => norm && model.stream.read(norm))),
+    ...all.map((linear, i) => outputSquares(model, linear, stored[i]!, { gram, tokens })),
+  ]);
   const energies = new Map<Part, Float64Array>();
-  for (const linear of all) {
-    const squares = await outputSquares(model, linear, gram, tokens);
+  for (const [i, linear] of all.entries())
     for (const [part, start, end] of rangesOf(model.config, linear.spec))
-      energies.set(part, squares.subarray(start, end));
-  }
-  const behind = await columnSquares(model, block.stages[stage + 1]![group]![0]!);
+      energies.set(part, squares[i]!.subarray(start, end));
   const weights =
-    stage === 0 ? await ofAttention(model, block, energies, behind) : ofMlp(model.config, energies, behind);
+    stage === 0 ? ofAttention(model, block, energies, { behind, gains }) : ofMlp(model.config, energies, behind);
   const rows = linears.flatMap(({ spec }) =>
     rangesOf(model.config, spec).map(([part]) => relative(weights.get(part)!)),
   );
@@ -68,22 +96,20 @@ function rangesOf(config: DecoderConfig, spec: LinearSpec): [part: Part, start: 
 }
 
 /** Mean square of each output of a layer as the checkpoint has it; a bias counts by its square. */
-async function outputSquares(model: DecoderModel, linear: Linear, gram: F32, tokens: number) {
-  const { stream, device } = model;
-  const { bias } = linear;
-  using scope = new Scope();
-  const weight = scope.hold(await storedWeights(model, linear));
-  const sums = scope.hold(device.tensor('float64', [weight.shape[0]!], 'the outputs’ squares'));
+async function outputSquares(
+  { stream, device }: DecoderModel,
+  { bias }: Linear,
+  weight: F32,
+  { gram, tokens }: { gram: F32; tokens: number },
+) {
+  using sums = device.tensor('float64', [weight.shape[0]!], 'the outputs’ squares');
   stream.quadraticForms(weight, gram, sums);
-  const squares = await stream.read(sums);
-  const offsets = bias && (await stream.read(bias));
+  const [squares, offsets] = await together([stream.read(sums), bias && stream.read(bias)]);
   return squares.map((square, i) => Math.max(0, square) / tokens + (offsets?.[i] ?? 0) ** 2);
 }
 
-async function columnSquares(model: DecoderModel, linear: Linear): Promise<Float64Array> {
-  const { stream, device } = model;
+async function columnSquares({ stream, device }: DecoderModel, weight: F32): Promise<Float64Array> {
   using scope = new Scope();
-  const weight = scope.hold(await storedWeights(model, linear));
   const [outputs = 0, inputs = 0] = weight.shape;
   const turned = scope.hold(device.tensor('float32', [inputs, outputs], 'the columns of the layer behind'));
   stream.transpose(weight, turned);
@@ -106,22 +132,19 @@ async function storedWeights(model: DecoderModel, linear: Linear): Promise<F32> 
 
 type Weights = Map<Part, Float64Array>;
 
-async function ofAttention(
-  model: DecoderModel,
-  block: Block,
+/** @param read `behind`: squares of the columns of the layer behind; `gains` of the norms of queries and of keys, where there are such */
+function ofAttention(
+  { config }: DecoderModel,
+  { layer }: Block,
   energies: Weights,
-  behind: Float64Array,
-): Promise<Weights> {
-  const { config, stream } = model;
+  { behind, gains }: { behind: Float64Array; gains: (Float32Array<ArrayBuffer> | undefined)[] },
+): Weights {
   const { heads, kvHeads, headDim, normOffset, ropes, ropeOf } = config;
   const queriesPerKey = heads / kvHeads;
-  const gains = async (norm: F32 | undefined) =>
-    norm && (await stream.read(norm)).map((gain) => (gain + normOffset) ** 2);
-  const [q, k] = [
-    normalised(energies.get('q')!, headDim, await gains(block.queryNorm)),
-    normalised(energies.get('k')!, headDim, await gains(block.keyNorm)),
-  ];
-  const rotated = ropes[ropeOf[block.layer] ?? -1]?.dimensions ?? 0;
+  const [queryGains, keyGains] = gains.map((norm) => norm?.map((gain) => (gain + normOffset) ** 2));
+  const q = normalised(energies.get('q')!, headDim, queryGains);
+  const k = normalised(energies.get('k')!, headDim, keyGains);
+  const rotated = ropes[ropeOf[layer] ?? -1]?.dimensions ?? 0;
   const met = (squares: Float64Array, head: number, i: number) =>
     i >= rotated
       ? squares[head * headDim + i]!

@@ -1,6 +1,7 @@
 import type { LayerBudget } from './allocation/allocation.js';
 import type { CheckpointWriter } from './checkpoint/writer.js';
 import { makesOnDemand, sumsOutputs } from './dense-collector.js';
+import { PhaseClock } from './device/phase-clock.js';
 import type { Team } from './device/team.js';
 import { Scope } from './device/tensor.js';
 import { divide, type Group, type Task } from './division.js';
@@ -129,6 +130,8 @@ interface Stored {
   bytes: Uint8Array<ArrayBuffer>;
 }
 
+type Phase = keyof BlockReport['phases'];
+
 /** One block's way through the traversal, with its clock. */
 class BlockPruning {
   readonly #team: Team;
@@ -137,8 +140,11 @@ class BlockPruning {
   readonly #parsed: ParsedPruningOptions;
   readonly #options: TraversalOptions;
   readonly #layer: number;
-  readonly #phases = { read: 0, forward: 0, solve: 0, write: 0 };
+  /** Of each member. */
+  readonly #clocks: readonly PhaseClock<Phase>[];
   readonly #layers: LayerReport[] = [];
+  /** The reports of what was solved last, where nobody waits for them yet. */
+  #reported: Promise<void> | undefined;
   /** The block on each member's device. */
   #blocks: readonly Block[] = [];
   /** The same with the dense model's weights. */
@@ -158,6 +164,7 @@ class BlockPruning {
     this.#parsed = parsed;
     this.#options = options;
     this.#layer = layer;
+    this.#clocks = members.map(({ model }) => new PhaseClock(model.stream));
   }
 
   async execute(): Promise<BlockReport & { layers: LayerReport[] }> {
@@ -175,8 +182,15 @@ class BlockPruning {
       if (!this.#options.windows) await this.#solve(this.#divide(this.#groups().flat()), undefined);
       else if (this.#options.propagation === 'sequential') await this.#sequential();
       else await this.#fromDenseBlock();
+      await this.#settled();
     }
-    return { block: this.#layer, milliseconds: performance.now() - began, phases: this.#phases, layers: this.#layers };
+    const spent = (phase: Phase) => this.#clocks.reduce((sum, clock) => sum + clock.spent(phase), 0);
+    return {
+      block: this.#layer,
+      milliseconds: performance.now() - began,
+      phases: { read: spent('read'), forward: spent('forward'), solve: spent('solve'), write: spent('write') },
+      layers: this.#layers,
+    };
   }
 
   /** By stage. */
@@ -189,6 +203,7 @@ class BlockPruning {
     for (const [stage, groups] of this.#groups().entries()) {
       await this.#begin(stage);
       for (let first = 0; first < groups.length; first += this.#team.size) {
+        await this.#reported;
         using scope = new Scope();
         const division = this.#divide(groups.slice(first, first + this.#team.size));
         const inputs = await this.#inputs(division, scope);
@@ -197,6 +212,8 @@ class BlockPruning {
         await this.#solve(division, inputs);
       }
       await this.#advance(stage);
+      if (stage === stageCount - 1) await this.#reader.ahead(this.#layer + 1);
+      await this.#reported;
     }
   }
 
@@ -220,6 +237,7 @@ class BlockPruning {
         for (const [task, seen] of await this.#inputs(ofStage, scope)) inputs.set(task, seen);
         await this.#advanceDense(stage);
         if (stage < stageCount - 1) await this.#advance(stage);
+        await this.#settled();
       }
       for (const [place, { model, activations }] of this.#members.entries())
         model.stream.copy(copies[place]!, activations!.residual);
@@ -257,11 +275,15 @@ class BlockPruning {
   ): Promise<void> {
     await this.#timed('forward', () =>
       this.#team.each(async (place) => {
-        const member = this.#members[place]!;
-        which(member)?.advance(blocks[place]!, stage);
-        await member.model.stream.sync();
+        which(this.#members[place]!)?.advance(blocks[place]!, stage);
       }),
     );
+  }
+
+  /** Waits for all that was queued, and for the reports. */
+  async #settled(): Promise<void> {
+    await this.#team.each((place) => this.#members[place]!.model.stream.sync());
+    await this.#reported;
   }
 
   /** Who solves what. The published schedule of ρ looks at all layers of a group, so they stay together. */
@@ -273,7 +295,9 @@ class BlockPruning {
   /** What the tasks' groups see, each on the device that solves it. `scope` gets all of it. */
   async #inputs(division: Task[][], scope: Scope): Promise<Map<Task, GroupInputs>> {
     const inputs = new Map<Task, GroupInputs>();
-    for (const tasks of byGroup(division)) {
+    for (const [i, tasks] of byGroup(division).entries()) {
+      // What one group's sums take meanwhile is free for the next one's.
+      if (i > 0) await this.#settled();
       const { stage, group } = tasks[0]!.task;
       const seen = await this.#timed('forward', () =>
         groupInputs(this.#team, this.#members, {
@@ -292,27 +316,34 @@ class BlockPruning {
     return inputs;
   }
 
-  /** Each member prunes its tasks and writes them; then every member has the pruned weights. Without inputs only the weights decide. */
+  /**
+   * Each member prunes its tasks and writes them; then every member has the pruned weights. Without inputs only the weights decide. A device alone
+   * need not be waited for before the weights are used: see {@link #reported}.
+   */
   async #solve(division: Task[][], inputs: Map<Task, GroupInputs> | undefined): Promise<void> {
     const stored: Stored[] = [];
     const report = this.#inOrder(division);
     await this.#team.each(async (member) => {
       const { model } = this.#members[member]!;
       for (const task of division[member]!) {
+        await this.#reported;
         const { stage, group, layers } = task;
         const linears = this.#linearsOf(member, task);
-        const reports = await pruneGroup(model, linears, inputs?.get(task), {
+        const { reports } = await pruneGroup(model, linears, inputs?.get(task), {
           parsed: forStage(this.#parsed, stage),
           budgets: this.#options.budgets,
           place: this.#options.rowWeights ? { block: this.#blocks[member]!, stage, group } : undefined,
           writer: this.#options.writer,
-          timed: (phase, action) => this.#timed(phase, action),
+          clock: this.#clocks[member]!,
           onStored: (linear, bytes) => {
             const layer = layers[linears.indexOf(linear)]!;
             if (inputs && this.#team.size > 1) stored.push({ stage, group, layer, member, bytes });
           },
         });
-        report(this.#linearsOf(0, task), reports);
+        const reported = reports.then((all) => report(this.#linearsOf(0, task), all));
+        reported.catch(() => undefined); // should something else fail first, nobody awaits it
+        if (this.#team.size > 1) await reported;
+        else this.#reported = reported;
       }
     });
     if (stored.length > 0) await this.#timed('write', () => this.#share(stored));
@@ -353,13 +384,12 @@ class BlockPruning {
     });
   }
 
-  async #timed<T>(phase: keyof BlockReport['phases'], action: () => Promise<T>): Promise<T> {
-    const began = performance.now();
-    for (const { model } of this.#members) model.stream.enterPhase(phase);
+  async #timed<T>(phase: Phase, action: () => Promise<T>): Promise<T> {
+    for (const clock of this.#clocks) clock.enter(phase);
     try {
       return await action();
     } finally {
-      this.#phases[phase] += performance.now() - began;
+      for (const clock of this.#clocks) clock.leave();
     }
   }
 }

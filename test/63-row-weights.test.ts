@@ -6,7 +6,7 @@ import { Checkpoint } from '../src/checkpoint/folder.js';
 import { Device } from '../src/device/device.js';
 import { DecoderModel } from '../src/model/decoder.js';
 import { type PruneOptions, prune } from '../src/prune.js';
-import { rowWeights } from '../src/row-weights.js';
+import { rowWeightsOf } from '../src/row-weights.js';
 import { random } from './helpers/numbers.js';
 
 const models = fileURLToPath(new URL('fixtures/models/', import.meta.url));
@@ -39,7 +39,8 @@ async function weightsOf(name: string, stage: number, group = 0) {
   stream.fill(gram, 0);
   stream.gramAccumulate(inputs, gram);
   stream.symmetrize(gram);
-  const weights = await rowWeights(model, { block, stage, group }, linears, { gram, tokens });
+  const weigh = await rowWeightsOf(model, { block, stage, group }, linears, { gram, tokens });
+  const weights = await weigh();
   const read = async (tensor: { shape: readonly number[] }): Promise<Matrix> => ({
     values: (await stream.read(tensor as never)) as Float32Array,
     shape: tensor.shape,

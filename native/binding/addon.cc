@@ -18,6 +18,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add("deviceInfo", deviceInfo);
   add("resetPeak", resetPeak);
   add("profileDevice", profileDevice);
+  add("markStream", markStream);
+  add("markedTime", markedTime);
   add("openStream", openStream);
   add("cancelStream", cancelStream);
   add("closeStream", closeStream);

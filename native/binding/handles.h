@@ -3,6 +3,7 @@
 #pragma once
 #include <napi.h>
 
+#include <atomic>
 #include <memory>
 
 #include "binding/context.h"
@@ -20,6 +21,11 @@ struct StreamHandle {
   std::string phase = {};  // of what is queued from here on, in a profile
 };
 
+// When a stream got to a place in its queue.
+struct MarkHandle {
+  std::shared_ptr<std::atomic<double>> milliseconds;
+};
+
 struct TensorHandle {
   Tensor tensor;
   std::shared_ptr<DeviceThread> device;  // whose memory it is
@@ -30,6 +36,7 @@ struct TensorHandle {
 inline constexpr napi_type_tag deviceTag = {0x616c70732d707275, 0x6e652d6465766963};
 inline constexpr napi_type_tag streamTag = {0x616c70732d707275, 0x6e652d7374726561};
 inline constexpr napi_type_tag tensorTag = {0x616c70732d707275, 0x6e652d74656e736f};
+inline constexpr napi_type_tag markTag = {0x616c70732d707275, 0x6e652d6d61726b00};
 
 // The native object behind a handle; INVALID_ARGUMENT when the value is no such handle.
 template <typename Handle>

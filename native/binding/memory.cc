@@ -1,5 +1,8 @@
 #include "binding/memory.h"
 
+#include <chrono>
+#include <limits>
+
 #include "binding/handles.h"
 #include "binding/ops.h"
 
@@ -146,6 +149,26 @@ Napi::Value setPhase(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     convert(info[1], unwrapStream(info[0]).phase);
     return info.Env().Undefined();
+  });
+}
+
+// A GPU is waited for, as it would be at a sync, but nobody has to be told.
+Napi::Value markStream(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto& stream = unwrapStream(info[0]).stream;
+    auto time = std::make_shared<std::atomic<double>>(std::numeric_limits<double>::quiet_NaN());
+    stream->enqueue([](Backend& backend) { backend.finish(); });
+    stream->enqueueAlways([time] {
+      *time = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    });
+    return wrap(info.Env(), new MarkHandle{time}, markTag);
+  });
+}
+
+Napi::Value markedTime(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const MarkHandle& mark = unwrap<MarkHandle>(info[0], markTag, "mark");
+    return Napi::Number::New(info.Env(), *mark.milliseconds);
   });
 }
 

@@ -10,6 +10,7 @@ import { explainLoadFailure } from './load-failure.js';
 export type NativeDevice = { readonly __device: unique symbol };
 export type NativeStream = { readonly __stream: unique symbol };
 export type NativeTensor = { readonly __tensor: unique symbol };
+export type NativeMark = { readonly __mark: unique symbol };
 
 export type DType = 'float32' | 'bfloat16' | 'float16' | 'float64' | 'uint32' | 'uint8';
 
@@ -80,6 +81,9 @@ export interface Addon {
   closeStream(stream: S): void;
   /** Of what is queued from here on, in a profile. */
   setPhase(stream: S, name: string): void;
+  markStream(stream: S): NativeMark;
+  /** Milliseconds of some clock; NaN until the stream got there. */
+  markedTime(mark: NativeMark): number;
   makeTensor(device: NativeDevice, dtype: DType, shape: number[], label: string): T;
   viewTensor(tensor: T, firstElement: number, shape: number[]): T;
   disposeTensor(tensor: T): void;

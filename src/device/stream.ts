@@ -69,6 +69,12 @@ export class Stream {
     native(() => addon().setPhase(this.#open(), name));
   }
 
+  /** A place behind what is queued so far: gives when the stream got there, in milliseconds of some clock, NaN until it did. @internal */
+  mark(): () => number {
+    const mark = native(() => addon().markStream(this.#open()));
+    return () => native(() => addon().markedTime(mark));
+  }
+
   /** Settles when all that was queued before has run; rejects with the first error among it. */
   async sync(): Promise<void> {
     await this.#settle((callback) => addon().syncStream(this.#open(), callback));

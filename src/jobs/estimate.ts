@@ -164,10 +164,10 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
       });
       // The block behind it is read meanwhile (block-reader.ts), a matrix at a time: as it is stored, turned, and in the run's precision.
       const ahead =
-        device.name === 'cpu'
-          ? 0
-          : number * sizes.reduce((sum, { m, n }) => sum + m * n, 0) + 8 * Math.max(...sizes.map(({ m, n }) => m * n));
-      block = Math.max(block, weights + ahead + grams + Math.max(...solves));
+        number * sizes.reduce((sum, { m, n }) => sum + m * n, 0) + 8 * Math.max(...sizes.map(({ m, n }) => m * n));
+      const most = grams + Math.max(...solves);
+      // Beside a processor's solves nothing is read; experts' blocks not at all.
+      block = Math.max(block, weights + (device.name !== 'cpu' ? ahead + most : Math.max(router ? 0 : ahead, most)));
     }
     const vectors = [...expectedTensors(architecture)].reduce(
       (sum, [, shape]) => sum + (shape.length === 1 ? 8 * shape[0]! : 0),

@@ -121,15 +121,20 @@ export class Activations {
 
   /**
    * Embeds the tokens.
-   * @param how `makesOnDemand`: stages 0 and 2 (without experts) are run chunk by chunk when stages 1 and 3 are, whose inputs are not kept then
+   * @param how `makesOnDemand`: stages 0 and 2 (without experts) are run chunk by chunk when stages 1 and 3 are, whose inputs are not kept then;
+   * `embedded`: the residual stream of the same tokens, where there is one, before its first block
    */
   static async create(
     model: DecoderModel,
     { tokens, windows, length }: Windows,
-    how: { makesOnDemand?: boolean } = {},
+    how: { makesOnDemand?: boolean; embedded?: F32 } = {},
   ): Promise<Activations> {
     const activations = new Activations(model, windows, length, how);
     try {
+      if (how.embedded) {
+        model.stream.copy(how.embedded, activations.residual);
+        return activations;
+      }
       using scope = new Scope();
       const embedding = scope.hold(await Embedding.load(model));
       const ids = scope.hold(model.stream.upload('uint32', [tokens.length], tokens));

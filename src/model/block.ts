@@ -55,7 +55,7 @@ export const stageCount = 4;
 
 /**
  * Reads a block's weights onto the device.
- * @param options `settled`: waits for each matrix, so that what it is converted from is freed before the next one is read
+ * @param options `settled`: waits for each matrix that is converted, so that what it is made from is freed before the next one is read
  */
 export async function loadBlock(model: DecoderModel, layer: number, { settled = false } = {}): Promise<Block> {
   const scope = new Scope();
@@ -67,7 +67,8 @@ export async function loadBlock(model: DecoderModel, layer: number, { settled = 
     for (const linear of [...spec.attention.flat(), ...spec.mlp.flat().flat()]) {
       const [outputs, inputs] = linearShape(model.config, linear);
       const weight: Float = scope.hold(await model.loadLinear(linear, model.precision));
-      if (settled) await model.stream.sync();
+      const isConverted = linear.transposed || weight.dtype !== model.storedDtype(tensorOf(linear));
+      if (settled && isConverted) await model.stream.sync();
       const bias = linear.bias ? scope.hold(await model.load(`${linear.name}.bias`, 'float32')) : undefined;
       loaded.set(linear, { spec: linear, name: titleOf(linear), weight, isPruned: false, bias, outputs, inputs });
     }

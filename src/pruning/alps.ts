@@ -1,5 +1,7 @@
 import type { Device } from '../device/device.js';
+import { PhaseClock } from '../device/phase-clock.js';
 import { Scope, type Tensor } from '../device/tensor.js';
+import { together } from '../together.js';
 import type { LayerProblem } from './layer-problem.js';
 import { nativePattern } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
@@ -8,6 +10,7 @@ import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
+type Phase = keyof Solution['time'];
 
 /** The state of ADMM: S with its mask is all there is (docs/algorithm.md, "ADMM"). */
 interface Iterate {
@@ -31,9 +34,8 @@ export async function solveAlps(
   const scope = new Scope();
   const { weight, mask } = solutionTensors(device, [m, n]);
   try {
-    const time = { factorise: 0, admm: 0, refine: 0 };
-    const began = performance.now();
-    stream.enterPhase('factorise');
+    const clock = new PhaseClock<Phase>(stream);
+    clock.enter('factorise');
     let metricScale: Float32Array<ArrayBuffer> | undefined;
     if (options.metric === 'obs') {
       metricScale = await obsScale(problem, options.obsExponent);
@@ -45,24 +47,27 @@ export async function solveAlps(
       mask,
       y: scope.hold(device.tensor(precision, [m, n], 'the ADMM right-hand side')),
     };
-    const admm = new Admm(problem, options, precision, iterate, scope, time);
+    const admm = new Admm(problem, options, precision, iterate, scope, clock);
     const run = await runs[options.schedule](admm, options);
     // The support is that of B, not of D. The scale of the metric leaves the problem before the refit.
     admm.projectB();
-    scope.dispose();
-    if (metricScale)
-      problem.scaleColumns(
-        metricScale.map((f) => 1 / f),
-        weight,
-      );
-    await stream.sync();
-    stream.enterPhase('refine');
-    const searched = performance.now();
-    time.admm = searched - began - time.factorise;
-    const refineIterations = await refit(problem, weight, mask, options);
-    problem.unscale(weight);
-    await stream.sync();
-    time.refine = performance.now() - searched;
+    const inOwnUnits = async () => {
+      scope.dispose();
+      if (metricScale)
+        problem.scaleColumns(
+          metricScale.map((f) => 1 / f),
+          weight,
+        );
+      clock.enter('refine');
+    };
+    // When it settles, ADMM's memory is free for the refit.
+    await together([admm.settle(), inOwnUnits()]);
+    const refitted = refit(problem, weight, mask, options);
+    clock.leave();
+    // The last op is something to do while the host goes on.
+    const unscaled = async () => problem.unscale(weight);
+    const [refineIterations] = await together([refitted(), unscaled()]);
+    const time = { factorise: clock.spent('factorise'), admm: clock.spent('admm'), refine: clock.spent('refine') };
     return { weight, mask, refineIterations, time, ...run };
   } catch (error) {
     scope.dispose();
@@ -82,7 +87,9 @@ async function obsScale(problem: LayerProblem, exponent: number): Promise<Float3
   stream.cholesky(inverse);
   stream.choleskyInverse(inverse, { split: true });
   stream.diagonal(inverse, diagonal);
-  const values = await stream.read(diagonal);
+  // Something to do while the host is at it.
+  const scaled = async () => problem.base;
+  const [values] = await together([stream.read(diagonal), scaled()]);
   return values.map((d) => d ** (-exponent / 2));
 }
 
@@ -98,13 +105,15 @@ class Admm {
   readonly #exact: F32;
   /** K as the products take it. */
   readonly #operator: Tensor<Precision>;
-  readonly #time: { factorise: number };
+  readonly #clock: PhaseClock<Phase>;
   readonly #previous: Tensor<'uint8'>;
-  readonly #counts: Tensor<'uint32'>;
   /** The support at the last point of the trace. */
   readonly #traced: Tensor<'uint8'> | undefined;
   #iteration = 0;
   readonly trace: TracePoint[] = [];
+  /** Looks whose counts are still on the device, by layer. */
+  #unread: { look: TracePoint; counts: Tensor<'uint32'> }[] = [];
+  readonly #scope: Scope;
   #rho = Number.NaN;
   #whole: number | undefined;
 
@@ -114,13 +123,14 @@ class Admm {
     precision: Precision,
     iterate: Iterate,
     scope: Scope,
-    time: { factorise: number },
+    clock: PhaseClock<Phase>,
   ) {
-    const { device, n, m, segments } = problem;
+    const { device, n, m } = problem;
     this.#problem = problem;
     this.#options = options;
     this.#iterate = iterate;
-    this.#time = time;
+    this.#clock = clock;
+    this.#scope = scope;
     this.#exact = scope.hold(device.tensor('float32', [n, n], 'the ADMM operator'));
     this.#operator =
       precision === 'float32'
@@ -131,7 +141,6 @@ class Admm {
       options.traceEvery > 0
         ? scope.hold(device.tensor('uint8', [m, n], 'the support at the last point of the trace'))
         : undefined;
-    this.#counts = scope.hold(device.tensor('uint32', [segments.rowEnds.length]));
   }
 
   /** k of all layers together. */
@@ -159,13 +168,11 @@ class Admm {
   }
 
   /** Factorises for another ρ. The dual part of the state is U = V / ρ, so it is scaled when a run goes on (not at its start). */
-  async setRho(rho: number): Promise<void> {
+  setRho(rho: number): void {
     if (rho === this.#rho) return;
     const { stream, gram, base } = this.#problem;
     const { state, mask, y } = this.#iterate;
-    await stream.sync();
-    stream.enterPhase('factorise');
-    const began = performance.now();
+    this.#clock.enter('factorise');
     if (!Number.isNaN(this.#rho)) stream.admmRescale(base, state, mask, y, this.#rho / rho);
     stream.copy(gram, this.#exact);
     stream.addDiagonal(this.#exact, rho);
@@ -174,9 +181,7 @@ class Admm {
     stream.axpby(this.#exact, this.#exact, 0, rho);
     if (this.#operator !== this.#exact) stream.copy(this.#exact, this.#operator);
     this.#rho = rho;
-    await stream.sync();
-    stream.enterPhase('admm');
-    this.#time.factorise += performance.now() - began;
+    this.#clock.enter('admm');
   }
 
   /** Iterates, with the points of the trace that were asked for on the way. */
@@ -188,8 +193,7 @@ class Admm {
     }
     for (let i = 0; i < count; i++) {
       this.#run(1);
-      if (this.#traced && this.#iteration % traceEvery === 0)
-        await this.#tracePoint(await this.#changedSince(this.#traced));
+      if (this.#traced && this.#iteration % traceEvery === 0) await this.#trace(this.#changesSince(this.#traced));
     }
   }
 
@@ -207,24 +211,37 @@ class Admm {
     this.#iteration += count;
   }
 
-  /** A look of the schedule: entries of the support that changed since the last one or {@link markSupport}. */
-  async look(): Promise<number> {
-    const changed = await this.#changedSince(this.#previous);
-    if (!this.#traced) await this.#tracePoint(changed);
-    return changed;
+  /** A look of the schedule: the entries of the support that changed since the last one or {@link markSupport}, known after {@link settle}. */
+  async look(): Promise<TracePoint> {
+    const look = this.#changesSince(this.#previous);
+    if (!this.#traced) await this.#trace(look);
+    return look;
   }
 
-  async #tracePoint(changed: number): Promise<void> {
-    const point: TracePoint = { iteration: this.#iteration, rho: this.#rho, changed };
-    if (this.#options.traceErrors) point.error = await this.#error();
-    this.trace.push(point);
+  async #trace(look: TracePoint): Promise<void> {
+    if (this.#options.traceErrors) look.error = await this.#error();
+    this.trace.push(look);
   }
 
-  async #changedSince(support: Tensor<'uint8'>): Promise<number> {
-    const { stream, segments } = this.#problem;
-    stream.maskChanges(this.#iterate.mask, support, segments, this.#counts);
-    const counts = await stream.read(this.#counts);
-    return counts.reduce((sum, count) => sum + count, 0);
+  #changesSince(support: Tensor<'uint8'>): TracePoint {
+    const { stream, device, segments } = this.#problem;
+    const counts = this.#scope.hold(device.tensor('uint32', [segments.rowEnds.length]));
+    stream.maskChanges(this.#iterate.mask, support, segments, counts);
+    const look = { iteration: this.#iteration, rho: this.#rho, changed: Number.NaN };
+    this.#unread.push({ look, counts });
+    return look;
+  }
+
+  /** Waits for what was queued, and fills in what all looks so far counted. */
+  async settle(): Promise<void> {
+    const { stream } = this.#problem;
+    const unread = this.#unread;
+    this.#unread = [];
+    const read = await together([...unread.map(({ counts }) => stream.read(counts)), stream.sync()]);
+    for (const [i, { look, counts }] of unread.entries()) {
+      look.changed = (read[i] as Uint32Array).reduce((sum, count) => sum + count, 0);
+      counts.dispose();
+    }
   }
 
   /** tr((B₀ − P(B)) H' (B₀ − P(B))ᵀ) / tr(B₀ H' B₀ᵀ) */
@@ -266,7 +283,7 @@ async function runLadder(admm: Admm, rungs: ReturnType<typeof rungsOf>): Promise
   admm.start();
   admm.markSupport();
   for (const [rho, count] of rungs) {
-    await admm.setRho(rho);
+    admm.setRho(rho);
     await admm.iterate(count);
     await admm.look();
   }
@@ -275,15 +292,16 @@ async function runLadder(admm: Admm, rungs: ReturnType<typeof rungsOf>): Promise
 
 async function runFixed(admm: Admm, options: ParsedPruningOptions): Promise<Run> {
   const { initialRho, checkEvery, maxIterations } = options.alpsSchedule;
-  let changed = 0;
+  let last: TracePoint | undefined;
   admm.start();
   admm.markSupport();
-  await admm.setRho(initialRho);
+  admm.setRho(initialRho);
   while (admm.iterations < maxIterations) {
     await admm.iterate(Math.min(checkEvery, maxIterations - admm.iterations));
-    changed = await admm.look();
+    last = await admm.look();
+    await admm.settle();
   }
-  return runOf(admm, changed > 0);
+  return runOf(admm, last!.changed > 0);
 }
 
 async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<Run> {
@@ -292,14 +310,16 @@ async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<
   let state = { rho: initialRho, grew: false };
   admm.start();
   admm.markSupport();
-  await admm.setRho(state.rho);
+  admm.setRho(state.rho);
   while (true) {
     await admm.iterate(Math.min(checkEvery, maxIterations - admm.iterations));
-    const changed = await admm.look();
+    const look = await admm.look();
+    await admm.settle();
+    const { changed } = look;
     const decision = checkAlps(state, admm.iterations, changed, kept, options.alpsSchedule);
     if (decision.action === 'stop') return runOf(admm, admm.iterations >= maxIterations && changed > 0);
     state = decision.state;
-    await admm.setRho(state.rho);
+    admm.setRho(state.rho);
     // A restart keeps the support of the last check as the one to compare with, as the published code does.
     if (decision.action === 'restart') admm.start();
   }

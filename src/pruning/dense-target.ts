@@ -84,8 +84,9 @@ function usualStrength(pattern: Pattern): number {
  *
  * @param group Ŵ and G
  * @param ridge λ as a share of G's mean diagonal
- * @returns T, float32 [m, n]; the caller disposes it
- * @throws AlpsError `NOT_FINITE` when a weight or G holds NaN or infinity, `NOT_POSITIVE_DEFINITE` when G + λI cannot be factorised
+ * @returns T, float32 [m, n], which is queued: the next await tells with `NOT_POSITIVE_DEFINITE` when G + λI cannot be factorised. The caller
+ * disposes it
+ * @throws AlpsError `NOT_FINITE` when a weight or G holds NaN or infinity
  */
 export async function denseTarget(
   stream: Stream,
@@ -119,7 +120,6 @@ export async function denseTarget(
   try {
     stream.copy(weight, target);
     stream.gemm(right, inverse, target, { beta: 1, split: true });
-    await stream.sync();
     return target;
   } catch (error) {
     target.dispose();

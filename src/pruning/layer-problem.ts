@@ -2,6 +2,7 @@ import type { Device } from '../device/device.js';
 import type { Segments, Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
+import { together } from '../together.js';
 import type { InputMoments } from './input-moments.js';
 import { isNm, keptPerRow, keptWeights, type Pattern } from './pattern.js';
 
@@ -25,6 +26,8 @@ export interface LayerGroup {
   gram: F32 | undefined;
   /** Of XᵀX, in place of it. */
   diagonal?: Float32Array<ArrayBuffer> | undefined;
+  /** What {@link checkedDiagonal} gives, where it was called before. */
+  checked?: Float32Array<ArrayBuffer> | undefined;
   /** For DSnoT. */
   moments?: InputMoments | undefined;
 }
@@ -81,7 +84,7 @@ export class LayerProblem {
    */
   static async create(stream: Stream, group: LayerGroup, segments: Segments, ridge: number): Promise<LayerProblem> {
     stream.enterPhase('prepare');
-    const diagonal = await checkedDiagonal(stream, group);
+    const diagonal = group.checked ?? (await checkedDiagonal(stream, group));
     const lambda = lambdaOf(diagonal, ridge);
     // A dead input (nothing ever arrives on it) costs nothing to prune: its scaled weights are 0, so they are never preferred.
     const scale = diagonal.map((d) => (d > 0 ? 1 / Math.sqrt(d + lambda) : 0));
@@ -198,15 +201,17 @@ export function nativePattern(pattern: Pattern): { keep: number; of: number } | 
  */
 export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promise<Float32Array<ArrayBuffer>> {
   const names = group.layers.map((layer) => layer.name).join(', ');
-  await checkWeights(stream, group);
-  const badGram = group.gram ? await nonFinite(stream, group.gram) : 0;
+  const [values, badGram] = await together([
+    group.diagonal ?? diagonalOf(stream, wholeGram(group)),
+    group.gram ? nonFinite(stream, group.gram) : 0,
+    checkWeights(stream, group),
+  ]);
   if (badGram > 0) {
     throw new AlpsError(
       'NOT_FINITE',
       `${badGram} entries of the Gram matrix of ${names} are NaN or infinite: so are its inputs`,
     );
   }
-  const values = group.diagonal ?? (await diagonalOf(stream, wholeGram(group)));
   const bad = values.findIndex((d) => !Number.isFinite(d));
   if (bad >= 0) throw new AlpsError('NOT_FINITE', `Input ${bad} of ${names} is NaN or infinite`);
   const negative = values.findIndex((d) => d < 0);

@@ -5,20 +5,21 @@ import type { ParsedPruningOptions } from './options.js';
 /**
  * Refits the kept weights in the way that was asked for.
  * @param b scaled weights, zero off the mask; refitted in place
- * @returns iterations of the conjugate gradient
+ * @returns waits for what is queued so far, and gives the iterations of the conjugate gradient
  */
-export async function refit(
+export function refit(
   problem: LayerProblem,
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
   options: Pick<ParsedPruningOptions, 'refit' | 'refineIterations' | 'refineTolerance'>,
-): Promise<number> {
-  if (options.refit === 'none') return 0;
-  if (options.refit === 'pcg') {
-    return refine(problem, b, mask, { iterations: options.refineIterations, tolerance: options.refineTolerance });
-  }
-  backsolve(problem, b, mask);
-  return 0;
+): () => Promise<number> {
+  const { refit, refineIterations: iterations, refineTolerance: tolerance } = options;
+  if (refit === 'pcg' && iterations > 0) return refine(problem, b, mask, { iterations, tolerance });
+  if (refit === 'backsolve') backsolve(problem, b, mask);
+  return async () => {
+    await problem.stream.sync();
+    return 0;
+  };
 }
 
 /** The exact minimum over the weights on the mask: H'[S, S] b[S] = (B₀ H')[S] for each row's support S. */
@@ -33,17 +34,16 @@ function backsolve({ stream, device, base, gram }: LayerProblem, b: Tensor<'floa
  * (docs/algorithm.md, "Refit"). H' has a unit diagonal, so the Jacobi preconditioner is the scaling itself.
  *
  * @param b scaled weights, zero off the mask; refined in place
- * @returns iterations in which some row moved
+ * @returns gives the iterations in which some row moved
  */
-async function refine(
+function refine(
   problem: LayerProblem,
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
   options: { iterations: number; tolerance: number },
-): Promise<number> {
+): () => Promise<number> {
   const { stream, device, m } = problem;
   const { iterations, tolerance } = options;
-  if (iterations === 0) return 0;
   using scope = new Scope();
   const shape = b.shape;
   const difference = scope.hold(device.tensor('float32', shape, 'the refit’s right-hand side'));
@@ -57,12 +57,15 @@ async function refine(
   const direction = difference;
   stream.cgStart(residual, mask, direction, rr, rr0);
   const q = scope.hold(device.tensor('float32', shape, 'the refit’s product'));
-  const active = scope.hold(device.tensor('uint32', [iterations]));
+  const active = device.tensor('uint32', [iterations]);
   for (let i = 0; i < iterations; i++) {
     stream.gemm(direction, problem.gram, q, { split: true });
     using count = active.rows(i, i + 1);
     stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
   }
-  const moved = await stream.read(active);
-  return moved.filter((rows) => rows > 0).length;
+  return async () => {
+    using _ = active;
+    const moved = await stream.read(active);
+    return moved.filter((rows) => rows > 0).length;
+  };
 }

@@ -25,7 +25,7 @@ export interface Solution {
   trace: TracePoint[];
   /** Whether the iteration cap was reached before the support settled. */
   capped: boolean;
-  /** Milliseconds; phases overlap with nothing, each ends with an await. `admm` is the whole search of the methods without ADMM. */
+  /** Milliseconds; phases overlap with nothing. `admm` is the whole search of the methods without ADMM. */
   time: { factorise: number; admm: number; refine: number };
 }
 

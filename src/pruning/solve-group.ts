@@ -61,9 +61,12 @@ async function solveOnce(
     const solution = await solveBy(problem, options, precision);
     try {
       const began = performance.now();
-      const layers = options.errors
-        ? await layerErrors(stream, group, solution.weight, ridge, segments.keep)
-        : withoutErrors(group, segments.keep);
+      let layers = withoutErrors(group, segments.keep);
+      if (options.errors) {
+        using copy = stream.device.tensor('float32', group.weight.shape, 'the weights’ difference');
+        stream.copy(group.weight, copy);
+        layers = await layerErrors(stream, { ...group, weight: copy }, solution.weight, ridge, segments.keep);
+      }
       return { ...solution, layers, ridge, dampingSteps, time: { ...solution.time, error: performance.now() - began } };
     } catch (error) {
       solution.weight.dispose();
@@ -108,7 +111,7 @@ async function select(problem: LayerProblem, options: ParsedPruningOptions, sele
     let refineIterations = 0;
     if (options.refit !== 'none') {
       using b = problem.scaled(weight);
-      refineIterations = await refit(problem, b, mask, options);
+      refineIterations = await refit(problem, b, mask, options)();
       problem.unscale(b);
       stream.copy(b, weight);
       await stream.sync();
@@ -131,7 +134,10 @@ export function withoutErrors({ layers, weight }: Pick<LayerGroup, 'layers' | 'w
   });
 }
 
-/** The relative error of each layer, from the Gram matrix; sums over rows in double. */
+/**
+ * The relative error of each layer, from the Gram matrix; sums over rows in double. Queues all its work at its call.
+ * @param group whose weights are overwritten
+ */
 export async function layerErrors(
   stream: Stream,
   group: LayerGroup,
@@ -142,17 +148,17 @@ export async function layerErrors(
   const { device } = stream;
   stream.enterPhase('error');
   const gram = wholeGram(group);
-  const [m = 0, n = 0] = group.weight.shape;
+  const difference = group.weight;
   using scope = new Scope();
-  const difference = scope.hold(device.tensor('float32', [m, n], 'the weights’ difference'));
-  const sums = ['lost', 'lostRidge', 'whole', 'wholeRidge'].map(() => scope.hold(device.tensor('float64', [m])));
+  const sums = ['lost', 'lostRidge', 'whole', 'wholeRidge'].map(() =>
+    scope.hold(device.tensor('float64', [difference.shape[0]!])),
+  );
   const [lost, lostRidge, whole, wholeRidge] = sums as [
     Tensor<'float64'>,
     Tensor<'float64'>,
     Tensor<'float64'>,
     Tensor<'float64'>,
   ];
-  stream.copy(group.weight, difference);
   stream.quadraticForms(difference, gram, whole);
   stream.rowDots(difference, difference, wholeRidge);
   stream.axpby(pruned, difference, -1, 1);
