@@ -14,8 +14,19 @@ namespace alps {
 
 namespace {
 
-constexpr int64_t queryBlock = 128, keyBlock = 10 * pairColumns;
+// With packed pairs, of a block of queries some at a time: whole tiles of products whose scores are little more than
+// the nearest cache holds.
+constexpr int64_t stripRows = 24;
+static_assert(stripRows % pairRows(pairColumns) == 0 && stripRows % pairRows(widePairColumns) == 0);
+constexpr int64_t queryBlock = 5 * stripRows, keyBlock = 512;
+constexpr int64_t keyColumns = widePairColumns;
 constexpr int64_t scoreStride = keyBlock + 16;  // not a power of two: rows would share the same few cache sets
+
+// The width of the values' panels: as few of them as there can be, of much the same width.
+constexpr int64_t valueColumns(int64_t headDim) {
+  int64_t panels = (headDim + widePairColumns - 1) / widePairColumns;
+  return (headDim + 16 * panels - 1) / (16 * panels) * 16;
+}
 
 // Rows of one head, read in place with the token's row length as stride, or a float32 copy.
 struct Operand {
@@ -30,9 +41,9 @@ struct PackedHead {
 };
 
 struct Scratch {
-  std::vector<float> scores = std::vector<float>(queryBlock * scoreStride);  // [queries, keys], then exp of them
-  std::vector<bf16_t> scores16;
-  std::vector<float> sums;  // [queries, headDim]: Σ exp(score − peak) v
+  Lines<float> scores = Lines<float>(queryBlock * scoreStride);  // [queries, keys], then exp of them
+  Lines<bf16_t> scores16;
+  Lines<float> sums;  // [queries, headDim]: Σ exp(score − peak) v
   std::vector<float> wideQ, wideK, wideV;
   float peak[queryBlock], total[queryBlock];  // per query: largest score so far, Σ exp(score − peak)
 };
@@ -43,7 +54,6 @@ class Attention {
             const Tensor& v, int64_t headDim, double scale, int64_t window, double softCap)
       : kernels_(kernels),
         products_(products),
-        exponentials16_(products ? products->exponentials : kernels.transformer.exponentials16),
         q_(q),
         k_(k),
         v_(v),
@@ -57,28 +67,28 @@ class Attention {
   // Queries [begin, end) of the sequence that starts at token `base`. packed: its keys and values where they are.
   void run(int64_t base, int64_t head, int64_t begin, int64_t end, const PackedHead* packed, const Tensor& out) const {
     Scratch& scratch = ownScratch();
-    int64_t rows = end - begin;
-    if (packed) {
-      attendPacked(scratch,
-                   {q_.as<bf16_t>() + (base + begin) * q_.columns() + head * headDim_, q_.columns(), nullptr, 0}, begin,
-                   rows, *packed);
-    } else {
-      Operand queries = operand(q_, base + begin, head, rows, scratch.wideQ);
-      attend(scratch, {queries, rows, begin, 1}, base, head / group_);
+    int64_t together = packed ? stripRows : queryBlock;
+    for (int64_t first = begin; first < end; first += together) {
+      int64_t rows = std::min(together, end - first), at = (base + first) * q_.columns() + head * headDim_;
+      if (packed)
+        attendPacked(scratch, {q_.as<bf16_t>() + at, q_.columns(), nullptr, 0}, first, rows, *packed);
+      else
+        attend(scratch, {operand(q_, base + first, head, rows, scratch.wideQ), rows, first, 1}, base, head / group_);
+      for (int64_t i = 0; i < rows; i++) finish(scratch, i, at + i * q_.columns(), out);
     }
-    for (int64_t i = 0; i < rows; i++) finish(scratch, i, (base + begin + i) * q_.columns() + head * headDim_, out);
   }
 
   // Keys and values of a part: a key head of a sequence.
   void pack(int64_t part, int64_t sequence, uint32_t* keys, uint32_t* values) const {
     int64_t width = k_.columns(), heads = width / headDim_,
             at = part / heads * sequence * width + part % heads * headDim_;
-    for (int64_t j = 0; j < sequence; j += pairColumns)
-      products_->packRows(k_.as<bf16_t>() + at + j * width, width, headDim_, std::min(pairColumns, sequence - j),
-                          keys + j * pairsOf(headDim_));
-    for (int64_t j = 0; j < headDim_; j += pairColumns)
-      products_->packColumns(v_.as<bf16_t>() + at + j, nullptr, width, sequence, std::min(pairColumns, headDim_ - j),
-                             values + j * pairsOf(sequence));
+    for (int64_t j = 0; j < sequence; j += keyColumns)
+      products_->packRows(k_.as<bf16_t>() + at + j * width, width, headDim_, std::min(keyColumns, sequence - j),
+                          keys + j * pairsOf(headDim_), keyColumns);
+    int64_t columns = valueColumns(headDim_);
+    for (int64_t j = 0; j < headDim_; j += columns)
+      products_->packColumns(v_.as<bf16_t>() + at + j, nullptr, width, sequence, std::min(columns, headDim_ - j),
+                             values + j * pairsOf(sequence), columns);
   }
 
   // The query heads of one key head, of token `row` of q, which stands at `position` of the sequence that starts at row
@@ -117,21 +127,20 @@ class Attention {
                     const PackedHead& packed) const {
     prepare(scratch, rows);
     int64_t end = begin + rows;
-    int64_t start = window_ > 0 ? std::max<int64_t>(0, begin - window_ + 1) / pairColumns * pairColumns : 0;
+    int64_t start = window_ > 0 ? std::max<int64_t>(0, begin - window_ + 1) / keyColumns * keyColumns : 0;
     for (int64_t first = start; first < end; first += keyBlock) {
       int64_t count = std::min(keyBlock, end - first);
-      for (int64_t j = 0; j < count; j += pairColumns) {
-        int64_t i =
-            std::max<int64_t>(0, first + j - begin) / pairRows * pairRows;  // queries before it see none of these
-        multiplyPairs(*products_, queries, i, rows - i, {packed.keys.at(first + j, 0), packed.keys.pairs},
-                      std::min(pairColumns, count - j), headDim_, scale_, 0,
-                      scratch.scores.data() + i * scoreStride + j, scoreStride);
+      for (int64_t j = 0; j < count; j += keyColumns) {
+        int64_t i = std::max<int64_t>(0, first + j - begin);  // queries before it see none of these
+        multiplyPairs(*products_, queries, i, rows - i, {packed.keys.at(first + j, 0), packed.keys.pairs, keyColumns},
+                      std::min(keyColumns, count - j), headDim_, scale_, 0, scratch.scores.data() + i * scoreStride + j,
+                      scoreStride);
       }
       for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i, first, count, first == start);
       LeftPairs weights{scratch.scores16.data(), scoreStride, nullptr, 0};
-      RightPairs values{packed.values.at(0, first / 2), packed.values.pairs};
+      RightPairs values{packed.values.at(0, first / 2), packed.values.pairs, packed.values.width};
       for (int64_t i = 0, height; i < rows; i += height) {
-        height = std::min(pairRows, rows - i);
+        height = std::min(pairRows(values.width), rows - i);
         int64_t seen = std::min(count, begin + i + height - first);
         if (seen > 0)
           multiplyPairs(*products_, weights, i, height, values, headDim_, seen, 1, first == start ? 0 : 1,
@@ -167,8 +176,10 @@ class Attention {
   void finish(Scratch& scratch, int64_t i, int64_t at, const Tensor& out) const {
     float* sums = scratch.sums.data() + i * headDim_;
     size_t n = static_cast<size_t>(headDim_);
+    float factor = 1 / scratch.total[i];
+    if (products_) return products_->scaleTo16(sums, factor, out.as<bf16_t>() + at, n);
     bool narrow = out.dtype == DType::bf16;
-    kernels_.scale(sums, 1 / scratch.total[i], nullptr, narrow ? sums : out.as() + at, n);
+    kernels_.scale(sums, factor, nullptr, narrow ? sums : out.as() + at, n);
     if (narrow) kernels_.bf16FromF32(sums, out.as<bf16_t>() + at, n);
   }
 
@@ -205,12 +216,17 @@ class Attention {
     size_t seen = static_cast<size_t>(high - low);
     if (seen > 0) {
       if (softCap_ > 0) kernels_.transformer.softCap(row + low, softCap_, seen);
-      float before = scratch.peak[i], peak = std::max(before, kernels_.transformer.maximum(row + low, seen));
+      float before = scratch.peak[i], peak = before, sum;
+      if (products_) {
+        sum = products_->exponentials(row + low, &peak, row16(scratch, i) + low, seen);
+      } else {
+        peak = std::max(before, kernels_.transformer.maximum(row + low, seen));
+        sum = bf16Products_ ? kernels_.transformer.exponentials16(row + low, peak, row16(scratch, i) + low, seen)
+                            : kernels_.transformer.exponentials(row + low, peak, row + low, seen);
+      }
       float factor = before == peak ? 1.0f : std::exp(before - peak);
       float* sums = scratch.sums.data() + i * headDim_;
       if (factor != 1 && !isFirst) kernels_.scale(sums, factor, nullptr, sums, static_cast<size_t>(headDim_));
-      float sum = bf16Products_ ? exponentials16_(row + low, peak, row16(scratch, i) + low, seen)
-                                : kernels_.transformer.exponentials(row + low, peak, row + low, seen);
       scratch.total[i] = scratch.total[i] * factor + sum;
       scratch.peak[i] = peak;
     }
@@ -227,7 +243,6 @@ class Attention {
 
   const Kernels& kernels_;
   const ProductKernels* products_;
-  decltype(TransformerKernels::exponentials16) exponentials16_;
   const Tensor &q_, &k_, &v_;
   bool bf16Products_;
   int64_t headDim_;
@@ -243,12 +258,13 @@ void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t hea
                            int64_t window, double softCap) {
   if (q.size() == 0) return;
   bool pairs = q.dtype == DType::bf16 && products_;
-  Attention attention(kernels_, products_, pairs || (q.dtype == DType::bf16 && bf16InHardware()), q, k, v, headDim,
-                      scale, window, softCap);
+  Attention attention(kernels_, pairs ? products_ : nullptr, pairs || (q.dtype == DType::bf16 && bf16InHardware()), q,
+                      k, v, headDim, scale, window, softCap);
   int64_t kvHeads = k.columns() / headDim, group = q.columns() / k.columns(), parts = q.rows() / sequence * kvHeads;
   int64_t blocks = (sequence + queryBlock - 1) / queryBlock;
   // A part is a key head of a sequence; with packed keys and values some at a time.
-  int64_t keySize = packedSize(sequence, headDim), valueSize = packedSize(headDim, sequence);
+  int64_t keySize = packedSize(sequence, headDim, keyColumns),
+          valueSize = packedSize(headDim, sequence, valueColumns(headDim));
   int64_t together = pairs ? std::clamp<int64_t>(mostPacked / (keySize + valueSize) / 4, 1, parts) : parts;
   for (int64_t first = 0; first < parts; first += together) {
     int64_t count = std::min(together, parts - first);
@@ -264,8 +280,8 @@ void CpuBackend::attention(Tensor q, Tensor k, Tensor v, Tensor out, int64_t hea
       int64_t i = task % heads / group, part = first + i, head = part % kvHeads * group + task % group;
       PackedHead packed{};
       if (pairs)
-        packed = {{leftPairs_.data() + i * keySize, pairsOf(headDim)},
-                  {rightPairs_.data() + i * valueSize, pairsOf(sequence)}};
+        packed = {{leftPairs_.data() + i * keySize, pairsOf(headDim), keyColumns},
+                  {rightPairs_.data() + i * valueSize, pairsOf(sequence), valueColumns(headDim)}};
       attention.run(part / kvHeads * sequence, head, begin, std::min(sequence, begin + queryBlock),
                     pairs ? &packed : nullptr, out);
     });

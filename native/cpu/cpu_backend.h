@@ -3,6 +3,7 @@
 #pragma once
 #include "core/backend.h"
 #include "cpu/kernels.h"
+#include "cpu/lines.h"
 #include "cpu/parallel.h"
 
 namespace alps {
@@ -79,7 +80,7 @@ class CpuBackend final : public Backend {
  private:
   bool bf16InHardware() const;
   void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
-  void packColumns(const bf16_t* x, const bf16_t* minus, int64_t columns, int64_t k, std::vector<uint32_t>& packed);
+  void packColumns(const bf16_t* x, const bf16_t* minus, int64_t columns, int64_t k, Lines<uint32_t>& packed);
   void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
   void pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
@@ -88,9 +89,9 @@ class CpuBackend final : public Backend {
   struct Account;  // bytes in use against the limit, shared with the storages
   BackendOptions options_;
   std::shared_ptr<Account> account_;
-  const Kernels& kernels_;                        // the loops for this machine's instruction set
-  const ProductKernels* products_;                // null: oneDNN multiplies bfloat16
-  std::vector<uint32_t> leftPairs_, rightPairs_;  // packed factors of the product that runs, kept for the next
+  const Kernels& kernels_;                  // the loops for this machine's instruction set
+  const ProductKernels* products_;          // null: oneDNN multiplies bfloat16
+  Lines<uint32_t> leftPairs_, rightPairs_;  // packed factors of the product that runs, kept for the next
   ThreadPool pool_;
 };
 

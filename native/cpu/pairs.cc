@@ -15,27 +15,28 @@ void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t
     int64_t count = std::min(pairsTogether, whole - first);
     bool endsAlone = first + count == whole && whole < pairs;
     float keep = first == 0 ? beta : 1.0f;
-    for (int64_t j = 0; j < columns; j += pairColumns) {
+    for (int64_t j = 0; j < columns; j += right.width) {
       const uint32_t* panel = right.at(j, first);
-      int64_t width = std::min(pairColumns, columns - j);
+      int64_t width = std::min(right.width, columns - j);
       for (int64_t i = 0, height; i < rows; i += height) {
         int64_t at = row + i;
         float* out = c + i * ldc + j;
         if (left.packed) {
-          height = std::min({pairRows, rows - i, pairColumns - at % pairColumns});
+          height = std::min({pairRows(width), rows - i, pairColumns - at % pairColumns});
           const uint32_t* a = left.packed + (at / pairColumns * left.pairs + first) * pairColumns + at % pairColumns;
-          kernels.pairs(height, width, count, a, sizeof *a, pairColumns * sizeof *a, panel, alpha, keep, out, ldc);
+          kernels.pairs(height, width, count, a, sizeof *a, pairColumns * sizeof *a, panel, right.width, alpha, keep,
+                        out, ldc);
           continue;
         }
-        height = std::min(pairRows, rows - i);
+        height = std::min(pairRows(width), rows - i);
         const bf16_t* a = left.rows + at * left.ld + 2 * first;
         if (count > 0)
-          kernels.pairs(height, width, count, a, left.ld * static_cast<int64_t>(sizeof *a), 4, panel, alpha, keep, out,
-                        ldc);
+          kernels.pairs(height, width, count, a, left.ld * static_cast<int64_t>(sizeof *a), 4, panel, right.width,
+                        alpha, keep, out, ldc);
         if (!endsAlone) continue;
-        uint32_t ends[pairRows];
+        uint32_t ends[pairRows(1)];
         for (int64_t r = 0; r < height; r++) ends[r] = left.rows[(at + r) * left.ld + k - 1].bits;
-        kernels.pairs(height, width, 1, ends, sizeof *ends, 0, panel + count * pairColumns, alpha,
+        kernels.pairs(height, width, 1, ends, sizeof *ends, 0, panel + count * right.width, right.width, alpha,
                       count > 0 ? 1.0f : keep, out, ldc);
       }
     }
@@ -43,13 +44,13 @@ void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t
   }
 }
 
-void makeRoom(std::vector<uint32_t>& packed, int64_t size) {
+void makeRoom(Lines<uint32_t>& packed, int64_t size) {
   if (packed.size() >= static_cast<size_t>(size)) return;
   packed = {};  // not copied
   packed.resize(static_cast<size_t>(size));
 }
 
-void dropLarge(std::vector<uint32_t>& packed) {
+void dropLarge(Lines<uint32_t>& packed) {
   if (packed.size() * sizeof packed[0] > mostPacked) packed = {};
 }
 
@@ -68,12 +69,12 @@ int64_t depthFor(int64_t columns) {
 
 // The columns of x [k, columns], or of x − minus, in panels, into one of the backend's buffers.
 void CpuBackend::packColumns(const bf16_t* x, const bf16_t* minus, int64_t columns, int64_t k,
-                             std::vector<uint32_t>& packed) {
+                             Lines<uint32_t>& packed) {
   makeRoom(packed, packedSize(columns, k));
   pool_.run(panelsOf(columns), [&](int64_t panel) {
     int64_t j = panel * pairColumns;
     products_->packColumns(x + j, minus ? minus + j : nullptr, columns, k, std::min(pairColumns, columns - j),
-                           packed.data() + panel * pairsOf(k) * pairColumns);
+                           packed.data() + panel * pairsOf(k) * pairColumns, pairColumns);
   });
 }
 

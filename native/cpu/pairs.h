@@ -3,17 +3,19 @@
 // place. An element's sum is in one order, whatever is computed beside it.
 #pragma once
 #include <algorithm>
-#include <vector>
 
 #include "core/tensor.h"
 #include "cpu/kernels_products.h"
+#include "cpu/lines.h"
 
 namespace alps {
 
 constexpr int64_t pairsOf(int64_t k) { return (k + 1) / 2; }
 constexpr int64_t panelsOf(int64_t columns) { return (columns + pairColumns - 1) / pairColumns; }
-// Packed pairs of k numbers for some columns.
-constexpr int64_t packedSize(int64_t columns, int64_t k) { return panelsOf(columns) * pairsOf(k) * pairColumns; }
+// Packed pairs of k numbers for some columns, in panels of `width`.
+constexpr int64_t packedSize(int64_t columns, int64_t k, int64_t width = pairColumns) {
+  return (columns + width - 1) / width * width * pairsOf(k);
+}
 
 // Pairs that are summed in one go: a panel's piece stays in the nearest cache.
 constexpr int64_t pairsTogether = 192;
@@ -22,9 +24,9 @@ constexpr int64_t pairsTogether = 192;
 constexpr int64_t mostPacked = int64_t{32} << 20;
 
 // Room for packed pairs, whose content is of no further use.
-void makeRoom(std::vector<uint32_t>& packed, int64_t size);
+void makeRoom(Lines<uint32_t>& packed, int64_t size);
 // What one product needed beyond the usual is not kept for the next.
-void dropLarge(std::vector<uint32_t>& packed);
+void dropLarge(Lines<uint32_t>& packed);
 
 // A left factor: rows as they lie, of bf16 and `ld` apart, or packed, with `pairs` in each panel.
 struct LeftPairs {
@@ -34,12 +36,13 @@ struct LeftPairs {
   int64_t pairs;
 };
 
-// A right factor, packed: panels from the first column and pair on that count, `pairs` in each.
+// A right factor, packed: panels of `width` from the first column and pair on that count, `pairs` in each.
 struct RightPairs {
   const uint32_t* panels;
   int64_t pairs;
+  int64_t width = pairColumns;
   const uint32_t* at(int64_t column, int64_t pair) const {
-    return panels + (column / pairColumns * pairs + pair) * pairColumns + column % pairColumns;
+    return panels + (column / width * pairs + pair) * width + column % width;
   }
 };
 

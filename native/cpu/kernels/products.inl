@@ -2,8 +2,8 @@
 #include "cpu/kernels/vectors.inl"
 
 __attribute__((flatten)) static void packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, int64_t k,
-                                                 int64_t columns, uint32_t* panel) {
-  bf16_t differences[2][pairColumns];
+                                                 int64_t columns, uint32_t* panel, int64_t width) {
+  bf16_t differences[2][widePairColumns];
   auto row = [&](int64_t l) -> const bf16_t* {
     const bf16_t* from = x + l * ld;
     if (!minus) return from;
@@ -12,7 +12,7 @@ __attribute__((flatten)) static void packColumns(const bf16_t* x, const bf16_t* 
     });
     return differences[l % 2];
   };
-  for (int64_t l = 0; l < k; l += 2, panel += pairColumns) {
+  for (int64_t l = 0; l < k; l += 2, panel += width) {
     const bf16_t* even = row(l);
     if (l + 1 < k) {
       const bf16_t* odd = row(l + 1);
@@ -20,45 +20,63 @@ __attribute__((flatten)) static void packColumns(const bf16_t* x, const bf16_t* 
     } else {
       for (int64_t j = 0; j < columns; j++) panel[j] = even[j].bits;
     }
-    for (int64_t j = columns; j < pairColumns; j++) panel[j] = 0;
+    for (int64_t j = columns; j < width; j++) panel[j] = 0;
   }
 }
 
-static void packRows(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel) {
-  constexpr int64_t block = 16;  // pairs of a row together, a line of the cache
+static void packRows(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel, int64_t width) {
   int64_t whole = k / 2, pairs = (k + 1) / 2;
+#if defined(__AVX512BF16__)
+  const __m512i lanes = _mm512_mullo_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi64(ld));
+  for (int64_t p = 0; p < whole; p++)
+    for (int64_t j = 0; j < columns; j += 8) {
+      __mmask8 mask = static_cast<__mmask8>(columns - j < 8 ? (1 << (columns - j)) - 1 : 0xff);
+      __m256i gathered =
+          _mm512_mask_i64gather_epi32(_mm256_setzero_si256(), mask, lanes, x + j * ld + 2 * p, sizeof *x);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel + p * width + j), gathered);
+    }
+#else
+  constexpr int64_t block = 16;  // pairs of a row together, a line of the cache
   for (int64_t first = 0; first < pairs; first += block) {
     int64_t end = first + block < whole ? first + block : whole;
     for (int64_t j = 0; j < columns; j++) {
       const bf16_t* row = x + j * ld;
-      for (int64_t p = first; p < end; p++) __builtin_memcpy(panel + p * pairColumns + j, row + 2 * p, sizeof *panel);
+      for (int64_t p = first; p < end; p++) __builtin_memcpy(panel + p * width + j, row + 2 * p, sizeof *panel);
     }
   }
+#endif
   if (whole < pairs)
-    for (int64_t j = 0; j < columns; j++) panel[whole * pairColumns + j] = x[j * ld + k - 1].bits;
+    for (int64_t j = 0; j < columns; j++) panel[whole * width + j] = x[j * ld + k - 1].bits;
   for (int64_t p = 0; p < pairs; p++)
-    for (int64_t j = columns; j < pairColumns; j++) panel[p * pairColumns + j] = 0;
+    for (int64_t j = columns; j < width; j++) panel[p * width + j] = 0;
 }
 
 #if defined(__AVX512BF16__)
 
 template <int rows, int vectors>
 static void pairBlock(int64_t pairs, const char* a, int64_t rowBytes, int64_t pairBytes, const uint32_t* panel,
-                      __mmask16 last, float alpha, float beta, float* c, int64_t ldc) {
+                      int64_t width, __mmask16 last, float alpha, float beta, float* c, int64_t ldc) {
   __m512 sums[rows][vectors];
+#pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) sums[i][v] = _mm512_setzero_ps();
-  for (int64_t p = 0; p < pairs; p++, a += pairBytes, panel += pairColumns) {
+  for (int64_t p = 0; p < pairs; p++, a += pairBytes, panel += width) {
     __m512bh b[vectors];
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) b[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(panel + 16 * v));
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       int pair;
       __builtin_memcpy(&pair, a + i * rowBytes, sizeof pair);
+#pragma GCC unroll 4
       for (int v = 0; v < vectors; v++)
         sums[i][v] = _mm512_dpbf16_ps(sums[i][v], reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), b[v]);
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
       float* out = c + i * ldc + 16 * v;
       __mmask16 mask = v + 1 < vectors ? __mmask16(0xffff) : last;
@@ -70,49 +88,110 @@ static void pairBlock(int64_t pairs, const char* a, int64_t rowBytes, int64_t pa
 
 template <int rows>
 static void pairRowBlock(int64_t columns, int64_t pairs, const char* a, int64_t rowBytes, int64_t pairBytes,
-                         const uint32_t* panel, float alpha, float beta, float* c, int64_t ldc) {
+                         const uint32_t* panel, int64_t width, float alpha, float beta, float* c, int64_t ldc) {
   __mmask16 last = static_cast<__mmask16>(0xffff >> (-columns & 15));
+  if constexpr (rows <= pairRows(widePairColumns))
+    if (columns > pairColumns)
+      return pairBlock<rows, 4>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
   if (columns > 32)
-    pairBlock<rows, 3>(pairs, a, rowBytes, pairBytes, panel, last, alpha, beta, c, ldc);
+    pairBlock<rows, 3>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
   else if (columns > 16)
-    pairBlock<rows, 2>(pairs, a, rowBytes, pairBytes, panel, last, alpha, beta, c, ldc);
+    pairBlock<rows, 2>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
   else
-    pairBlock<rows, 1>(pairs, a, rowBytes, pairBytes, panel, last, alpha, beta, c, ldc);
+    pairBlock<rows, 1>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
 }
 
 static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void* a, int64_t rowBytes,
-                        int64_t pairBytes, const uint32_t* panel, float alpha, float beta, float* c, int64_t ldc) {
-  static constexpr decltype(&pairRowBlock<1>) blocks[pairRows] = {
+                        int64_t pairBytes, const uint32_t* panel, int64_t width, float alpha, float beta, float* c,
+                        int64_t ldc) {
+  static constexpr decltype(&pairRowBlock<1>) blocks[pairRows(1)] = {
       pairRowBlock<1>, pairRowBlock<2>, pairRowBlock<3>, pairRowBlock<4>,
       pairRowBlock<5>, pairRowBlock<6>, pairRowBlock<7>, pairRowBlock<8>,
   };
-  blocks[rows - 1](columns, pairs, static_cast<const char*>(a), rowBytes, pairBytes, panel, alpha, beta, c, ldc);
+  blocks[rows - 1](columns, pairs, static_cast<const char*>(a), rowBytes, pairBytes, panel, width, alpha, beta, c, ldc);
+}
+
+// 2^x for x < 127, relative error below 3e-6, 0 below −127: 2^n times a polynomial in the rest, |rest| ≤ 1/2. As
+// expNegative(), but that n is added to the bits of the exponent. To NaN out of bfloat16 numbers, whose low bits are 0,
+// that adds nothing.
+static inline __m512 powerOfTwo(__m512 x) {
+  const __m512 magic = _mm512_set1_ps(12582912.0f);
+  x = _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-127), x);  // GCC 12 warns of the header's _mm512_max_ps
+  __m512 shifted = _mm512_add_ps(x, magic), r = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
+  __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(0.00958285451f), _mm512_set1_ps(0.0559064311f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240240986f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693124193f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+  return reinterpret_cast<__m512>(reinterpret_cast<Words>(p) + (reinterpret_cast<Words>(shifted) << 23));
+}
+
+// Two vectors at a time, take(low, high, i, mask); −infinity in the lanes past the end.
+template <typename Take>
+static inline __attribute__((always_inline)) void vectorPairs(const float* x, size_t n, const Take& take) {
+  size_t i = 0;
+  for (; i + 32 <= n; i += 32) take(_mm512_loadu_ps(x + i), _mm512_loadu_ps(x + i + 16), i, ~__mmask32{0});
+  if (i == n) return;
+  __mmask32 mask = (__mmask32{1} << (n - i)) - 1;
+  const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
+  take(_mm512_mask_loadu_ps(lowest, static_cast<__mmask16>(mask), x + i),
+       _mm512_mask_loadu_ps(lowest, static_cast<__mmask16>(mask >> 16), x + i + 16), i, mask);
+}
+
+// The sum is of the rounded numbers, by the instruction that sums pairs.
+__attribute__((flatten)) static float scoreExponentials(const float* x, float* peak, bf16_t* out, size_t n) {
+  const __m512 lowest = _mm512_set1_ps(-__builtin_inff()), log2e = _mm512_set1_ps(1.44269504f);
+  __m512 tops[2] = {lowest, lowest}, sums = _mm512_setzero_ps();
+  vectorPairs(x, n, [&](__m512 low, __m512 high, size_t, __mmask32) {
+    tops[0] = low > tops[0] ? low : tops[0], tops[1] = high > tops[1] ? high : tops[1];  // NaN is passed over
+  });
+  tops[0] = tops[0] > tops[1] ? tops[0] : tops[1];
+  float top = reduced<floatLanes>(tops[0], [](auto a, auto b) { return a > b ? a : b; });
+  if (top > *peak) *peak = top;
+  const __m512 shift = _mm512_mul_ps(_mm512_set1_ps(-*peak), log2e);
+  const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+  vectorPairs(x, n, [&](__m512 low, __m512 high, size_t i, __mmask32 mask) {
+    low = powerOfTwo(_mm512_fmadd_ps(low, log2e, shift)), high = powerOfTwo(_mm512_fmadd_ps(high, log2e, shift));
+    __m512bh narrow = _mm512_cvtne2ps_pbh(high, low);
+    sums = _mm512_dpbf16_ps(sums, narrow, ones);
+    _mm512_mask_storeu_epi16(out + i, mask, reinterpret_cast<__m512i>(narrow));
+  });
+  return sumOf(sums);
 }
 
 #else
 
 // The same without an instruction for it.
 static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void* a, int64_t rowBytes,
-                        int64_t pairBytes, const uint32_t* panel, float alpha, float beta, float* c, int64_t ldc) {
+                        int64_t pairBytes, const uint32_t* panel, int64_t width, float alpha, float beta, float* c,
+                        int64_t ldc) {
   auto number = [](uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, sizeof value);
     return value;
   };
   for (int64_t i = 0; i < rows; i++) {
-    float sums[pairColumns] = {};
+    float sums[widePairColumns] = {};
     for (int64_t p = 0; p < pairs; p++) {
       uint32_t pair;
       __builtin_memcpy(&pair, static_cast<const char*>(a) + i * rowBytes + p * pairBytes, sizeof pair);
-      const uint32_t* b = panel + p * pairColumns;
+      const uint32_t* b = panel + p * width;
       float low = number(pair << 16), high = number(pair & 0xffff0000);
-      for (int64_t j = 0; j < pairColumns; j++) sums[j] += low * number(b[j] << 16) + high * number(b[j] & 0xffff0000);
+      for (int64_t j = 0; j < width; j++) sums[j] += low * number(b[j] << 16) + high * number(b[j] & 0xffff0000);
     }
     for (int64_t j = 0; j < columns; j++)
       c[i * ldc + j] = beta == 0 ? alpha * sums[j] : alpha * sums[j] + beta * c[i * ldc + j];
   }
 }
 
+static float scoreExponentials(const float* x, float* peak, bf16_t* out, size_t n) {
+  for (size_t i = 0; i < n; i++) *peak = x[i] > *peak ? x[i] : *peak;
+  return exponentials(x, *peak, out, n);
+}
+
 #endif
 
-static const ProductKernels productTable = {pairProduct, packColumns, packRows, exponentials<bf16_t>};
+__attribute__((flatten)) static void scaleTo16(const float* x, float factor, bf16_t* out, size_t n) {
+  vectors(n, [&](size_t i, size_t count) { store(load(x + i, count) * factor, out + i, count); });
+}
+
+static const ProductKernels productTable = {pairProduct, packColumns, packRows, scoreExponentials, scaleTo16};
