@@ -1,6 +1,7 @@
 // Exact refit of the weights on a support: one dense solve a row. It is what the batched conjugate gradient is compared
 // with; each row costs (kept weights)³ / 3 operations.
 #include <algorithm>
+#include <mutex>
 #include <vector>
 
 #include "core/stream.h"
@@ -10,11 +11,18 @@ extern "C" {  // LAPACK; the last argument is the length of the string
 void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info, size_t);
 void spotrs_(const char* uplo, const int* n, const int* columns, const float* a, const int* lda, float* b,
              const int* ldb, int* info, size_t);
+void openblas_set_num_threads(int);
 }
 
 namespace alps {
 
-void useOneThread();  // cpu/cholesky.cc
+namespace {
+// OpenBLAS's own threads would only fight with the pool's.
+void useOneThread() {
+  static std::once_flag once;
+  std::call_once(once, [] { openblas_set_num_threads(1); });
+}
+}  // namespace
 
 void CpuBackend::backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) {
   int64_t n = gram.dim(0);

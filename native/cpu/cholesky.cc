@@ -1,175 +1,276 @@
-// Blocked Cholesky factor and inverse, in place. LAPACK works on small diagonal blocks only; all else are products on
-// tiles whose bounds depend on n only, with inverted diagonal blocks in place of triangular solves.
+// Blocked Cholesky factor and inverse, in place, of the kernels' own products: what is multiplied is packed once a step
+// and its tiles are small. Inverted diagonal blocks stand in place of triangular solves.
 //
-// Both ops are a loop over block columns k with one large update each, the same for both: the lower triangle of some
-// rows gains ± panel · panelᵀ, where panel [rows, block] is a copy with short rows.
+// Both ops are a loop over block columns k. A step packs a panel [block, n] and adds ± panelᵀ · panel to a triangle,
+// tile by tile. The tiles of all steps are one list of tasks: a task waits for those that it needs, which stand before
+// it in the list, so that no thread waits at the end of a step. Bounds of tiles depend on n only.
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
+#include <atomic>
+#include <new>
+#include <thread>
 #include <vector>
 
 #include "core/stream.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/sgemm.h"
-
-extern "C" {  // LAPACK; the last arguments are the lengths of the strings
-void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info, size_t);
-void strtri_(const char* uplo, const char* diag, const int* n, float* a, const int* lda, int* info, size_t, size_t);
-void openblas_set_num_threads(int);
-}
 
 namespace alps {
 
-void mirrorTriangle(ThreadPool& pool, float* a, int64_t n, bool fromLower);  // cpu/gram.cc
+void mirrorTriangle(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n, bool fromLower);  // cpu/gram.cc
 
 namespace {
 
-constexpr int64_t leaf = 32;   // LAPACK's part of a diagonal block
-constexpr int64_t strip = 96;  // rows a call on the diagonal of an update, and a task where a panel is made
-constexpr int64_t tile = 192;  // of an update; a multiple of the 48 that the product's innermost loop takes
+constexpr int64_t group = panelColumns, lanes = 16;  // columns of a panel that lie together; of a cut on the diagonal
 
 // Width of a panel: narrow ones leave less work outside the products, wide ones pass over the matrix less often.
-int64_t blockFor(int64_t n) { return n <= 768 ? 64 : n <= 1536 ? 96 : n <= 8192 ? 128 : 192; }
+constexpr int64_t largestBlock = 192;
+int64_t blockFor(int64_t n) { return n <= 768 ? 48 : n <= 4096 ? 96 : largestBlock; }
 
-std::unique_ptr<float[]> floats(int64_t count) {
-  return std::make_unique_for_overwrite<float[]>(static_cast<size_t>(count));
-}
-
-void copyBlock(const float* from, int64_t ldFrom, int64_t rows, int64_t columns, float* out, int64_t ldOut) {
-  for (int64_t i = 0; i < rows; i++)
-    std::memcpy(out + i * ldOut, from + i * ldFrom, static_cast<size_t>(columns) * sizeof(float));
-}
-
-// x21 := −x22 l21 x11, and zeros at its mirror place: the inverse of a lower triangle from those of its halves.
-void joinHalves(const float* l, int64_t ldl, float* x, int64_t ldx, int64_t first, int64_t second, float* scratch) {
-  sgemm(false, false, second, first, first, 1, l + first * ldl, /* lda = */ ldl, x, /* ldb = */ ldx, 0, scratch,
-        /* ldc = */ first);
-  sgemm(false, false, second, first, second, -1, x + first * ldx + first, /* lda = */ ldx, scratch, /* ldb = */ first,
-        0, x + first * ldx, /* ldc = */ ldx);
-  for (int64_t i = 0; i < first; i++) std::fill_n(x + i * ldx + first, second, 0.0f);
-}
-
-// Rows of the first half of a block of more than leaf.
-int64_t half(int64_t n) { return (n / 2 + leaf - 1) / leaf * leaf; }
-
-// x [n, n] := inverse of the lower triangular l, zeros above. scratch holds n² / 4 numbers. Row-major lower is LAPACK's
-// column-major upper, here and below.
-void invertLower(const float* l, int64_t ldl, float* x, int64_t ldx, int64_t n, float* scratch) {
-  if (n > leaf) {
-    int64_t first = half(n), second = n - first;
-    invertLower(l, ldl, x, ldx, first, scratch);
-    invertLower(l + first * ldl + first, ldl, x + first * ldx + first, ldx, second, scratch);
-    return joinHalves(l, ldl, x, ldx, first, second, scratch);
+// out [rows, columns] = alpha x b for a lower triangle x [rows, rows] with zeros above and a panel b.
+void multiplyTriangle(const FactorKernels& kernels, int64_t rows, int64_t columns, const float* x, int64_t ldx,
+                      const float* panel, float alpha, float* out, int64_t ldOut) {
+  constexpr int64_t step = 8;
+  for (int64_t r = 0; r < rows; r += step) {
+    int64_t height = std::min(step, rows - r);
+    kernels.product(height, columns, r + height, x + r * ldx, ldx, 1, panel, alpha, false, out + r * ldOut, ldOut);
   }
-  for (int64_t i = 0; i < n; i++) {
-    std::memcpy(x + i * ldx, l + i * ldl, static_cast<size_t>(i + 1) * sizeof(float));
-    std::fill(x + i * ldx + i + 1, x + i * ldx + n, 0.0f);
+}
+
+// Row b of the inverse x of a lower triangle l(i, j) at l + i rowStride + j columnStride, left of its diagonal block
+// [size, size], which is done: −x_bb Σ_p l_bp x_p. x has rows of ldx.
+void completeRow(const FactorKernels& kernels, const float* l, int64_t rowStride, int64_t columnStride, float* x,
+                 int64_t ldx, int64_t b, int64_t size, float* scratch) {
+  float* sum = scratch + b * group;
+  for (int64_t j = 0; j < b; j += group) {
+    kernels.pack(x + j * ldx + j, ldx, b - j, group, scratch, false);
+    kernels.product(size, group, b - j, l + b * rowStride + j * columnStride, rowStride, columnStride, scratch, 1,
+                    false, sum, group);
+    multiplyTriangle(kernels, size, group, x + b * ldx + b, ldx, sum, -1, x + b * ldx + j, ldx);
   }
-  int size = static_cast<int>(n), stride = static_cast<int>(ldx), info = 0;
-  strtri_("U", "N", &size, x, &stride, &info, 1, 1);
-  if (info != 0) fail("NOT_POSITIVE_DEFINITE", "The Cholesky factor has a zero on its diagonal");
 }
 
-// a [n, n] := lower factor of its lower triangle, x := its inverse. Returns the failing pivot, counted from 1, or 0.
-int64_t factorBlock(float* a, int64_t lda, float* x, int64_t ldx, int64_t n, float* scratch) {
-  if (n > leaf) {
-    int64_t first = half(n), second = n - first;
-    float *a21 = a + first * lda, *a22 = a21 + first;
-    if (int64_t pivot = factorBlock(a, lda, x, ldx, first, scratch)) return pivot;
-    sgemm(false, true, second, first, first, 1, a21, /* lda = */ lda, x, /* ldb = */ ldx, 0, scratch,
-          /* ldc = */ first);
-    copyBlock(scratch, first, second, first, a21, lda);
-    sgemm(false, true, second, second, first, -1, scratch, /* lda = */ first, scratch, /* ldb = */ first, 1, a22,
-          /* ldc = */ lda);
-    if (int64_t pivot = factorBlock(a22, lda, x + first * ldx + first, ldx, second, scratch)) return first + pivot;
-    joinHalves(a, lda, x, ldx, first, second, scratch);
-    return 0;
+// x [n, n] := inverse of the lower triangular l, zeros above. scratch holds (n + group) · group numbers.
+void invertBlock(const FactorKernels& kernels, const float* l, int64_t ldl, float* x, int64_t n, float* scratch) {
+  std::fill_n(x, n * n, 0.0f);
+  for (int64_t b = 0; b < n; b += group) {
+    int64_t size = std::min(group, n - b);
+    if (kernels.invertLeaf(l + b * ldl + b, ldl, 1, x + b * n + b, n, size))
+      fail("NOT_POSITIVE_DEFINITE", "The Cholesky factor has a zero on its diagonal");
+    completeRow(kernels, l, ldl, 1, x, n, b, size, scratch);
   }
-  int size = static_cast<int>(n), stride = static_cast<int>(lda), info = 0;
-  spotrf_("U", &size, a, &stride, &info, 1);
-  if (info < 0) fail("INTERNAL", "spotrf refused argument ", -info);
-  for (int64_t i = 0; i < n && info == 0; i++)
-    if (!std::isfinite(a[i * lda + i])) info = static_cast<int>(i) + 1;
-  if (info == 0) invertLower(a, lda, x, ldx, n, scratch);
-  return info;
 }
 
-}  // namespace
-
-// OpenBLAS's own threads would only fight with the pool's.
-void useOneThread() {
-  static std::once_flag once;
-  std::call_once(once, [] { openblas_set_num_threads(1); });
-}
-
-namespace {
-
-// Appends the ends of pieces of [from, to).
-void cut(std::vector<int64_t>& edges, int64_t from, int64_t to, int64_t size) {
-  for (int64_t at = from; at < to; at += size) edges.push_back(std::min(to, at + size));
-}
-
-// a[i, j] += alpha · panel[i − origin] panel[j − origin]ᵀ for origin ≤ j ≤ i and j < columnEnd, and some j > i on the
-// way. edges cut the rows from origin to the last one, columnEnd is among them. `first` runs right behind the first
-// tile, the one on the diagonal at origin.
-void updateLower(ThreadPool& pool, float* a, int64_t n, const float* panel, int64_t width, float alpha,
-                 const std::vector<int64_t>& edges, int64_t columnEnd, const std::function<void()>& first) {
-  struct Tile {
-    int64_t row, rows, column, columns;
-  };
-  int64_t origin = edges.front();
-  std::vector<Tile> tiles, diagonal;
-  for (size_t i = 0; i + 1 < edges.size(); i++)
-    for (size_t j = 0; j <= i && edges[j] < columnEnd; j++)
-      (i == j ? diagonal : tiles).push_back({edges[i], edges[i + 1] - edges[i], edges[j], edges[j + 1] - edges[j]});
-  tiles.insert(tiles.begin(), diagonal.front());
-  tiles.insert(tiles.end(), diagonal.begin() + 1, diagonal.end());
-  pool.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
-    auto [row, rows, column, columns] = tiles[static_cast<size_t>(task)];
-    int64_t step = row == column ? strip : rows;
-    for (int64_t r = 0; r < rows; r += step) {
-      int64_t height = std::min(step, rows - r), reach = row == column ? r + height : columns;
-      sgemm(false, true, height, reach, width, alpha, panel + (row - origin + r) * width, /* lda = */ width,
-            panel + (column - origin) * width, /* ldb = */ width, 1, a + (row + r) * n + column, /* ldc = */ n);
+// Upper triangle of u [n, n] := its upper factor, x := the inverse of that one's lower transpose. Returns the failing
+// pivot, counted from 1, or 0.
+int64_t factorBlock(const FactorKernels& kernels, float* u, float* x, int64_t n, float* scratch) {
+  std::fill_n(x, n * n, 0.0f);
+  for (int64_t b = 0; b < n; b += group) {
+    int64_t size = std::min(group, n - b);
+    float *diagonal = u + b * (n + 1), *inverse = x + b * (n + 1);
+    if (int64_t pivot = kernels.factorLeaf(diagonal, n, size)) return b + pivot;
+    kernels.invertLeaf(diagonal, 1, n, inverse, n, size);
+    completeRow(kernels, u, 1, n, x, n, b, size, scratch);
+    for (int64_t j = b + group; j < n; j += group) {
+      int64_t columns = std::min(group, n - j);
+      kernels.pack(u + b * n + j, n, size, columns, scratch, false);
+      multiplyTriangle(kernels, size, columns, inverse, n, scratch, 1, u + b * n + j, n);
+      kernels.pack(u + b * n + j, n, size, columns, scratch, false);
+      for (int64_t i = b + group; i <= j; i += group)
+        kernels.product(std::min(group, n - i), columns, size, u + b * n + i, 1, n, scratch, -1, true, u + i * n + j,
+                        n);
     }
-    if (task == 0 && first) first();
-  });
+  }
+  return 0;
 }
+
+// Aligned to what a vector holds.
+class Floats {
+ public:
+  explicit Floats(int64_t count) : data_(new(std::align_val_t{64}) float[static_cast<size_t>(count)]) {}
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+  ~Floats() { ::operator delete[](data_, std::align_val_t{64}); }
+  float* get() const { return data_; }
+
+ private:
+  float* data_;
+};
+
+using Counter = std::atomic<int32_t>;
+
+// A task of step k: a part of its panel, block columns [from, to), or those tiles of block row `row`.
+struct Task {
+  enum Kind { diagonal, panel, update } kind;
+  int64_t k, row, from, to;
+};
+
+// The tasks of all steps and how far they are. Each needs earlier ones only.
+class Steps {
+ public:
+  Steps(const FactorKernels& kernels, float* a, int64_t n, bool upper)
+      : kernels_(kernels),
+        a_(a),
+        n_(n),
+        upper_(upper),
+        block_(std::min((n + group - 1) / group * group, blockFor(n))),
+        count_((n + block_ - 1) / block_),
+        panelSize_((n + group - 1) / group * group * block_),
+        panels_(2 * panelSize_),
+        inverses_(count_ * block_ * block_),
+        diagonals_(static_cast<size_t>(count_)),
+        columns_(static_cast<size_t>(count_)),
+        updated_(static_cast<size_t>(count_)),
+        tiles_(static_cast<size_t>(count_ * count_)),
+        updates_(static_cast<size_t>(count_)) {}
+
+  int64_t block() const { return block_; }
+  int64_t count() const { return count_; }
+  int64_t width(int64_t k) const { return std::min(block_, n_ - k * block_); }
+  float* inverse(int64_t k) const { return inverses_.get() + k * block_ * block_; }
+  // Step k's panel from a column on that begins a group: [block, group] for each group.
+  float* panel(int64_t k, int64_t column) const { return panels_.get() + k % 2 * panelSize_ + column * block_; }
+
+  void add(Task::Kind kind, int64_t k, int64_t row, int64_t from, int64_t to) {
+    const int64_t most = std::max<int64_t>(1, 192 / block_);  // blocks that make up for a task's cost
+    for (; from < to; from += most) {
+      tasks_.push_back({kind, k, row, from, std::min(to, from + most)});
+      if (kind == Task::update) updates_[static_cast<size_t>(k)]++;
+    }
+  }
+
+  // fill(k, j) makes the panel of step k at block column j, diagonal(k) the inverse of a block.
+  template <typename Diagonal, typename Fill>
+  void run(ThreadPool& pool, const Diagonal& diagonal, const Fill& fill) {
+    pool.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index) {
+      const Task& task = tasks_[static_cast<size_t>(index)];
+      try {
+        if (task.kind == Task::diagonal) {
+          for (int64_t j = task.from; j < task.to; j++) {
+            if (upper_ && !wait(tile(j, j), j)) return;
+            diagonal(j);
+            diagonals_[static_cast<size_t>(j)].store(1, std::memory_order_release);
+          }
+        } else if (task.kind == Task::panel) {
+          if (!wait(diagonals_[static_cast<size_t>(task.k)], 1)) return;
+          // The panel before the last lay here.
+          if (task.k > 1 && !wait(updated_[static_cast<size_t>(task.k - 2)], updates_[static_cast<size_t>(task.k - 2)]))
+            return;
+          for (int64_t j = task.from; j < task.to; j++) {
+            if (j != task.k && (upper_ || j < task.k) && !wait(tile(task.k, j), task.k)) return;
+            fill(task.k, j);
+            columns_[static_cast<size_t>(j)].store(static_cast<int32_t>(task.k + 1), std::memory_order_release);
+          }
+        } else {
+          if (!wait(columns_[static_cast<size_t>(task.row)], task.k + 1)) return;
+          for (int64_t j = task.from; j < task.to; j++) {
+            bool isFirst = !upper_ && (task.k == j || task.k == task.row);
+            if (!wait(columns_[static_cast<size_t>(j)], task.k + 1)) return;
+            if (!isFirst && !wait(tile(task.row, j), task.k)) return;
+            update(task.k, task.row, j, !isFirst);
+            tile(task.row, j).store(static_cast<int32_t>(task.k + 1), std::memory_order_release);
+          }
+          updated_[static_cast<size_t>(task.k)].fetch_add(1, std::memory_order_release);
+        }
+      } catch (...) {
+        failed_ = true;
+        throw;
+      }
+    });
+  }
+
+ private:
+  Counter& tile(int64_t i, int64_t j) { return tiles_[static_cast<size_t>(i * count_ + j)]; }
+
+  // Whether it came to `least`; false after a failure.
+  bool wait(const Counter& counter, int64_t least) const {
+    for (int i = 0; counter.load(std::memory_order_acquire) < least; i++) {
+      if (failed_.load(std::memory_order_relaxed)) return false;
+      throwIfCancelled();
+      if (i > 1000) std::this_thread::yield();
+    }
+    return true;
+  }
+
+  // Tile (i, j) of the triangle: = panelᵀ panel, or += it, or −= it for the upper one. Of a tile on the diagonal, the
+  // triangle and some more.
+  void update(int64_t k, int64_t i, int64_t j, bool adds) const {
+    int64_t depth = width(k), rowEnd = i * block_ + width(i), columnEnd = j * block_ + width(j);
+    float alpha = upper_ ? -1 : 1;
+    for (int64_t column = j * block_; column < columnEnd; column += group) {
+      int64_t columns = std::min(group, columnEnd - column);
+      const float* right = panel(k, column);
+      int64_t begin = upper_ ? i * block_ : std::max(i * block_, column);
+      int64_t end = upper_ ? std::min(rowEnd, column + group) : rowEnd;
+      for (int64_t row = begin; row < end; row += group) {
+        const float* left = panel(k, row);
+        int64_t rows = std::min(group, rowEnd - row), step = row == column ? lanes : rows;
+        for (int64_t r = 0; r < rows; r += step) {
+          int64_t skip = row == column && upper_ ? r : 0, reach = row == column && !upper_ ? r + step : columns;
+          kernels_.product(std::min(step, rows - r), std::min(reach, columns) - skip, depth, left + r, 1, group,
+                           right + skip, alpha, adds, a_ + (row + r) * n_ + column + skip, n_);
+        }
+      }
+    }
+  }
+
+  const FactorKernels& kernels_;
+  float* a_;
+  int64_t n_;
+  bool upper_;
+  int64_t block_, count_, panelSize_;
+  Floats panels_, inverses_;
+  std::vector<Counter> diagonals_, columns_, updated_, tiles_;  // steps done; of updated_, an update's tasks
+  std::vector<int32_t> updates_;                                // tasks of an update
+  std::vector<Task> tasks_;
+  std::atomic<bool> failed_{false};
+};
 
 }  // namespace
 
+// Of the upper triangle, row by row of U = Lᵀ; each block of it is turned to its place below the diagonal when it is
+// done.
 void CpuBackend::cholesky(Tensor matrix) {
   float* a = matrix.as();
-  int64_t n = matrix.dim(0), block = std::min(n, blockFor(n));
+  int64_t n = matrix.dim(0);
   if (n == 0) return;
-  useOneThread();
-  auto inverse = floats(block * block), scratch = floats(block * block), panel = floats(n * block);
-  auto factorAt = [&](int64_t k) {
-    int64_t width = std::min(block, n - k);
-    if (int64_t pivot = factorBlock(a + k * n + k, n, inverse.get(), width, width, scratch.get()))
-      fail("NOT_POSITIVE_DEFINITE", "The matrix [", n, ", ", n, "] is not positive definite: pivot ", k + pivot);
-  };
-  factorAt(0);
-  for (int64_t k = 0; k + block < n; k += block) {
-    int64_t below = k + block;
-    // Panel: L = A Ldiag⁻ᵀ
-    pool_.ranges(n - below, strip, [&](int64_t begin, int64_t end) {
-      float *rows = a + (below + begin) * n + k, *out = panel.get() + begin * block;
-      sgemm(false, true, end - begin, block, block, 1, rows, /* lda = */ n, inverse.get(), /* ldb = */ block, 0, out,
-            /* ldc = */ block);
-      copyBlock(out, block, end - begin, block, rows, n);
-    });
-    // A −= L Lᵀ on what is left. The next diagonal block comes first and is factored while the other tiles are updated.
-    std::vector<int64_t> edges{below, std::min(n, below + block)};
-    cut(edges, edges.back(), n, tile);
-    updateLower(pool_, a, n, panel.get(), block, -1, edges, n, [&] { factorAt(below); });
+  const FactorKernels& kernels = kernels_.factor;
+  Steps steps(kernels, a, n, true);
+  int64_t block = steps.block(), count = steps.count();
+  for (int64_t k = 0; k < count; k++) {
+    if (k == 0) steps.add(Task::diagonal, k, k, k, k + 1);
+    steps.add(Task::panel, k, k, k + 1, count);
+    for (int64_t i = k + 1; i < count; i++) {
+      if (i == k + 1) {  // first what the next step waits for
+        steps.add(Task::update, k, i, i, i + 1);
+        steps.add(Task::diagonal, i, i, i, i + 1);
+      }
+      steps.add(Task::update, k, i, i == k + 1 ? i + 1 : i, count);
+    }
   }
-  pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) std::fill(a + i * n + i + 1, a + (i + 1) * n, 0.0f);
-  });
+  Floats square(block * block), scratch(block * group);  // of the one diagonal block at a time
+  auto turnDown = [&](const float* from, int64_t ld, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+    kernels.turn(from, ld, rows, columns, a + column * n + row, n, false);
+  };
+  auto diagonal = [&](int64_t k) {
+    int64_t at = k * block, width = steps.width(k);
+    float *corner = a + at * (n + 1), *u = square.get();
+    for (int64_t i = 0; i < width; i++) std::copy_n(corner + i * n, width, u + i * width);
+    if (int64_t pivot = factorBlock(kernels, u, steps.inverse(k), width, scratch.get()))
+      fail("NOT_POSITIVE_DEFINITE", "The matrix [", n, ", ", n, "] is not positive definite: pivot ", at + pivot);
+    for (int64_t i = 0; i < width; i++) std::fill_n(u + i * width, i, 0.0f);
+    turnDown(u, width, width, width, at, at);
+  };
+  auto fill = [&](int64_t k, int64_t j) {
+    int64_t at = k * block, width = steps.width(k), end = j * block + steps.width(j);
+    alignas(64) float packed[largestBlock * group];
+    for (int64_t column = j * block; column < end; column += group) {
+      int64_t columns = std::min(group, end - column);
+      float *from = a + at * n + column, *out = steps.panel(k, column);
+      kernels.pack(from, n, width, columns, packed, true);
+      multiplyTriangle(kernels, width, columns, steps.inverse(k), width, packed, 1, out, group);
+      turnDown(out, group, width, columns, at, column);
+    }
+  };
+  steps.run(pool_, diagonal, fill);
 }
 
 // With X = L⁻¹, in place: before step k the rows from k on hold L, where block columns left of k hold M = L X (its sum
@@ -178,44 +279,41 @@ void CpuBackend::cholesky(Tensor matrix) {
 // above and its product with column k of L to the rows below.
 void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
   float* a = factor.as();
-  int64_t n = factor.dim(0), block = std::min(n, blockFor(n));
+  int64_t n = factor.dim(0);
   if (n == 0) return;
-  useOneThread();
-  auto inverses = floats(n * block), panel = floats(n * block);
-  pool_.ranges(n, block, [&](int64_t begin, int64_t end) {
-    auto scratch = floats(block * block);
-    invertLower(a + begin * n + begin, n, inverses.get() + begin * block, end - begin, end - begin, scratch.get());
-  });
-  for (int64_t k = 0; k < n; k += block) {
-    int64_t width = std::min(block, n - k), below = k + width;
-    const float* inverse = inverses.get() + k * block;
-    // The panel is row k of X transposed, then column k of L; what it came from is zeroed to start its new sum.
-    int64_t above = (k + strip - 1) / strip, rest = (n - below + strip - 1) / strip;
-    pool_.run(above + 1 + rest, [&](int64_t task) {
-      if (task < above) {
-        int64_t j = task * strip, columns = std::min(strip, k - j);
-        float* m = a + k * n + j;
-        sgemm(true, true, columns, width, width, -1, m, /* lda = */ n, inverse, /* ldb = */ width, 0,
-              panel.get() + j * width, /* ldc = */ width);
-        for (int64_t r = 0; r < width; r++) std::fill_n(m + r * n, columns, 0.0f);
-      } else {
-        int64_t i = task == above ? k : below + (task - above - 1) * strip;
-        int64_t rows = task == above ? width : std::min(strip, n - i);
-        float *from = a + i * n + k, *out = panel.get() + i * width;
-        if (task > above) copyBlock(from, n, rows, width, out, width);
-        for (int64_t r = 0; r < rows; r++) {
-          if (task == above)
-            for (int64_t c = 0; c < width; c++) out[r * width + c] = inverse[c * width + r];
-          std::fill_n(from + r * n, width, 0.0f);
-        }
-      }
-    });
-    std::vector<int64_t> edges{0};
-    cut(edges, 0, below, tile);
-    cut(edges, below, n, tile);
-    updateLower(pool_, a, n, panel.get(), width, 1, edges, below, nullptr);
+  const FactorKernels& kernels = kernels_.factor;
+  Steps steps(kernels, a, n, false);
+  int64_t block = steps.block(), count = steps.count();
+  steps.add(Task::diagonal, 0, 0, 0, count);
+  for (int64_t k = 0; k < count; k++) {
+    steps.add(Task::panel, k, k, 0, count);
+    if (k + 1 < count) steps.add(Task::update, k, k + 1, 0, k + 1);  // first what the next step waits for
+    for (int64_t i = 0; i < count; i++)
+      if (i != k + 1) steps.add(Task::update, k, i, 0, std::min(i, k) + 1);
   }
-  mirrorTriangle(pool_, a, n, true);
+  auto diagonal = [&](int64_t k) {
+    alignas(64) float scratch[largestBlock * group];
+    invertBlock(kernels, a + k * block * (n + 1), n, steps.inverse(k), steps.width(k), scratch);
+  };
+  // The panel is row k of X, then column k of L turned.
+  auto fill = [&](int64_t k, int64_t j) {
+    int64_t at = k * block, width = steps.width(k), end = j * block + steps.width(j);
+    alignas(64) float packed[largestBlock * group];
+    for (int64_t column = j * block; column < end; column += group) {
+      int64_t columns = std::min(group, end - column);
+      float* out = steps.panel(k, column);
+      if (j < k) {
+        kernels.pack(a + at * n + column, n, width, columns, packed, false);
+        multiplyTriangle(kernels, width, columns, steps.inverse(k), width, packed, -1, out, group);
+      } else if (j == k) {
+        kernels.pack(steps.inverse(k) + column - at, width, width, columns, out, false);
+      } else {
+        kernels.turn(a + column * n + at, n, columns, width, out, group, false);
+      }
+    }
+  };
+  steps.run(pool_, diagonal, fill);
+  mirrorTriangle(pool_, kernels_, a, n, true);
 }
 
 }  // namespace alps

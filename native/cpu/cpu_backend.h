@@ -1,4 +1,4 @@
-// The CPU backend: oneDNN for products, LAPACK for the diagonal blocks of Cholesky, own loops for the rest.
+// The CPU backend: oneDNN for products, LAPACK for the exact refit, own loops for the rest.
 // One file an op family; all of them are members of this class.
 #pragma once
 #include "core/backend.h"

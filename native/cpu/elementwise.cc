@@ -199,27 +199,36 @@ void CpuBackend::columnSums(Tensor x, bool squares, Tensor out) {
 }
 
 namespace {
+constexpr int64_t square = 64;  // rows and columns that are turned together
+
+// Through a copy with rows of another distance: those a power of two apart fall into the same few lines of the cache.
 template <typename T>
-void transposeBlock(const T* a, int64_t m, int64_t n, int64_t row, int64_t rows, T* out) {
-  constexpr int64_t block = 32;
-  for (int64_t column = 0; column < n; column += block)
-    for (int64_t j = column; j < std::min(n, column + block); j++)
-      for (int64_t i = row; i < row + rows; i++) out[j * m + i] = a[i * n + j];
+void transposeRows(const T* a, int64_t m, int64_t n, int64_t row, int64_t rows, T* out) {
+  T rowsOf[square][square + 1];
+  for (int64_t column = 0; column < n; column += square) {
+    int64_t columns = std::min(square, n - column);
+    for (int64_t i = 0; i < rows; i++) std::copy_n(a + (row + i) * n + column, columns, rowsOf[i]);
+    for (int64_t j = 0; j < columns; j++)
+      for (int64_t i = 0; i < rows; i++) out[(column + j) * m + row + i] = rowsOf[i][j];
+  }
 }
 }  // namespace
 
 void CpuBackend::transpose(Tensor a, Tensor out) {
   int64_t m = a.dim(0), n = a.dim(1);
-  pool_.ranges(m, 32, [&](int64_t begin, int64_t end) {
+  bool past = m * n >= int64_t{1} << 20;
+  pool_.ranges(m, square, [&](int64_t begin, int64_t end) {
     size_t width = sizeOf(a.dtype);
     if (width == 1)
-      transposeBlock(a.as<uint8_t>(), m, n, begin, end - begin, out.as<uint8_t>());
+      transposeRows(a.as<uint8_t>(), m, n, begin, end - begin, out.as<uint8_t>());
     else if (width == 2)
-      transposeBlock(a.as<uint16_t>(), m, n, begin, end - begin, out.as<uint16_t>());
-    else if (width == 4)
-      transposeBlock(a.as<uint32_t>(), m, n, begin, end - begin, out.as<uint32_t>());
+      transposeRows(a.as<uint16_t>(), m, n, begin, end - begin, out.as<uint16_t>());
+    else if (width == 8)
+      transposeRows(a.as<uint64_t>(), m, n, begin, end - begin, out.as<uint64_t>());
     else
-      transposeBlock(a.as<uint64_t>(), m, n, begin, end - begin, out.as<uint64_t>());
+      for (int64_t column = 0; column < n; column += square)
+        kernels_.factor.turn(a.as() + begin * n + column, n, end - begin, std::min(square, n - column),
+                             out.as() + column * m + begin, m, past);
   });
 }
 

@@ -75,32 +75,29 @@ void CpuBackend::differenceGram(Tensor x, Tensor y, Tensor gram) {
   Backend::differenceGram(x, y, gram);
 }
 
-// Copies one triangle of a [n, n] onto the other. Both sides are touched row by row, in blocks that are turned in
-// cache.
-void mirrorTriangle(ThreadPool& pool, float* a, int64_t n, bool fromLower) {
+// Copies one triangle of a [n, n] onto the other, in squares that are turned in cache.
+void mirrorTriangle(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n, bool fromLower) {
   constexpr int64_t block = 64;
   int64_t count = (n + block - 1) / block;
   pool.run(count, [&](int64_t task) {
-    float turned[block][block + 1];
     int64_t i = (count - 1 - task) * block, rows = std::min(block, n - i);  // block row i, longest first
-    for (int64_t j = 0; j <= i; j += block) {
-      int64_t columns = std::min(block, n - j);
-      if (fromLower) {
-        for (int64_t r = 0; r < rows; r++)
-          for (int64_t c = 0; c < columns; c++) turned[c][r] = a[(i + r) * n + j + c];
-        for (int64_t c = 0; c < columns; c++)
-          for (int64_t r = i == j ? c + 1 : 0; r < rows; r++) a[(j + c) * n + i + r] = turned[c][r];
-      } else {
-        for (int64_t c = 0; c < columns; c++)
-          for (int64_t r = 0; r < rows; r++) turned[r][c] = a[(j + c) * n + i + r];
-        for (int64_t r = 0; r < rows; r++)
-          for (int64_t c = 0; c < (i == j ? r : columns); c++) a[(i + r) * n + j + c] = turned[r][c];
-      }
+    for (int64_t j = 0; j < i; j += block) {
+      float *lower = a + i * n + j, *upper = a + j * n + i;
+      if (fromLower)
+        kernels.factor.turn(lower, n, rows, block, upper, n, false);
+      else
+        kernels.factor.turn(upper, n, block, rows, lower, n, false);
     }
+    float* corner = a + i * (n + 1);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = 0; c < r; c++) {
+        float &lower = corner[r * n + c], &upper = corner[c * n + r];
+        (fromLower ? upper : lower) = fromLower ? lower : upper;
+      }
   });
 }
 
-void CpuBackend::symmetrize(Tensor a) { mirrorTriangle(pool_, a.as(), a.dim(0), false); }
+void CpuBackend::symmetrize(Tensor a) { mirrorTriangle(pool_, kernels_, a.as(), a.dim(0), false); }
 
 // Of each tile of columns only the block row from its diagonal on is multiplied: what is left of it counts twice
 // instead.

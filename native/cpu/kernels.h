@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "cpu/kernels_factor.h"
 #include "cpu/kernels_products.h"
 #include "cpu/kernels_pruning.h"
 #include "cpu/kernels_transformer.h"
@@ -29,6 +30,7 @@ struct Kernels {
   size_t (*countNonFinite16)(const uint16_t* x, uint16_t exponentMask, size_t n);
   double (*dot)(const float* a, const float* b, size_t n);  // sums in double
 
+  FactorKernels factor;
   PruningKernels pruning;
   TransformerKernels transformer;
 };

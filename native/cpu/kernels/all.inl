@@ -7,6 +7,7 @@ namespace alps {
 namespace ALPS_ISA {
 
 #include "cpu/kernels/elementwise.inl"
+#include "cpu/kernels/factor.inl"
 #include "cpu/kernels/pruning.inl"
 #include "cpu/kernels/transformer.inl"
 
@@ -28,6 +29,7 @@ const Kernels table = {
     countNonFiniteF32,
     countNonFinite16,
     dot,
+    factorTable,
     pruningTable,
     transformerTable,
 };
