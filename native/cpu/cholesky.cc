@@ -41,42 +41,54 @@ void completeRow(const FactorKernels& kernels, const float* l, int64_t rowStride
                  int64_t ldx, int64_t b, int64_t size, float* scratch) {
   float* sum = scratch + b * group;
   for (int64_t j = 0; j < b; j += group) {
-    kernels.pack(x + j * ldx + j, ldx, b - j, group, scratch, false);
-    kernels.product(size, group, b - j, l + b * rowStride + j * columnStride, rowStride, columnStride, scratch, 1,
+    int64_t columns = std::min(group, b - j);
+    kernels.pack(x + j * ldx + j, ldx, b - j, columns, scratch, false);
+    kernels.product(size, columns, b - j, l + b * rowStride + j * columnStride, rowStride, columnStride, scratch, 1,
                     false, sum, group);
-    multiplyTriangle(kernels, size, group, x + b * ldx + b, ldx, sum, -1, x + b * ldx + j, ldx);
+    multiplyTriangle(kernels, size, columns, x + b * ldx + b, ldx, sum, -1, x + b * ldx + j, ldx);
   }
 }
 
-// x [n, n] := inverse of the lower triangular l, zeros above. scratch holds (n + group) · group numbers.
-void invertBlock(const FactorKernels& kernels, const float* l, int64_t ldl, float* x, int64_t n, float* scratch) {
-  std::fill_n(x, n * n, 0.0f);
-  for (int64_t b = 0; b < n; b += group) {
-    int64_t size = std::min(group, n - b);
-    if (kernels.invertLeaf(l + b * ldl + b, ldl, 1, x + b * n + b, n, size))
+// Blocks of a diagonal block: groups, and leaves in a group.
+int64_t stepFor(int64_t n) { return n > group ? group : leafRows; }
+
+// x [n, n], zero, := inverse of the lower triangular l. scratch holds n · group numbers, rounded up to whole groups.
+void invertBlock(const FactorKernels& kernels, const float* l, int64_t ldl, float* x, int64_t ldx, int64_t n,
+                 float* scratch) {
+  if (n <= leafRows) {
+    if (kernels.invertLeaf(l, ldl, 1, x, ldx, n))
       fail("NOT_POSITIVE_DEFINITE", "The Cholesky factor has a zero on its diagonal");
-    completeRow(kernels, l, ldl, 1, x, n, b, size, scratch);
+    return;
+  }
+  for (int64_t b = 0, step = stepFor(n); b < n; b += step) {
+    int64_t size = std::min(step, n - b);
+    invertBlock(kernels, l + b * ldl + b, ldl, x + b * ldx + b, ldx, size, scratch);
+    completeRow(kernels, l, ldl, 1, x, ldx, b, size, scratch);
   }
 }
 
-// Upper triangle of u [n, n] := its upper factor, x := the inverse of that one's lower transpose. Returns the failing
-// pivot, counted from 1, or 0.
-int64_t factorBlock(const FactorKernels& kernels, float* u, float* x, int64_t n, float* scratch) {
-  std::fill_n(x, n * n, 0.0f);
-  for (int64_t b = 0; b < n; b += group) {
-    int64_t size = std::min(group, n - b);
-    float *diagonal = u + b * (n + 1), *inverse = x + b * (n + 1);
-    if (int64_t pivot = kernels.factorLeaf(diagonal, n, size)) return b + pivot;
-    kernels.invertLeaf(diagonal, 1, n, inverse, n, size);
-    completeRow(kernels, u, 1, n, x, n, b, size, scratch);
-    for (int64_t j = b + group; j < n; j += group) {
+// Upper triangle of u [n, n] := its upper factor, x [n, n], zero, := the inverse of that one's lower transpose; both
+// have rows of ld. Returns the failing pivot, counted from 1, or 0.
+int64_t factorBlock(const FactorKernels& kernels, float* u, float* x, int64_t ld, int64_t n, float* scratch) {
+  if (n <= leafRows) {
+    int64_t pivot = kernels.factorLeaf(u, ld, n);
+    return pivot ? pivot : kernels.invertLeaf(u, 1, ld, x, ld, n);
+  }
+  for (int64_t b = 0, step = stepFor(n); b < n; b += step) {
+    int64_t size = std::min(step, n - b), next = b + size;
+    float *row = u + b * ld, *inverse = x + b * (ld + 1);
+    if (int64_t pivot = factorBlock(kernels, row + b, inverse, ld, size, scratch)) return b + pivot;
+    completeRow(kernels, u, 1, ld, x, ld, b, size, scratch);
+    for (int64_t j = next; j < n; j += group) {
       int64_t columns = std::min(group, n - j);
-      kernels.pack(u + b * n + j, n, size, columns, scratch, false);
-      multiplyTriangle(kernels, size, columns, inverse, n, scratch, 1, u + b * n + j, n);
-      kernels.pack(u + b * n + j, n, size, columns, scratch, false);
-      for (int64_t i = b + group; i <= j; i += group)
-        kernels.product(std::min(group, n - i), columns, size, u + b * n + i, 1, n, scratch, -1, true, u + i * n + j,
-                        n);
+      kernels.pack(row + j, ld, size, columns, scratch, false);
+      multiplyTriangle(kernels, size, columns, inverse, ld, scratch, 1, row + j, ld);
+      kernels.pack(row + j, ld, size, columns, scratch, false);
+      for (int64_t i = next; i < j + columns; i += step) {
+        int64_t skip = std::max<int64_t>(0, i - j);
+        kernels.product(std::min(step, n - i), columns - skip, size, row + i, 1, ld, scratch + skip, -1, true,
+                        u + i * ld + j + skip, ld);
+      }
     }
   }
   return 0;
@@ -254,7 +266,8 @@ void CpuBackend::cholesky(Tensor matrix) {
     int64_t at = k * block, width = steps.width(k);
     float *corner = a + at * (n + 1), *u = square.get();
     for (int64_t i = 0; i < width; i++) std::copy_n(corner + i * n, width, u + i * width);
-    if (int64_t pivot = factorBlock(kernels, u, steps.inverse(k), width, scratch.get()))
+    std::fill_n(steps.inverse(k), width * width, 0.0f);
+    if (int64_t pivot = factorBlock(kernels, u, steps.inverse(k), width, width, scratch.get()))
       fail("NOT_POSITIVE_DEFINITE", "The matrix [", n, ", ", n, "] is not positive definite: pivot ", at + pivot);
     for (int64_t i = 0; i < width; i++) std::fill_n(u + i * width, i, 0.0f);
     turnDown(u, width, width, width, at, at);
@@ -293,7 +306,9 @@ void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
   }
   auto diagonal = [&](int64_t k) {
     alignas(64) float scratch[largestBlock * group];
-    invertBlock(kernels, a + k * block * (n + 1), n, steps.inverse(k), steps.width(k), scratch);
+    int64_t width = steps.width(k);
+    std::fill_n(steps.inverse(k), width * width, 0.0f);
+    invertBlock(kernels, a + k * block * (n + 1), n, steps.inverse(k), width, width, scratch);
   };
   // The panel is row k of X, then column k of L turned.
   auto fill = [&](int64_t k, int64_t j) {

@@ -5,8 +5,10 @@
 
 namespace alps {
 
-// Columns of a panel [k, panelColumns], the right factor of a product; also the rows of a leaf at most.
+// Columns of a panel [k, panelColumns], the right factor of a product.
 constexpr int64_t panelColumns = 48;
+// Rows of a leaf at most: a vector of the widest set.
+constexpr int64_t leafRows = 16;
 
 struct FactorKernels {
   // c [rows, columns] (+)= alpha Σ_p a(i, p) panel(p, j), p < k; a(i, p) is at a + i rowStride + p kStride. It is a sum

@@ -90,13 +90,13 @@ static void pack(float* a, int64_t lda, int64_t rows, int64_t columns, float* pa
   }
 }
 
-typedef float Leaf[panelColumns][panelColumns];
+typedef float Leaf[leafRows][leafRows];
 
 static int64_t factorLeaf(float* a, int64_t lda, int64_t n) {
   constexpr int64_t lanes = floatLanes;
   alignas(64) Leaf u;
   for (int64_t i = 0; i < n; i++) {
-    for (int64_t j = n; j < panelColumns; j++) u[i][j] = 0;
+    for (int64_t j = n; j < leafRows; j++) u[i][j] = 0;
     __builtin_memcpy(u[i] + i, a + i * lda + i, static_cast<size_t>(n - i) * sizeof(float));
     for (int64_t j = i / lanes * lanes; j < i; j++) u[i][j] = 0;
   }
@@ -104,10 +104,10 @@ static int64_t factorLeaf(float* a, int64_t lda, int64_t n) {
     if (!(u[c][c] > 0 && u[c][c] < __builtin_inff())) return c + 1;
     float scale = 1 / __builtin_sqrtf(u[c][c]);
     int64_t first = c / lanes * lanes;
-    for (int64_t j = first; j < panelColumns; j += lanes) store(load(u[c] + j) * scale, u[c] + j);
+    for (int64_t j = first; j < leafRows; j += lanes) store(load(u[c] + j) * scale, u[c] + j);
     for (int64_t i = c + 1; i < n; i++) {
       float factor = u[c][i];
-      for (int64_t j = i / lanes * lanes; j < panelColumns; j += lanes)
+      for (int64_t j = i / lanes * lanes; j < leafRows; j += lanes)
         store(load(u[i] + j) - factor * load(u[c] + j), u[i] + j);
     }
   }
@@ -120,7 +120,7 @@ static int64_t invertLeaf(const float* l, int64_t rowStride, int64_t columnStrid
   constexpr int64_t lanes = floatLanes;
   alignas(64) Leaf rows;
   for (int64_t i = 0; i < n; i++) {
-    for (int64_t j = 0; j < panelColumns; j++) rows[i][j] = 0;
+    for (int64_t j = 0; j < leafRows; j++) rows[i][j] = 0;
     rows[i][i] = 1;
   }
   for (int64_t c = 0; c < n; c++) {
