@@ -179,14 +179,13 @@ async function pruneTogether(
   const { iterations, refineIterations, dampingSteps, capped } = result;
   const report = async (): Promise<Reports> => {
     const [measured, ...stored] = await together([errors, ...storing]);
+    const read = performance.now();
     for (const [i, linear] of linears.entries()) {
       const bytes = stored[i]!;
-      const writing = writer.queue(tensorOf(linear.spec), bytes, linear.spec.expert);
-      clock.enter('write');
-      await writing;
-      clock.leave();
+      await writer.queue(tensorOf(linear.spec), bytes, linear.spec.expert);
       options.onStored?.(linear, bytes);
     }
+    clock.add('write', performance.now() - read);
     return linears.map(({ name, outputs: count }, i) => ({
       name,
       outputs: count,

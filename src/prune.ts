@@ -408,7 +408,7 @@ export function reportedOptions(
 }
 
 /** Whether rows are weighted; only the methods whose weights compete across rows, by their cost, can. */
-function parseRowWeights(given: boolean | undefined, { method }: ParsedPruningOptions): boolean {
+export function parseRowWeights(given: boolean | undefined, { method }: ParsedPruningOptions): boolean {
   const weighted = flag('rowWeights', given === undefined ? method === 'alps' : given);
   if (weighted && method !== 'alps' && method !== 'sparsegpt')
     throw new AlpsError('INVALID_ARGUMENT', `rowWeights is for methods "alps" and "sparsegpt", not for "${method}"`);

@@ -212,8 +212,8 @@ class BlockPruning {
         await this.#solve(division, inputs);
       }
       await this.#advance(stage);
+      await this.#reported; // what was solved is free, what was queued behind it is not done yet
       if (stage === stageCount - 1) await this.#reader.ahead(this.#layer + 1);
-      await this.#reported;
     }
   }
 
@@ -280,10 +280,10 @@ class BlockPruning {
     );
   }
 
-  /** Waits for all that was queued, and for the reports. */
+  /** Waits for the reports, and for all that was queued. */
   async #settled(): Promise<void> {
-    await this.#team.each((place) => this.#members[place]!.model.stream.sync());
     await this.#reported;
+    await this.#team.each((place) => this.#members[place]!.model.stream.sync());
   }
 
   /** Who solves what. The published schedule of ρ looks at all layers of a group, so they stay together. */

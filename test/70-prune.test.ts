@@ -85,6 +85,21 @@ describe('prune', () => {
     expect(await perplexityOf(join(scratch, 'block'))).toBeLessThan(2 * (await perplexityOf(model)));
   });
 
+  test.each<[string, Partial<PruneOptions>]>([
+    ['sequential', {}],
+    ['block by block', { propagation: 'block' }],
+    ['without inputs', { method: 'magnitude', calibration: undefined }],
+  ])('%s: the phases of every block are times within it', async (_, options) => {
+    const blocks: Extract<PruneEvent, { type: 'block' }>[] = [];
+    const onEvent = (event: PruneEvent) => void (event.type === 'block' && blocks.push(event));
+    await run('phases', { sparsity: 0.5, overwrite: true, onEvent, ...options });
+    expect(blocks).toHaveLength(5);
+    for (const { milliseconds, phases } of blocks) {
+      for (const spent of Object.values(phases)) expect(spent).toBeGreaterThanOrEqual(0);
+      expect(phases.read + phases.forward + phases.solve).toBeLessThanOrEqual(milliseconds);
+    }
+  });
+
   const tokenIds = Array.from({ length: 4 }, (_, w) =>
     Array.from({ length: 24 }, (_, i) => (w * 37 + i * i * 11) % 90),
   );

@@ -12,7 +12,7 @@ import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
 import { activationBytes, chunkTokens, numberBytes, rowsAtOnce, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
-import { choosePrecision, type PruneOptions } from '../prune.js';
+import { choosePrecision, type PruneOptions, parseRowWeights } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
 import {
   needsGram,
@@ -65,7 +65,7 @@ export function solveBytes(
   return gram + solved + 9 * matrix + most + small({ m, n, segments });
 }
 
-/** While a group's layers are written: weights, result and mask, the Gram matrix for the errors, and a layer as it is stored, turned where it is. */
+/** While a group's layers are written: weights, result and mask, the Gram matrix for the errors, and the layers as they are stored, turned where they are. */
 function writeBytes(
   { m, n, segments }: { m: number; n: number; segments: number },
   parsed: ParsedPruningOptions,
@@ -73,6 +73,14 @@ function writeBytes(
 ): number {
   const stored = specs.some(({ transposed }) => transposed) ? 8 : 4;
   return (needsGram(parsed) ? 4 * n * n : 0) + (9 + stored) * m * n + small({ m, n, segments });
+}
+
+/**
+ * While the rows of a group are weighed (row-weights.ts), beside its dense target: weights and Gram matrix, what the target is made from, the
+ * layers as the checkpoint has them, and `behind` numbers of the layer behind, as they are and turned.
+ */
+function weighBytes({ m, n }: { m: number; n: number }, behind: number): number {
+  return 4 * (3 * n * n + 4 * m * n + 2 * behind);
 }
 
 /** What the memory of one layer depends on; {@link PruneLayerOptions} are such a thing. */
@@ -129,6 +137,7 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
     const tokens = options.calibration && (await tokensOf(options.calibration, config));
     const number = numberBytes(precision);
     const dense = tokens && parseDenseTarget(options.denseTarget, parsed);
+    const weighs = tokens !== undefined && parseRowWeights(options.rowWeights, parsed);
     const rows = rowsAtOnce(config, device);
     const onDemand = makesOnDemand(config);
     const activations = tokens
@@ -159,7 +168,9 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
             sizes.reduce((sum, { n }, i) => sum + 4 * n * n + seen[i]!.inputs, 0)
           : 0;
       const solves = sizes.map((size, i) => {
-        const most = Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!));
+        const behind = sizes[i + 1];
+        const weighed = weighs && i % 2 === 0 && behind ? weighBytes(size, behind.m * behind.n) : 0;
+        const most = Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!), weighed);
         return most + seen[i]!.inputs + seen[i]!.target;
       });
       // The block behind it is read meanwhile (block-reader.ts), a matrix at a time: as it is stored, turned, and in the run's precision.

@@ -58,10 +58,15 @@ function refine(
   stream.cgStart(residual, mask, direction, rr, rr0);
   const q = scope.hold(device.tensor('float32', shape, 'the refit’s product'));
   const active = device.tensor('uint32', [iterations]);
-  for (let i = 0; i < iterations; i++) {
-    stream.gemm(direction, problem.gram, q, { split: true });
-    using count = active.rows(i, i + 1);
-    stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
+  try {
+    for (let i = 0; i < iterations; i++) {
+      stream.gemm(direction, problem.gram, q, { split: true });
+      using count = active.rows(i, i + 1);
+      stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
+    }
+  } catch (error) {
+    active.dispose();
+    throw error;
   }
   return async () => {
     using _ = active;

@@ -176,7 +176,7 @@ static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void
       __builtin_memcpy(&pair, static_cast<const char*>(a) + i * rowBytes + p * pairBytes, sizeof pair);
       const uint32_t* b = panel + p * width;
       float low = number(pair << 16), high = number(pair & 0xffff0000);
-      for (int64_t j = 0; j < width; j++) sums[j] += low * number(b[j] << 16) + high * number(b[j] & 0xffff0000);
+      for (int64_t j = 0; j < columns; j++) sums[j] += low * number(b[j] << 16) + high * number(b[j] & 0xffff0000);
     }
     for (int64_t j = 0; j < columns; j++)
       c[i * ldc + j] = beta == 0 ? alpha * sums[j] : alpha * sums[j] + beta * c[i * ldc + j];
