@@ -91,7 +91,7 @@ export function largest(n, tokens) {
 }
 
 function sizes(n, tokens) {
-  const headDim = n >= 1024 ? 128 : 16;
+  const headDim = n >= 1024 ? 128 : n >= 128 ? 64 : 16;
   return {
     headDim,
     heads: Math.max(1, Math.floor(n / headDim)),
