@@ -1,4 +1,5 @@
 import { Device } from '../src/device/device.js';
+import { Scope } from '../src/device/tensor.js';
 import { cudaOrders, nmse, normal, opDevice, product, threadCounts } from './helpers/numbers.js';
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -215,6 +216,30 @@ describe('cholesky and choleskyInverse', () => {
       });
     }
   });
+});
+
+test('an abort in the middle of a factorisation: ABORTED, and the device goes on', async () => {
+  const n = 1536;
+  const a = diagonalPlusBand(n);
+  for (const threads of [1, 3]) {
+    const device = Device.open('cpu', { threads });
+    const whole = await inverse(device, a, n);
+    for (const delay of [1, 4, 9, 15]) {
+      const controller = new AbortController();
+      using stream = device.stream({ signal: controller.signal });
+      using scope = new Scope();
+      const given = scope.hold(stream.upload('float32', [n, n], a));
+      const matrix = scope.hold(device.tensor('float32', [n, n]));
+      for (let i = 0; i < 500; i++) {
+        stream.copy(given, matrix);
+        stream.cholesky(matrix);
+        stream.choleskyInverse(matrix);
+      }
+      setTimeout(() => controller.abort(), delay);
+      await expect(stream.sync()).rejects.toMatchObject({ code: 'ABORTED' });
+      expect(equalBits(await inverse(device, a, n), whole)).toBe(true);
+    }
+  }
 });
 
 /** A diagonally dominant band matrix: quick to make at any size. */
