@@ -23,7 +23,7 @@ import { isNm } from './pruning/pattern.js';
 import { solutionTensors } from './pruning/solution.js';
 import { type GroupResult, layerErrors, solveGroup, withoutErrors } from './pruning/solve-group.js';
 import { type GroupPlace, rowWeightsOf } from './row-weights.js';
-import { together } from './together.js';
+import { handled, together } from './together.js';
 import type { BlockReport, LayerReport } from './traversal.js';
 
 /** What a group of layers sees. */
@@ -74,12 +74,6 @@ export async function pruneGroup(
     return linears.map(({ name }) => finished.find((report) => report.name === name)!);
   };
   return { reports: handled(inOrder()) };
-}
-
-/** A promise that is awaited later; should something else fail first, nobody awaits it. */
-function handled<T>(promise: Promise<T>): Promise<T> {
-  promise.catch(() => undefined);
-  return promise;
 }
 
 /** The layers that one solve can take: all of them, but with N:M or budgets by row only those that keep the same share. */

@@ -9,3 +9,9 @@ export async function together<T extends readonly unknown[] | []>(
   for (const result of results) if (result.status === 'rejected') throw result.reason;
   return results.map((result) => (result as PromiseFulfilledResult<unknown>).value) as never;
 }
+
+/** A promise that is awaited later; should something else fail first, nobody awaits it. */
+export function handled<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => undefined);
+  return promise;
+}

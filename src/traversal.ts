@@ -15,6 +15,7 @@ import type { Activations, Windows } from './model/block-run.js';
 import type { DecoderModel } from './model/decoder.js';
 import type { DenseTarget } from './pruning/dense-target.js';
 import { needsGram, type ParsedPruningOptions } from './pruning/options.js';
+import { handled } from './together.js';
 
 /** Whose outputs a layer's inputs come from: the pruned layers before it, or the still dense block. */
 export type Propagation = 'sequential' | 'block';
@@ -340,8 +341,7 @@ class BlockPruning {
             if (inputs && this.#team.size > 1) stored.push({ stage, group, layer, member, bytes });
           },
         });
-        const reported = reports.then((all) => report(this.#linearsOf(0, task), all));
-        reported.catch(() => undefined); // should something else fail first, nobody awaits it
+        const reported = handled(reports.then((all) => report(this.#linearsOf(0, task), all)));
         if (this.#team.size > 1) await reported;
         else this.#reported = reported;
       }

@@ -6,12 +6,12 @@
 // it in the list, so that no thread waits at the end of a step. Bounds of tiles depend on n only.
 #include <algorithm>
 #include <atomic>
-#include <new>
 #include <thread>
 #include <vector>
 
 #include "core/stream.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/lines.h"
 
 namespace alps {
 
@@ -94,19 +94,6 @@ int64_t factorBlock(const FactorKernels& kernels, float* u, float* x, int64_t ld
   return 0;
 }
 
-// Aligned to what a vector holds.
-class Floats {
- public:
-  explicit Floats(int64_t count) : data_(new(std::align_val_t{64}) float[static_cast<size_t>(count)]) {}
-  Floats(const Floats&) = delete;
-  Floats& operator=(const Floats&) = delete;
-  ~Floats() { ::operator delete[](data_, std::align_val_t{64}); }
-  float* get() const { return data_; }
-
- private:
-  float* data_;
-};
-
 using Counter = std::atomic<int32_t>;
 
 // A task of step k: a part of its panel, block columns [from, to), or those tiles of block row `row`.
@@ -126,8 +113,8 @@ class Steps {
         block_(std::min((n + group - 1) / group * group, blockFor(n))),
         count_((n + block_ - 1) / block_),
         panelSize_((n + group - 1) / group * group * block_),
-        panels_(2 * panelSize_),
-        inverses_(count_ * block_ * block_),
+        panels_(static_cast<size_t>(2 * panelSize_)),
+        inverses_(static_cast<size_t>(count_ * block_ * block_)),
         diagonals_(static_cast<size_t>(count_)),
         columns_(static_cast<size_t>(count_)),
         updated_(static_cast<size_t>(count_)),
@@ -137,9 +124,10 @@ class Steps {
   int64_t block() const { return block_; }
   int64_t count() const { return count_; }
   int64_t width(int64_t k) const { return std::min(block_, n_ - k * block_); }
-  float* inverse(int64_t k) const { return inverses_.get() + k * block_ * block_; }
+  // Zero until the block is inverted.
+  float* inverse(int64_t k) { return inverses_.data() + k * block_ * block_; }
   // Step k's panel from a column on that begins a group: [block, group] for each group.
-  float* panel(int64_t k, int64_t column) const { return panels_.get() + k % 2 * panelSize_ + column * block_; }
+  float* panel(int64_t k, int64_t column) { return panels_.data() + k % 2 * panelSize_ + column * block_; }
 
   void add(Task::Kind kind, int64_t k, int64_t row, int64_t from, int64_t to) {
     const int64_t most = std::max<int64_t>(1, 192 / block_);  // blocks that make up for a task's cost
@@ -204,7 +192,7 @@ class Steps {
 
   // Tile (i, j) of the triangle: = panelᵀ panel, or += it, or −= it for the upper one. Of a tile on the diagonal, the
   // triangle and some more.
-  void update(int64_t k, int64_t i, int64_t j, bool adds) const {
+  void update(int64_t k, int64_t i, int64_t j, bool adds) {
     int64_t depth = width(k), rowEnd = i * block_ + width(i), columnEnd = j * block_ + width(j);
     float alpha = upper_ ? -1 : 1;
     for (int64_t column = j * block_; column < columnEnd; column += group) {
@@ -229,7 +217,7 @@ class Steps {
   int64_t n_;
   bool upper_;
   int64_t block_, count_, panelSize_;
-  Floats panels_, inverses_;
+  Lines<float> panels_, inverses_;
   std::vector<Counter> diagonals_, columns_, updated_, tiles_;  // steps done; of updated_, an update's tasks
   std::vector<int32_t> updates_;                                // tasks of an update
   std::vector<Task> tasks_;
@@ -258,16 +246,16 @@ void CpuBackend::cholesky(Tensor matrix) {
       steps.add(Task::update, k, i, i == k + 1 ? i + 1 : i, count);
     }
   }
-  Floats square(block * block), scratch(block * group);  // of the one diagonal block at a time
+  Lines<float> square(static_cast<size_t>(block * block)),
+      scratch(static_cast<size_t>(block * group));  // of the one diagonal block at a time
   auto turnDown = [&](const float* from, int64_t ld, int64_t rows, int64_t columns, int64_t row, int64_t column) {
     kernels.turn(from, ld, rows, columns, a + column * n + row, n, false);
   };
   auto diagonal = [&](int64_t k) {
     int64_t at = k * block, width = steps.width(k);
-    float *corner = a + at * (n + 1), *u = square.get();
+    float *corner = a + at * (n + 1), *u = square.data();
     for (int64_t i = 0; i < width; i++) std::copy_n(corner + i * n, width, u + i * width);
-    std::fill_n(steps.inverse(k), width * width, 0.0f);
-    if (int64_t pivot = factorBlock(kernels, u, steps.inverse(k), width, width, scratch.get()))
+    if (int64_t pivot = factorBlock(kernels, u, steps.inverse(k), width, width, scratch.data()))
       fail("NOT_POSITIVE_DEFINITE", "The matrix [", n, ", ", n, "] is not positive definite: pivot ", at + pivot);
     for (int64_t i = 0; i < width; i++) std::fill_n(u + i * width, i, 0.0f);
     turnDown(u, width, width, width, at, at);
@@ -307,7 +295,6 @@ void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
   auto diagonal = [&](int64_t k) {
     alignas(64) float scratch[largestBlock * group];
     int64_t width = steps.width(k);
-    std::fill_n(steps.inverse(k), width * width, 0.0f);
     invertBlock(kernels, a + k * block * (n + 1), n, steps.inverse(k), width, width, scratch);
   };
   // The panel is row k of X, then column k of L turned.
