@@ -87,8 +87,8 @@ class Attention {
                           keys + j * pairsOf(headDim_), keyColumns);
     int64_t columns = valueColumns(headDim_);
     for (int64_t j = 0; j < headDim_; j += columns)
-      products_->packColumns(v_.as<bf16_t>() + at + j, nullptr, width, sequence, std::min(columns, headDim_ - j),
-                             values + j * pairsOf(sequence), columns);
+      products_->packColumns(v_.as<bf16_t>() + at + j, width, sequence, std::min(columns, headDim_ - j),
+                             values + j * pairsOf(sequence), columns, 0);
   }
 
   // The query heads of one key head, of token `row` of q, which stands at `position` of the sequence that starts at row
@@ -133,8 +133,8 @@ class Attention {
       for (int64_t j = 0; j < count; j += keyColumns) {
         int64_t i = std::max<int64_t>(0, first + j - begin);  // queries before it see none of these
         multiplyPairs(*products_, queries, i, rows - i, {packed.keys.at(first + j, 0), packed.keys.pairs, keyColumns},
-                      std::min(keyColumns, count - j), headDim_, scale_, 0, scratch.scores.data() + i * scoreStride + j,
-                      scoreStride);
+                      std::min(keyColumns, count - j), headDim_,
+                      {scratch.scores.data() + i * scoreStride + j, nullptr, scoreStride, scale_, 0});
       }
       for (int64_t i = 0; i < rows; i++) softmaxRow(scratch, i, begin + i, first, count, first == start);
       LeftPairs weights{scratch.scores16.data(), scoreStride, nullptr, 0};
@@ -143,8 +143,8 @@ class Attention {
         height = std::min(pairRows(values.width), rows - i);
         int64_t seen = std::min(count, begin + i + height - first);
         if (seen > 0)
-          multiplyPairs(*products_, weights, i, height, values, headDim_, seen, 1, first == start ? 0 : 1,
-                        scratch.sums.data() + i * headDim_, headDim_);
+          multiplyPairs(*products_, weights, i, height, values, headDim_, seen,
+                        {scratch.sums.data() + i * headDim_, nullptr, headDim_, 1, first == start ? 0.0f : 1.0f});
       }
     }
   }

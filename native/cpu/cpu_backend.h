@@ -4,6 +4,7 @@
 #include "core/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/lines.h"
+#include "cpu/pairs.h"
 #include "cpu/parallel.h"
 
 namespace alps {
@@ -80,8 +81,13 @@ class CpuBackend final : public Backend {
  private:
   bool bf16InHardware() const;
   void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
-  void packColumns(const bf16_t* x, const bf16_t* minus, int64_t columns, int64_t k, Lines<uint32_t>& packed);
-  void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
+  void packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, int64_t columns, int64_t k,
+                   Lines<uint32_t>& packed);
+  void packRows(const bf16_t* x, int64_t ld, int64_t columns, int64_t k, Lines<uint32_t>& packed);
+  LeftPairs leftFactor(const Tensor& a, bool transposed, int64_t row, int64_t rows, int64_t from, int64_t k);
+  void pairTiles(const LeftPairs& left, int64_t rows, int64_t columns, int64_t k, const PairOutput& out);
+  void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, float alpha,
+                   float beta);
   void pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                 Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected);

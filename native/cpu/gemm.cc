@@ -85,6 +85,8 @@ void scaleTile(float* c, int64_t m, int64_t n, int64_t ldc, float beta) {
 
 // Rows of a product that oneDNN would take more time to pack the other factor for than to multiply.
 constexpr int64_t fewRows = 2 * narrowColumns;
+// Rows of a bfloat16 product from which on it is worth it to pack the right factor.
+constexpr int64_t enoughRows = 48;
 
 // out [m, n] = alpha * a [m, k] b [n, k]ᵀ + beta * out, for few rows: b is read once, as it lies. Sums over pieces of k
 // are added up, which keeps long ones exact.
@@ -130,8 +132,8 @@ void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool tran
   bool single = a.dtype == DType::f32 && out.dtype == DType::f32;
   if (m <= fewRows && !transposeA && transposeB && single && k > 0 && scale != 0)
     return narrowGemm(a, b, out, scale, keep);
-  bool paired = products_ && a.dtype == DType::bf16 && out.dtype == DType::f32;
-  if (paired && transposeA && !transposeB && k > 0 && scale != 0) return pairProduct(a, b, out, scale, keep);
+  if (products_ && a.dtype == DType::bf16 && m >= enoughRows && k > 0 && scale != 0)
+    return pairProduct(a, b, out, transposeA, transposeB, scale, keep);
   // Large tiles pack less, many tiles serve many threads: halved until there are enough.
   int64_t tileRows = 256, tileColumns = 768;
   auto tiles = [&] { return Tiles(m, tileRows).count * Tiles(n, tileColumns).count; };

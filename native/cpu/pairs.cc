@@ -7,37 +7,36 @@
 namespace alps {
 
 void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t row, int64_t rows, RightPairs right,
-                   int64_t columns, int64_t k, float alpha, float beta, float* c, int64_t ldc) {
-  // A packed factor has a zero behind an odd k. One that is read in place has what follows: its last number is taken
-  // alone.
-  int64_t whole = left.packed ? pairsOf(k) : k / 2, pairs = pairsOf(k);
+                   int64_t columns, int64_t k, const PairOutput& out) {
+  // A packed factor has a zero behind an odd k. Behind one that is read in place is what follows: its last number is
+  // taken alone.
+  int64_t whole = left.packed || left.padded ? pairsOf(k) : k / 2, pairs = pairsOf(k);
   for (int64_t first = 0; first < pairs; first += pairsTogether) {
     int64_t count = std::min(pairsTogether, whole - first);
     bool endsAlone = first + count == whole && whole < pairs;
-    float keep = first == 0 ? beta : 1.0f;
     for (int64_t j = 0; j < columns; j += right.width) {
       const uint32_t* panel = right.at(j, first);
       int64_t width = std::min(right.width, columns - j);
       for (int64_t i = 0, height; i < rows; i += height) {
         int64_t at = row + i;
-        float* out = c + i * ldc + j;
+        PairOutput block = out.at(i, j);
+        if (first > 0) block.beta = 1;
         if (left.packed) {
           height = std::min({pairRows(width), rows - i, pairColumns - at % pairColumns});
           const uint32_t* a = left.packed + (at / pairColumns * left.pairs + first) * pairColumns + at % pairColumns;
-          kernels.pairs(height, width, count, a, sizeof *a, pairColumns * sizeof *a, panel, right.width, alpha, keep,
-                        out, ldc);
+          kernels.pairs(height, width, count, a, sizeof *a, pairColumns * sizeof *a, panel, right.width, block);
           continue;
         }
         height = std::min(pairRows(width), rows - i);
         const bf16_t* a = left.rows + at * left.ld + 2 * first;
         if (count > 0)
           kernels.pairs(height, width, count, a, left.ld * static_cast<int64_t>(sizeof *a), 4, panel, right.width,
-                        alpha, keep, out, ldc);
+                        block);
         if (!endsAlone) continue;
         uint32_t ends[pairRows(1)];
         for (int64_t r = 0; r < height; r++) ends[r] = left.rows[(at + r) * left.ld + k - 1].bits;
-        kernels.pairs(height, width, 1, ends, sizeof *ends, 0, panel + count * right.width, right.width, alpha,
-                      count > 0 ? 1.0f : keep, out, ldc);
+        if (count > 0) block.beta = 1;
+        kernels.pairs(height, width, 1, ends, sizeof *ends, 0, panel + count * right.width, right.width, block);
       }
     }
     if (endsAlone) break;
@@ -57,44 +56,119 @@ void dropLarge(Lines<uint32_t>& packed) {
 namespace {
 
 // Few and large enough to read packed pairs seldom, many enough for many threads.
-int64_t tileFor(int64_t m, int64_t n) { return m * n < 8 * 192 * 8 * 192 ? 96 : 192; }
+int64_t tileFor(int64_t m, int64_t n) { return m * n < 4 * 288 * 4 * 288 ? 96 : 288; }
 
-// Rows of k that are packed at a time for a product with so many columns.
+// Numbers of a sum that are packed at a time for a product with so many columns.
 int64_t depthFor(int64_t columns) {
   int64_t step = 2 * pairsTogether;
   return std::max(step, mostPacked / 2 / columns / step * step);
 }
 
+// Rows so far apart share few sets of the first cache: eight that are read together drive one another out.
+bool readsInPlace(int64_t ld) { return ld % 2 == 0 && ld % 512 != 0; }
+
 }  // namespace
 
 // The columns of x [k, columns], or of x − minus, in panels, into one of the backend's buffers.
-void CpuBackend::packColumns(const bf16_t* x, const bf16_t* minus, int64_t columns, int64_t k,
+void CpuBackend::packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, int64_t columns, int64_t k,
                              Lines<uint32_t>& packed) {
   makeRoom(packed, packedSize(columns, k));
-  pool_.run(panelsOf(columns), [&](int64_t panel) {
-    int64_t j = panel * pairColumns;
-    products_->packColumns(x + j, minus ? minus + j : nullptr, columns, k, std::min(pairColumns, columns - j),
-                           packed.data() + panel * pairsOf(k) * pairColumns, pairColumns);
+  pool_.ranges(k, 32, [&](int64_t l, int64_t end) {
+    uint32_t* panels = packed.data() + l / 2 * pairColumns;
+    int64_t rows = end - l, apart = pairsOf(k) * pairColumns;
+    if (minus)
+      products_->packDifferences(x + l * ld, minus + l * ld, ld, rows, columns, panels, pairColumns, apart);
+    else
+      products_->packColumns(x + l * ld, ld, rows, columns, panels, pairColumns, apart);
   });
 }
 
-// out [m, n] = alpha aᵀ b + beta out for a [k, m] and b [k, n].
-void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta) {
-  int64_t k = a.dim(0), m = a.dim(1), n = b.dim(1), tile = tileFor(m, n), depth = depthFor(m + n);
-  int64_t down = (m + tile - 1) / tile, across = (n + tile - 1) / tile;
+// The rows of x [columns, k], turned, likewise.
+void CpuBackend::packRows(const bf16_t* x, int64_t ld, int64_t columns, int64_t k, Lines<uint32_t>& packed) {
+  makeRoom(packed, packedSize(columns, k));
+  pool_.run(panelsOf(columns), [&](int64_t task) {
+    int64_t j = task * pairColumns;
+    products_->packRows(x + j * ld, ld, k, std::min(pairColumns, columns - j), packed.data() + j * pairsOf(k),
+                        pairColumns);
+  });
+}
+
+// Rows of op(a), over k numbers from `from` on: where they are, or in one of the backend's buffers.
+LeftPairs CpuBackend::leftFactor(const Tensor& a, bool transposed, int64_t row, int64_t rows, int64_t from, int64_t k) {
+  int64_t ld = a.dim(1);
+  if (transposed) {
+    packColumns(a.as<bf16_t>() + from * ld + row, nullptr, ld, rows, k, leftPairs_);
+    return {nullptr, 0, leftPairs_.data(), pairsOf(k)};
+  }
+  const bf16_t* x = a.as<bf16_t>() + row * ld + from;
+  if (readsInPlace(ld)) return {x, ld, nullptr, 0};
+  int64_t apart = (pairsOf(k) / 16 * 16 + 24) * 2;  // an odd number of half lines of the cache
+  makeRoom(leftPairs_, rows * apart / 2);
+  bf16_t* copy = reinterpret_cast<bf16_t*>(leftPairs_.data());
+  pool_.ranges(rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      std::copy_n(x + i * ld, k, copy + i * apart);
+      if (k % 2 != 0) copy[i * apart + k] = {0};
+    }
+  });
+  return {copy, apart, nullptr, 0, true};
+}
+
+// out [m, n] = alpha op(a) op(b) + beta out. Rows, columns and the sum are cut where what is packed of them would get
+// large.
+void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB,
+                             float alpha, float beta) {
+  constexpr int64_t most = mostPacked / 2 / static_cast<int64_t>(sizeof(bf16_t));  // numbers of a factor
+  int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1), ldb = b.dim(1);
+  bool narrow = out.dtype == DType::bf16;
+  int64_t depth = narrow ? k : std::min(k, depthFor(transposeA ? m + n : n));
+  int64_t part = std::max(most / depth / pairColumns, int64_t{8}) * pairColumns;
+  int64_t rowPart = !transposeA && readsInPlace(a.dim(1)) ? m : part;
   for (int64_t l = 0; l < k; l += depth) {
-    int64_t length = std::min(depth, k - l), pairs = pairsOf(length);
-    packColumns(b.as<bf16_t>() + l * n, nullptr, n, length, rightPairs_);
-    packColumns(a.as<bf16_t>() + l * m, nullptr, m, length, leftPairs_);
-    LeftPairs left{nullptr, 0, leftPairs_.data(), pairs};
-    RightPairs right{rightPairs_.data(), pairs};
-    pool_.run(down * across, [&](int64_t task) {
-      int64_t i = task / across * tile, j = task % across * tile;
-      multiplyPairs(*products_, left, i, std::min(tile, m - i), {right.at(j, 0), pairs}, std::min(tile, n - j), length,
-                    alpha, l == 0 ? beta : 1, out.as() + i * n + j, n);
-    });
+    int64_t length = std::min(depth, k - l);
+    for (int64_t column = 0; column < n; column += part) {
+      int64_t columns = std::min(part, n - column);
+      if (transposeB)
+        packRows(b.as<bf16_t>() + column * ldb + l, ldb, columns, length, rightPairs_);
+      else
+        packColumns(b.as<bf16_t>() + l * ldb + column, nullptr, ldb, columns, length, rightPairs_);
+      for (int64_t row = 0; row < m; row += rowPart) {
+        int64_t rows = std::min(rowPart, m - row), at = row * n + column;
+        LeftPairs left = leftFactor(a, transposeA, row, rows, l, length);
+        PairOutput to{nullptr, nullptr, n, alpha, l == 0 ? beta : 1};
+        if (narrow)
+          to.narrow = out.as<bf16_t>() + at;
+        else
+          to.wide = out.as() + at;
+        pairTiles(left, rows, columns, length, to);
+      }
+    }
   }
   dropLarge(leftPairs_), dropLarge(rightPairs_);
+}
+
+// out [rows, columns] of the left factor and the packed right one.
+void CpuBackend::pairTiles(const LeftPairs& left, int64_t rows, int64_t columns, int64_t k, const PairOutput& out) {
+  constexpr int64_t enoughTiles = 32;  // the last ones of a few would leave threads without work
+  int64_t height = 4 * pairColumns, width = 4 * pairColumns;
+  auto count = [](int64_t size, int64_t tile) { return (size + tile - 1) / tile; };
+  while (count(rows, height) * count(columns, width) < enoughTiles && height > pairColumns)
+    (height < width ? width : height) /= 2;
+  int64_t down = count(rows, height), pairs = pairsOf(k);
+  pool_.run(down * count(columns, width), [&](int64_t task) {
+    int64_t i = task % down * height, j = task / down * width;
+    int64_t tileRows = std::min(height, rows - i), tileColumns = std::min(width, columns - j);
+    RightPairs right{rightPairs_.data() + j * pairs, pairs};
+    PairOutput tile = out.at(i, j);
+    if (!tile.narrow || pairs <= pairsTogether)
+      return multiplyPairs(*products_, left, i, tileRows, right, tileColumns, k, tile);
+    thread_local Lines<float> sums;
+    sums.resize(static_cast<size_t>(tileRows * tileColumns));
+    multiplyPairs(*products_, left, i, tileRows, right, tileColumns, k,
+                  {sums.data(), nullptr, tileColumns, out.alpha, 0});
+    for (int64_t r = 0; r < tileRows; r++)
+      kernels_.bf16FromF32(sums.data() + r * tileColumns, tile.narrow + r * tile.ld, static_cast<size_t>(tileColumns));
+  });
 }
 
 // gram [n, n] += xᵀ x, or (x − minus)ᵀ (x − minus), the upper triangle: of tiles on the diagonal little of what lies
@@ -108,13 +182,13 @@ void CpuBackend::pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gr
   for (int64_t i = 0; i < n; i += tile) tiles.emplace_back(i, i);
   for (int64_t l = 0; l < k; l += depth) {
     int64_t length = std::min(depth, k - l), pairs = pairsOf(length);
-    packColumns(x.as<bf16_t>() + l * n, minus ? minus + l * n : nullptr, n, length, rightPairs_);
+    packColumns(x.as<bf16_t>() + l * n, minus ? minus + l * n : nullptr, n, n, length, rightPairs_);
     LeftPairs left{nullptr, 0, rightPairs_.data(), pairs};
     RightPairs right{rightPairs_.data(), pairs};
     auto multiply = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
       if (rows > 0)
-        multiplyPairs(*products_, left, i, rows, {right.at(j, 0), pairs}, columns, length, 1, 1, gram.as() + i * n + j,
-                      n);
+        multiplyPairs(*products_, left, i, rows, {right.at(j, 0), pairs}, columns, length,
+                      {gram.as() + i * n + j, nullptr, n, 1, 1});
     };
     pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
       auto [i, j] = tiles[static_cast<size_t>(task)];

@@ -17,8 +17,8 @@ constexpr int64_t packedSize(int64_t columns, int64_t k, int64_t width = pairCol
   return (columns + width - 1) / width * width * pairsOf(k);
 }
 
-// Pairs that are summed in one go: a panel's piece stays in the nearest cache.
-constexpr int64_t pairsTogether = 192;
+// Pairs that are summed in one go: a panel’s piece stays in the second cache, and long sums exact.
+constexpr int64_t pairsTogether = 512;
 
 // Bytes of packed pairs at a time, about.
 constexpr int64_t mostPacked = int64_t{32} << 20;
@@ -34,6 +34,7 @@ struct LeftPairs {
   int64_t ld;
   const uint32_t* packed;
   int64_t pairs;
+  bool padded = false;  // rows of an odd length have a zero behind it
 };
 
 // A right factor, packed: panels of `width` from the first column and pair on that count, `pairs` in each.
@@ -46,9 +47,10 @@ struct RightPairs {
   }
 };
 
-// c [rows, columns] = alpha · left · right + beta c, over k numbers; of the left factor the rows from `row` on. The
-// right one begins with a panel, or lies in one.
+// out [rows, columns] = left · right over k numbers, of the left factor the rows from `row` on. The right one begins
+// with a panel, or lies in one. To bfloat16 over at most 2 · pairsTogether numbers, and not from
+// rows of an odd length that are not padded.
 void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t row, int64_t rows, RightPairs right,
-                   int64_t columns, int64_t k, float alpha, float beta, float* c, int64_t ldc);
+                   int64_t columns, int64_t k, const PairOutput& out);
 
 }  // namespace alps

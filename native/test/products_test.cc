@@ -38,6 +38,29 @@ TEST_CASE("gemm") {
   }
 }
 
+TEST_CASE("bfloat16 products that are packed in parts, copied, or kept in bfloat16") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    // m, n, k: rows half pages apart, an odd sum, one in several pieces, one whose right factor has two parts.
+    for (const Shape& shape : {Shape{50, 49, 512}, {97, 193, 131}, {49, 50, 4500}, {48, 1800, 5002}}) {
+      int64_t m = shape[0], n = shape[1], k = shape[2];
+      CAPTURE(k);
+      Tensor a = normal(DType::bf16, {m, k}, 1), b = normal(DType::bf16, {n, k}, 2);
+      Tensor wideA = zeros(DType::f32, {m, k}), wideB = zeros(DType::f32, {n, k}), expected = zeros(DType::f32, {m, n});
+      device->copy(a, wideA);
+      device->copy(b, wideB);
+      device->gemm(wideA, wideB, expected, false, true, 2, 0);
+      Tensor wide = normal(DType::f32, {m, n}, 3), narrow = zeros(DType::bf16, {m, n});
+      Numbers sums = numbersOf(expected), added = numbersOf(wide);
+      for (size_t i = 0; i < sums.size(); i++) added[i] = sums[i] - added[i];
+      device->gemm(a, b, wide, false, true, 2, -1);
+      CHECK(nmse(numbersOf(wide), added) < 1e-11);
+      device->gemm(a, b, narrow, false, true, 2, 0);
+      CHECK(nmse(numbersOf(narrow), sums) < 1e-5);
+    }
+  }
+}
+
 TEST_CASE("a product over nothing is beta times what was there") {
   for (const NamedBackend& device : backends()) {
     Tensor out = normal(DType::f32, {3, 5}, 1);

@@ -1,28 +1,80 @@
 // Purpose: the loops of kernels_products.h. Included in the namespace of a set that has them.
 #include "cpu/kernels/vectors.inl"
 
-__attribute__((flatten)) static void packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, int64_t k,
-                                                 int64_t columns, uint32_t* panel, int64_t width) {
-  bf16_t differences[2][widePairColumns];
-  auto row = [&](int64_t l) -> const bf16_t* {
-    const bf16_t* from = x + l * ld;
-    if (!minus) return from;
-    vectors(static_cast<size_t>(columns), [&](size_t j, size_t count) {
-      store(load(from + j, count) - load(minus + l * ld + j, count), differences[l % 2] + j, count);
-    });
-    return differences[l % 2];
-  };
-  for (int64_t l = 0; l < k; l += 2, panel += width) {
-    const bf16_t* even = row(l);
-    if (l + 1 < k) {
-      const bf16_t* odd = row(l + 1);
-      for (int64_t j = 0; j < columns; j++) panel[j] = even[j].bits | static_cast<uint32_t>(odd[j].bits) << 16;
-    } else {
-      for (int64_t j = 0; j < columns; j++) panel[j] = even[j].bits;
-    }
-    for (int64_t j = columns; j < width; j++) panel[j] = 0;
+#if defined(__AVX512BF16__)
+
+// pair(l, j, mask) is a vector of pairs of rows l and l + 1, of the columns from j on that the mask has.
+template <typename Pair>
+static inline __attribute__((always_inline)) void packPairs(int64_t k, int64_t columns, uint32_t* panels, int64_t width,
+                                                            int64_t apart, const Pair& pair) {
+  for (int64_t l = 0; l < k; l += 2, panels += width) {
+    uint32_t* panel = panels;
+    for (int64_t j = 0; j < columns; j += width, panel += apart)
+      for (int64_t v = 0; v < width; v += 16) {
+        int64_t left = columns - j - v;
+        __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
+        _mm512_storeu_si512(panel + v, pair(l, j + v, mask));
+      }
   }
 }
+
+static inline __m512i wideWords(__mmask16 mask, const bf16_t* from) {
+  return _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, from));
+}
+
+static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panels, int64_t width,
+                        int64_t apart) {
+  packPairs(k, columns, panels, width, apart, [&](int64_t l, int64_t j, __mmask16 mask) {
+    __m512i even = wideWords(mask, x + l * ld + j);
+    if (l + 1 == k) return even;
+    return _mm512_or_si512(even, _mm512_maskz_slli_epi32(mask, wideWords(mask, x + (l + 1) * ld + j), 16));
+  });
+}
+
+static void packDifferences(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns, uint32_t* panels,
+                            int64_t width, int64_t apart) {
+  // Both rows of a pair are rounded by one instruction, the first into the low half, and then interleaved.
+  alignas(64) static constexpr uint16_t turns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i turn = _mm512_load_si512(turns);
+  packPairs(k, columns, panels, width, apart, [&](int64_t l, int64_t j, __mmask16 mask) {
+    auto number = [&](const bf16_t* from) {
+      return reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, wideWords(mask, from), 16));
+    };
+    auto row = [&](int64_t i) {
+      return i < k ? _mm512_sub_ps(number(x + i * ld + j), number(y + i * ld + j)) : _mm512_setzero_ps();
+    };
+    __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(row(l + 1), row(l)));
+    return _mm512_maskz_permutexvar_epi16(~__mmask32{0}, turn, both);
+  });
+}
+
+#else
+
+static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panels, int64_t width,
+                        int64_t apart) {
+  for (int64_t l = 0; l < k; l += 2, panels += width)
+    for (int64_t j = 0; j < (columns + width - 1) / width * width; j++) {
+      auto bits = [&](int64_t i) { return i < k && j < columns ? uint32_t{x[i * ld + j].bits} : 0; };
+      panels[j / width * apart + j % width] = bits(l) | bits(l + 1) << 16;
+    }
+}
+
+static void packDifferences(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns, uint32_t* panels,
+                            int64_t width, int64_t apart) {
+  bf16_t differences[2 * widePairColumns];
+  for (int64_t l = 0; l < k; l += 2, panels += width)
+    for (int64_t j = 0; j < columns; j += width) {
+      int64_t rows = k - l < 2 ? k - l : 2, count = columns - j < width ? columns - j : width;
+      for (int64_t i = 0; i < rows * count; i++) {
+        int64_t at = (l + i / count) * ld + j + i % count;
+        differences[i] = f32ToBf16(bf16ToF32(x[at]) - bf16ToF32(y[at]));
+      }
+      packColumns(differences, count, rows, count, panels + j / width * apart, width, apart);
+    }
+}
+
+#endif
 
 static void packRows(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, uint32_t* panel, int64_t width) {
   int64_t whole = k / 2, pairs = (k + 1) / 2;
@@ -55,12 +107,18 @@ static void packRows(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, ui
 
 template <int rows, int vectors>
 static void pairBlock(int64_t pairs, const char* a, int64_t rowBytes, int64_t pairBytes, const uint32_t* panel,
-                      int64_t width, __mmask16 last, float alpha, float beta, float* c, int64_t ldc) {
+                      int64_t width, __mmask16 last, const PairOutput& out) {
   __m512 sums[rows][vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) sums[i][v] = _mm512_setzero_ps();
+  // What is added to, or stored to, comes meanwhile.
+  for (int i = 0; i < rows; i++)
+    for (int v = 0; v < vectors; v++) {
+      int64_t at = i * out.ld + 16 * v;
+      out.narrow ? __builtin_prefetch(out.narrow + at, 1) : __builtin_prefetch(out.wide + at, 1);
+    }
   for (int64_t p = 0; p < pairs; p++, a += pairBytes, panel += width) {
     __m512bh b[vectors];
 #pragma GCC unroll 4
@@ -78,37 +136,40 @@ static void pairBlock(int64_t pairs, const char* a, int64_t rowBytes, int64_t pa
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-      float* out = c + i * ldc + 16 * v;
+      int64_t at = i * out.ld + 16 * v;
       __mmask16 mask = v + 1 < vectors ? __mmask16(0xffff) : last;
-      __m512 result = _mm512_mul_ps(sums[i][v], _mm512_set1_ps(alpha));
-      if (beta != 0) result = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, out), _mm512_set1_ps(beta), result);
-      _mm512_mask_storeu_ps(out, mask, result);
+      __m512 result = _mm512_mul_ps(sums[i][v], _mm512_set1_ps(out.alpha));
+      if (out.narrow) {
+        _mm256_mask_storeu_epi16(out.narrow + at, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(result)));
+        continue;
+      }
+      if (out.beta != 0)
+        result = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, out.wide + at), _mm512_set1_ps(out.beta), result);
+      _mm512_mask_storeu_ps(out.wide + at, mask, result);
     }
 }
 
 template <int rows>
 static void pairRowBlock(int64_t columns, int64_t pairs, const char* a, int64_t rowBytes, int64_t pairBytes,
-                         const uint32_t* panel, int64_t width, float alpha, float beta, float* c, int64_t ldc) {
+                         const uint32_t* panel, int64_t width, const PairOutput& out) {
   __mmask16 last = static_cast<__mmask16>(0xffff >> (-columns & 15));
   if constexpr (rows <= pairRows(widePairColumns))
-    if (columns > pairColumns)
-      return pairBlock<rows, 4>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
+    if (columns > pairColumns) return pairBlock<rows, 4>(pairs, a, rowBytes, pairBytes, panel, width, last, out);
   if (columns > 32)
-    pairBlock<rows, 3>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
+    pairBlock<rows, 3>(pairs, a, rowBytes, pairBytes, panel, width, last, out);
   else if (columns > 16)
-    pairBlock<rows, 2>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
+    pairBlock<rows, 2>(pairs, a, rowBytes, pairBytes, panel, width, last, out);
   else
-    pairBlock<rows, 1>(pairs, a, rowBytes, pairBytes, panel, width, last, alpha, beta, c, ldc);
+    pairBlock<rows, 1>(pairs, a, rowBytes, pairBytes, panel, width, last, out);
 }
 
 static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void* a, int64_t rowBytes,
-                        int64_t pairBytes, const uint32_t* panel, int64_t width, float alpha, float beta, float* c,
-                        int64_t ldc) {
+                        int64_t pairBytes, const uint32_t* panel, int64_t width, const PairOutput& out) {
   static constexpr decltype(&pairRowBlock<1>) blocks[pairRows(1)] = {
       pairRowBlock<1>, pairRowBlock<2>, pairRowBlock<3>, pairRowBlock<4>,
       pairRowBlock<5>, pairRowBlock<6>, pairRowBlock<7>, pairRowBlock<8>,
   };
-  blocks[rows - 1](columns, pairs, static_cast<const char*>(a), rowBytes, pairBytes, panel, width, alpha, beta, c, ldc);
+  blocks[rows - 1](columns, pairs, static_cast<const char*>(a), rowBytes, pairBytes, panel, width, out);
 }
 
 // 2^x for x < 127, relative error below 3e-6, 0 below −127: 2^n times a polynomial in the rest, |rest| ≤ 1/2. As
@@ -162,8 +223,7 @@ __attribute__((flatten)) static float scoreExponentials(const float* x, float* p
 
 // The same without an instruction for it.
 static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void* a, int64_t rowBytes,
-                        int64_t pairBytes, const uint32_t* panel, int64_t width, float alpha, float beta, float* c,
-                        int64_t ldc) {
+                        int64_t pairBytes, const uint32_t* panel, int64_t width, const PairOutput& out) {
   auto number = [](uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, sizeof value);
@@ -178,8 +238,13 @@ static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void
       float low = number(pair << 16), high = number(pair & 0xffff0000);
       for (int64_t j = 0; j < columns; j++) sums[j] += low * number(b[j] << 16) + high * number(b[j] & 0xffff0000);
     }
-    for (int64_t j = 0; j < columns; j++)
-      c[i * ldc + j] = beta == 0 ? alpha * sums[j] : alpha * sums[j] + beta * c[i * ldc + j];
+    for (int64_t j = 0; j < columns; j++) {
+      int64_t at = i * out.ld + j;
+      if (out.narrow)
+        out.narrow[at] = f32ToBf16(out.alpha * sums[j]);
+      else
+        out.wide[at] = out.beta == 0 ? out.alpha * sums[j] : out.alpha * sums[j] + out.beta * out.wide[at];
+    }
   }
 }
 
@@ -194,4 +259,5 @@ __attribute__((flatten)) static void scaleTo16(const float* x, float factor, bf1
   vectors(n, [&](size_t i, size_t count) { store(load(x + i, count) * factor, out + i, count); });
 }
 
-static const ProductKernels productTable = {pairProduct, packColumns, packRows, scoreExponentials, scaleTo16};
+static const ProductKernels productTable = {pairProduct, packColumns,       packDifferences,
+                                            packRows,    scoreExponentials, scaleTo16};
