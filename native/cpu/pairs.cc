@@ -85,11 +85,18 @@ void CpuBackend::packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, i
 
 // The rows of x [columns, k], turned, likewise.
 void CpuBackend::packRows(const bf16_t* x, int64_t ld, int64_t columns, int64_t k, Lines<uint32_t>& packed) {
+  int64_t pairs = pairsOf(k);
   makeRoom(packed, packedSize(columns, k));
   pool_.run(panelsOf(columns), [&](int64_t task) {
-    int64_t j = task * pairColumns;
-    products_->packRows(x + j * ld, ld, k, std::min(pairColumns, columns - j), packed.data() + j * pairsOf(k),
-                        pairColumns);
+    int64_t j = task * pairColumns, width = std::min(pairColumns, columns - j);
+    uint32_t* panel = packed.data() + j * pairs;
+    if (ld % 2 != 0 || k % 2 != 0) return products_->packRows(x + j * ld, ld, k, width, panel, pairColumns);
+    // Pairs lie where a matrix of numbers of twice the size would have them.
+    kernels_.factor.turn(reinterpret_cast<const float*>(x + j * ld), ld / 2, width, pairs,
+                         reinterpret_cast<float*>(panel), pairColumns, false);
+    if (width == pairColumns) return;
+    for (int64_t p = 0; p < pairs; p++)
+      std::fill(panel + p * pairColumns + width, panel + (p + 1) * pairColumns, 0u);
   });
 }
 
