@@ -74,11 +74,18 @@ void CpuBackend::admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tens
 void CpuBackend::admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                              Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
   std::vector<Expected> expected;
+  int64_t rows = y.dim(0), n = y.dim(1);
+  bool packed = count > 1 && packsWhole(rows, n) && y.dtype == DType::bf16;
+  if (packed) packColumns(op.as<bf16_t>(), nullptr, n, n, n, rightPairs_);
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
-    gemm(y, op, b, false, false, 1, 0);
+    if (packed)
+      pairTiles(leftFactor(y, false, 0, rows, 0, n), rows, n, n, {b.as(), nullptr, n, 1, 0});
+    else
+      gemm(y, op, b, false, false, 1, 0, false);
     admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, i + 1 == count, &expected);
   }
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
 }
 
 void CpuBackend::admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) {

@@ -85,8 +85,6 @@ void scaleTile(float* c, int64_t m, int64_t n, int64_t ldc, float beta) {
 
 // Rows of a product that oneDNN would take more time to pack the other factor for than to multiply.
 constexpr int64_t fewRows = 2 * narrowColumns;
-// Rows of a bfloat16 product from which on it is worth it to pack the right factor.
-constexpr int64_t enoughRows = 48;
 
 // out [m, n] = alpha * a [m, k] b [n, k]ᵀ + beta * out, for few rows: b is read once, as it lies. Sums over pieces of k
 // are added up, which keeps long ones exact.

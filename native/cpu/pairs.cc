@@ -64,6 +64,9 @@ int64_t depthFor(int64_t columns) {
   return std::max(step, mostPacked / 2 / columns / step * step);
 }
 
+// Of a factor that are packed at a time.
+constexpr int64_t mostNumbers = mostPacked / 2 / static_cast<int64_t>(sizeof(bf16_t));
+
 // Rows so far apart share few sets of the first cache: eight that are read together drive one another out.
 bool readsInPlace(int64_t ld) { return ld % 2 == 0 && ld % 512 != 0; }
 
@@ -95,8 +98,7 @@ void CpuBackend::packRows(const bf16_t* x, int64_t ld, int64_t columns, int64_t 
     kernels_.factor.turn(reinterpret_cast<const float*>(x + j * ld), ld / 2, width, pairs,
                          reinterpret_cast<float*>(panel), pairColumns, false);
     if (width == pairColumns) return;
-    for (int64_t p = 0; p < pairs; p++)
-      std::fill(panel + p * pairColumns + width, panel + (p + 1) * pairColumns, 0u);
+    for (int64_t p = 0; p < pairs; p++) std::fill(panel + p * pairColumns + width, panel + (p + 1) * pairColumns, 0u);
   });
 }
 
@@ -121,15 +123,19 @@ LeftPairs CpuBackend::leftFactor(const Tensor& a, bool transposed, int64_t row, 
   return {copy, apart, nullptr, 0, true};
 }
 
+// Whether a bfloat16 product [rows, n] × [n, n] goes by own kernels, and neither factor is cut.
+bool CpuBackend::packsWhole(int64_t rows, int64_t n) const {
+  return products_ && rows >= enoughRows && n > 0 && n <= depthFor(n) && std::max(rows, n) * n <= mostNumbers;
+}
+
 // out [m, n] = alpha op(a) op(b) + beta out. Rows, columns and the sum are cut where what is packed of them would get
 // large.
 void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB,
                              float alpha, float beta) {
-  constexpr int64_t most = mostPacked / 2 / static_cast<int64_t>(sizeof(bf16_t));  // numbers of a factor
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1), ldb = b.dim(1);
   bool narrow = out.dtype == DType::bf16;
   int64_t depth = narrow ? k : std::min(k, depthFor(transposeA ? m + n : n));
-  int64_t part = std::max(most / depth / pairColumns, int64_t{8}) * pairColumns;
+  int64_t part = std::max(mostNumbers / depth / pairColumns, int64_t{8}) * pairColumns;
   int64_t rowPart = !transposeA && readsInPlace(a.dim(1)) ? m : part;
   for (int64_t l = 0; l < k; l += depth) {
     int64_t length = std::min(depth, k - l);

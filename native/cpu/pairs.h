@@ -20,6 +20,9 @@ constexpr int64_t packedSize(int64_t columns, int64_t k, int64_t width = pairCol
 // Pairs that are summed in one go: a panel’s piece stays in the second cache, and long sums exact.
 constexpr int64_t pairsTogether = 512;
 
+// Rows of a product from which on packing its right factor is worth it.
+constexpr int64_t enoughRows = 48;
+
 // Bytes of packed pairs at a time, about.
 constexpr int64_t mostPacked = int64_t{32} << 20;
 
