@@ -89,11 +89,12 @@ void CpuBackend::packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, i
 // The rows of x [columns, k], turned, likewise.
 void CpuBackend::packRows(const bf16_t* x, int64_t ld, int64_t columns, int64_t k, Lines<uint32_t>& packed) {
   int64_t pairs = pairsOf(k);
+  bool liesInPairs = ld % 2 == 0 && k % 2 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(uint32_t) == 0;
   makeRoom(packed, packedSize(columns, k));
   pool_.run(panelsOf(columns), [&](int64_t task) {
     int64_t j = task * pairColumns, width = std::min(pairColumns, columns - j);
     uint32_t* panel = packed.data() + j * pairs;
-    if (ld % 2 != 0 || k % 2 != 0) return products_->packRows(x + j * ld, ld, k, width, panel, pairColumns);
+    if (!liesInPairs) return products_->packRows(x + j * ld, ld, k, width, panel, pairColumns);
     // Pairs lie where a matrix of numbers of twice the size would have them.
     kernels_.factor.turn(reinterpret_cast<const float*>(x + j * ld), ld / 2, width, pairs,
                          reinterpret_cast<float*>(panel), pairColumns, false);
@@ -135,7 +136,7 @@ void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out
   int64_t m = out.dim(0), n = out.dim(1), k = a.dim(transposeA ? 0 : 1), ldb = b.dim(1);
   bool narrow = out.dtype == DType::bf16;
   int64_t depth = narrow ? k : std::min(k, depthFor(transposeA ? m + n : n));
-  int64_t part = std::max(mostNumbers / depth / pairColumns, int64_t{8}) * pairColumns;
+  int64_t part = std::max(mostNumbers / std::max(depth, pairColumns) / pairColumns, int64_t{8}) * pairColumns;
   int64_t rowPart = !transposeA && readsInPlace(a.dim(1)) ? m : part;
   for (int64_t l = 0; l < k; l += depth) {
     int64_t length = std::min(depth, k - l);
