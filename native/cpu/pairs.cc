@@ -56,7 +56,7 @@ void dropLarge(Lines<uint32_t>& packed) {
 namespace {
 
 // Few and large enough to read packed pairs seldom, many enough for many threads.
-int64_t tileFor(int64_t m, int64_t n) { return m * n < 4 * 288 * 4 * 288 ? 96 : 288; }
+int64_t tileFor(int64_t n) { return n < 4 * 288 ? 96 : 288; }
 
 // Numbers of a sum that are packed at a time for a product with so many columns.
 int64_t depthFor(int64_t columns) {
@@ -126,7 +126,7 @@ LeftPairs CpuBackend::leftFactor(const Tensor& a, bool transposed, int64_t row, 
 
 // Whether a bfloat16 product [rows, n] × [n, n] goes by own kernels, and neither factor is cut.
 bool CpuBackend::packsWhole(int64_t rows, int64_t n) const {
-  return products_ && rows >= enoughRows && n > 0 && n <= depthFor(n) && std::max(rows, n) * n <= mostNumbers;
+  return products_ && rows >= enoughRows && n > 0 && std::max(rows, n) * n <= mostNumbers;
 }
 
 // out [m, n] = alpha op(a) op(b) + beta out. Rows, columns and the sum are cut where what is packed of them would get
@@ -189,7 +189,7 @@ void CpuBackend::pairTiles(const LeftPairs& left, int64_t rows, int64_t columns,
 // below it.
 void CpuBackend::pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram) {
   constexpr int64_t narrow = pairColumns / 3;  // columns of one vector
-  int64_t k = x.dim(0), n = x.dim(1), tile = tileFor(n, n), depth = depthFor(n);
+  int64_t k = x.dim(0), n = x.dim(1), tile = tileFor(n), depth = depthFor(n);
   std::vector<std::pair<int64_t, int64_t>> tiles;  // those on the diagonal last, they take less time
   for (int64_t i = 0; i < n; i += tile)
     for (int64_t j = i + tile; j < n; j += tile) tiles.emplace_back(i, j);

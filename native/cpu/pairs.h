@@ -17,7 +17,7 @@ constexpr int64_t packedSize(int64_t columns, int64_t k, int64_t width = pairCol
   return (columns + width - 1) / width * width * pairsOf(k);
 }
 
-// Pairs that are summed in one go: a panel’s piece stays in the second cache, and long sums exact.
+// Pairs that are summed in one go: a panel's piece stays in the second cache, and long sums exact.
 constexpr int64_t pairsTogether = 512;
 
 // Rows of a product from which on packing its right factor is worth it.
@@ -51,8 +51,8 @@ struct RightPairs {
 };
 
 // out [rows, columns] = left · right over k numbers, of the left factor the rows from `row` on. The right one begins
-// with a panel, or lies in one. To bfloat16 over at most 2 · pairsTogether numbers, and not from
-// rows of an odd length that are not padded.
+// with a panel, or lies in one. To bfloat16 over at most 2 · pairsTogether numbers, and not
+// from rows of an odd length that are not padded.
 void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t row, int64_t rows, RightPairs right,
                    int64_t columns, int64_t k, const PairOutput& out);
 
