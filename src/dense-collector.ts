@@ -7,6 +7,7 @@ import type { DecoderConfig } from './model/config.js';
 import type { DecoderModel, F32, Float } from './model/decoder.js';
 import { chunkRows, rowsAtOnce, type TokenCounts } from './model/memory.js';
 import type { DenseInputs, DenseTarget } from './pruning/dense-target.js';
+import { SquareCollector } from './pruning/input-moments.js';
 
 /**
  * Whether dense targets sum a stage's outputs, where its layer adds to the residual stream as it is: {@link DenseCollector} then takes the dense
@@ -25,11 +26,17 @@ export function makesOnDemand({ normPlacement }: DecoderConfig): boolean {
   return normPlacement !== 'sandwich';
 }
 
+/**
+ * Whether the inputs' errors are taken by their squares alone. For the last layer of an MLP, with the most inputs, what they have in common made no
+ * difference (docs/quality.md).
+ */
+const areErrorsSquares = (stage: number) => stage === 3;
+
 /** Whether a stage's inputs are still needed when a collector has seen them. */
 const areNeededAfterwards = (kind: DenseInputs['kind'], stage: number) => kind === 'cross' && stage % 2 === 1;
 
 /**
- * Bytes of a {@link DenseCollector} for a stage of n inputs without experts.
+ * Bytes of a {@link DenseCollector} and of the objective made from it, for a stage of n inputs without experts.
  * @param tokens with `rows` of {@link rowsAtOnce}
  * @param number bytes of a number in the products
  */
@@ -99,8 +106,10 @@ export class DenseCollector {
   readonly kind: DenseInputs['kind'];
   /** See {@link DenseInputs}. */
   readonly sum: F32;
-  /** Σ (x_p − x_d)(x_p − x_d)ᵀ, float32 [n, n], one triangle; undefined where it is not asked for. */
+  /** Σ (x_p − x_d)(x_p − x_d)ᵀ, float32 [n, n], one triangle; undefined where it is not asked for, or by its diagonal alone. */
   readonly errors: F32 | undefined;
+  /** Its diagonal, where that is all; goes with the collector. */
+  readonly errorSquares: SquareCollector | undefined;
   readonly #parts: Parts;
   /** What the outputs are to be. */
   readonly #wanted: ChunkBuffer | undefined;
@@ -139,7 +148,8 @@ export class DenseCollector {
     try {
       if (this.kind === 'outputs') this.#wanted = new ChunkBuffer(model, [rows, config.hidden], this.#scope);
       if (target.errorWeight > 0) {
-        this.errors = sumOf(inputs, 'the inputs’ errors');
+        if (areErrorsSquares(stage)) this.errorSquares = this.#scope.hold(new SquareCollector(model.stream, inputs));
+        else this.errors = sumOf(inputs, 'the inputs’ errors');
         if (areNeededAfterwards(this.kind, stage))
           this.#difference = this.#scope.hold(
             device.tensor(precision, [rows, inputs], 'a chunk of the inputs’ errors'),
@@ -161,7 +171,7 @@ export class DenseCollector {
     stream.enterPhase('gram');
     if (this.kind === 'cross') stream.gemm(x, other, this.sum, { transposeA: true, beta: 1 });
     if (this.#wanted) this.#addOutputs(x, { chunk, other }, this.#wanted);
-    if (this.errors) this.#addErrors(x, other, this.errors);
+    if (this.errors ?? this.errorSquares) this.#addErrors(x, other);
   }
 
   /** Ŵx_d is what the dense model's residual stream gains on its way through the layer. */
@@ -186,11 +196,12 @@ export class DenseCollector {
     stream.enterPhase('gram');
   }
 
-  #addErrors(x: Float, dense: Float, sum: F32): void {
+  #addErrors(x: Float, dense: Float): void {
     const { stream } = this.#parts.model;
     using difference = (this.#difference ?? dense).rows(0, x.shape[0]!) as Float;
     if (this.#difference) stream.copy(dense, difference);
-    stream.differenceGram(x, difference, sum);
+    if (this.errors) stream.differenceGram(x, difference, this.errors);
+    this.errorSquares?.addDifference(x, difference);
   }
 
   dispose(): void {

@@ -128,12 +128,25 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
         name,
       ));
     const denseSums = await sumOfDense('sum', 'the sums for the dense target');
-    const objectives = await sumOfDense('errors', 'the inputs’ errors');
+    let objectives = await sumOfDense('errors', 'the inputs’ errors');
     if (objectives) {
       for (const place of solvers) {
         const { stream } = members[place]!.model;
         stream.symmetrize(objectives[place]!);
         stream.axpby(grams[place]!, objectives[place]!, 1, wanted.target!.errorWeight);
+      }
+    } else if (sample?.errorSquares) {
+      const squares = await sample.errorSquares.finish(dense.slice(1).map((one) => one!.errorSquares!));
+      objectives = [];
+      for (const place of solvers) {
+        const { stream, device } = members[place]!.model;
+        const objective = scope.hold(
+          device.tensor('float32', [inputs, inputs], 'the Gram matrix and the inputs’ errors'),
+        );
+        objectives[place] = objective;
+        using values = stream.upload('float32', [inputs], squares, 'the squares of the inputs’ errors');
+        stream.copy(grams[place]!, objective);
+        stream.addToDiagonal(objective, values, wanted.target!.errorWeight);
       }
     }
     const total = tokens.reduce((all, count) => all + count, 0);

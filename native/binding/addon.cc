@@ -43,12 +43,14 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(rowDots);
   OP(quadraticForms);
   OP(columnSums);
+  OP(differenceSquares);
   OP(transpose);
   OP(gemm);
   OP(gramAccumulate);
   OP(differenceGram);
   OP(symmetrize);
   OP(addDiagonal);
+  OP(addToDiagonal);
   OP(diagonal);
   OP(cholesky);
   OP(choleskyInverse);

@@ -163,6 +163,12 @@ void columnSums(const Tensor& x, bool, const Tensor& out) {
   length("out", out, x.dim(1));
 }
 
+void differenceSquares(const Tensor& x, const Tensor& y, const Tensor& out) {
+  columnSums(x, true, out);
+  dtype("y", y, x.dtype);
+  sameShape("y", y, "x", x);
+}
+
 void transpose(const Tensor& a, const Tensor& out) {
   require(a.defined() && out.defined() && a.dtype == out.dtype, "Expected one dtype for a and out");
   matrix("a", a), matrix("out", out);
@@ -209,6 +215,12 @@ void quadraticForms(const Tensor& a, const Tensor& s, const Tensor& out) {
 
 void symmetrize(const Tensor& a) { square("a", a); }
 void addDiagonal(const Tensor& a, double) { square("a", a); }
+
+void addToDiagonal(const Tensor& a, const Tensor& values, double) {
+  square("a", a);
+  dtype("values", values, DType::f32);
+  length("values", values, a.dim(0));
+}
 void diagonal(const Tensor& a, const Tensor& out) {
   square("a", a);
   dtype("out", out, DType::f32);

@@ -16,6 +16,7 @@ void countNonFinite(const Tensor& x, const Tensor& out);
 void rowDots(const Tensor& a, const Tensor& b, const Tensor& out);
 void quadraticForms(const Tensor& a, const Tensor& s, const Tensor& out);
 void columnSums(const Tensor& x, bool squares, const Tensor& out);
+void differenceSquares(const Tensor& x, const Tensor& y, const Tensor& out);
 void transpose(const Tensor& a, const Tensor& out);
 void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha,
           double beta, bool split = false);
@@ -23,6 +24,7 @@ void gramAccumulate(const Tensor& x, const Tensor& gram);
 void differenceGram(const Tensor& x, const Tensor& y, const Tensor& gram);
 void symmetrize(const Tensor& a);
 void addDiagonal(const Tensor& a, double value);
+void addToDiagonal(const Tensor& a, const Tensor& values, double alpha);
 void diagonal(const Tensor& a, const Tensor& out);
 void cholesky(const Tensor& a);
 void choleskyInverse(const Tensor& l, bool split = false);

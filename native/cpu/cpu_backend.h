@@ -32,6 +32,7 @@ class CpuBackend final : public Backend {
   void rowDots(Tensor a, Tensor b, Tensor out) override;
   void quadraticForms(Tensor a, Tensor s, Tensor out) override;
   void columnSums(Tensor x, bool squares, Tensor out) override;
+  void differenceSquares(Tensor x, Tensor y, Tensor out) override;
   void transpose(Tensor a, Tensor out) override;
   void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
             bool split = false) override;
@@ -39,6 +40,7 @@ class CpuBackend final : public Backend {
   void differenceGram(Tensor x, Tensor y, Tensor gram) override;
   void symmetrize(Tensor a) override;
   void addDiagonal(Tensor a, double value) override;
+  void addToDiagonal(Tensor a, Tensor values, double alpha) override;
   void diagonal(Tensor a, Tensor out) override;
   void cholesky(Tensor a) override;
   void choleskyInverse(Tensor l, bool split = false) override;

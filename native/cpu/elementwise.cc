@@ -189,11 +189,21 @@ void CpuBackend::columnSums(Tensor x, bool squares, Tensor out) {
     for (int64_t i = 0; i < rows; i++) {
       const float* row = x.dtype == DType::f32 ? x.as() + i * n + begin : wide;
       if (x.dtype == DType::bf16) kernels_.f32FromBf16(x.as<bf16_t>() + i * n + begin, wide, count);
-      if (squares)
-        for (size_t j = 0; j < count; j++) sums[j] += static_cast<double>(row[j]) * row[j];
-      else
-        for (size_t j = 0; j < count; j++) sums[j] += row[j];
+      (squares ? kernels_.addSquares : kernels_.addToSums)(row, sums, count);
     }
+    for (size_t j = 0; j < count; j++) out.as<double>()[begin + static_cast<int64_t>(j)] += sums[j];
+  });
+}
+
+void CpuBackend::differenceSquares(Tensor x, Tensor y, Tensor out) {
+  if (x.dtype != DType::bf16) return Backend::differenceSquares(x, y, out);
+  int64_t rows = x.rows(), n = x.columns();
+  constexpr int64_t strip = 128;
+  pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
+    double sums[strip] = {0};
+    size_t count = static_cast<size_t>(end - begin);
+    for (int64_t i = 0; i < rows; i++)
+      kernels_.addDifferenceSquares(x.as<bf16_t>() + i * n + begin, y.as<bf16_t>() + i * n + begin, sums, count);
     for (size_t j = 0; j < count; j++) out.as<double>()[begin + static_cast<int64_t>(j)] += sums[j];
   });
 }

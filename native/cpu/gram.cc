@@ -133,6 +133,11 @@ void CpuBackend::addDiagonal(Tensor a, double value) {
   for (int64_t i = 0; i < n; i++) a.as()[i * n + i] += static_cast<float>(value);
 }
 
+void CpuBackend::addToDiagonal(Tensor a, Tensor values, double alpha) {
+  int64_t n = a.dim(0);
+  for (int64_t i = 0; i < n; i++) a.as()[i * n + i] += static_cast<float>(alpha) * values.as()[i];
+}
+
 void CpuBackend::diagonal(Tensor a, Tensor out) {
   int64_t n = a.dim(0);
   for (int64_t i = 0; i < n; i++) out.as()[i] = a.as()[i * n + i];

@@ -29,6 +29,10 @@ struct Kernels {
   size_t (*countNonFiniteF32)(const float* x, size_t n);
   size_t (*countNonFinite16)(const uint16_t* x, uint16_t exponentMask, size_t n);
   double (*dot)(const float* a, const float* b, size_t n);  // sums in double
+  void (*addToSums)(const float* x, double* sums, size_t n);
+  void (*addSquares)(const float* x, double* sums, size_t n);
+  // Of x − y, rounded.
+  void (*addDifferenceSquares)(const bf16_t* x, const bf16_t* y, double* sums, size_t n);
 
   FactorKernels factor;
   PruningKernels pruning;

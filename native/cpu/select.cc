@@ -163,7 +163,7 @@ void Selector::makeAndCollect() {
 int64_t Selector::jobsOf(const std::vector<Span>& spans) {
   size_t total = 0;
   for (const Span& span : spans) total += span.size;
-  return std::clamp<int64_t>(static_cast<int64_t>(total >> 15), 1, std::clamp<int64_t>(std::ssize(spans), 1, 64));
+  return std::clamp<int64_t>(static_cast<int64_t>(total >> 12), 1, std::clamp<int64_t>(std::ssize(spans), 1, 64));
 }
 
 template <typename Task>

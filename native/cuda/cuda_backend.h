@@ -72,6 +72,7 @@ class CudaBackend final : public Backend {
   void gramAccumulate(Tensor x, Tensor gram) override;
   void symmetrize(Tensor a) override;
   void addDiagonal(Tensor a, double value) override;
+  void addToDiagonal(Tensor a, Tensor values, double alpha) override;
   void diagonal(Tensor a, Tensor out) override;
   void cholesky(Tensor a) override;
   void choleskyInverse(Tensor l, bool split = false) override;

@@ -64,6 +64,11 @@ __global__ void addDiagonalKernel(float* a, int64_t n, float value) {
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) a[i * n + i] += value;
 }
 
+__global__ void addToDiagonalKernel(float* a, int64_t n, const float* values, float alpha) {
+  int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) a[i * n + i] += alpha * values[i];
+}
+
 __global__ void diagonalKernel(const float* a, int64_t n, float* out) {
   int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) out[i] = a[i * n + i];
@@ -100,6 +105,11 @@ void CudaBackend::symmetrize(Tensor a) {
 void CudaBackend::addDiagonal(Tensor a, double value) {
   int64_t n = a.dim(0);
   launch(queue(), addDiagonalKernel, blocksFor(n), blockSize_, 0, a.as(), n, static_cast<float>(value));
+}
+
+void CudaBackend::addToDiagonal(Tensor a, Tensor values, double alpha) {
+  int64_t n = a.dim(0);
+  launch(queue(), addToDiagonalKernel, blocksFor(n), blockSize_, 0, a.as(), n, values.as(), static_cast<float>(alpha));
 }
 
 void CudaBackend::diagonal(Tensor a, Tensor out) {

@@ -78,6 +78,10 @@ TEST_CASE("elementwise ops") {
   PASSES(columnSums(mn, false, f64({3})));
   REFUSED("matrix for x", columnSums(f32({6}), false, f64({6})));
   REFUSED("3 elements for out", columnSums(mn, true, f64({2})));
+  PASSES(differenceSquares(mn, mn, f64({3})));
+  REFUSED("float32 for y", differenceSquares(mn, bf16({2, 3}), f64({3})));
+  REFUSED("y", differenceSquares(mn, nn, f64({3})));
+  REFUSED("3 elements for out", differenceSquares(mn, mn, f64({2})));
   PASSES(transpose(mask, u8({3, 2})));
   REFUSED("one dtype", transpose(mn, none));
   REFUSED("out [n, m]", transpose(mn, mn));
@@ -107,6 +111,10 @@ TEST_CASE("products and square matrices") {
   PASSES(symmetrize(nn));
   REFUSED("square matrix for a", symmetrize(mn));
   REFUSED("square matrix for a", addDiagonal(mn, 1));
+  PASSES(addToDiagonal(nn, f32({3}), 1));
+  REFUSED("square matrix for a", addToDiagonal(mn, f32({3}), 1));
+  REFUSED("3 elements for values", addToDiagonal(nn, f32({2}), 1));
+  REFUSED("float32 for values", addToDiagonal(nn, f64({3}), 1));
   REFUSED("dtype float32 for a", cholesky(f64({3, 3})));
   REFUSED("matrix for l", choleskyInverse(f32({9})));
   PASSES(diagonal(nn, f32({3})));

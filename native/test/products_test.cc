@@ -127,6 +127,11 @@ TEST_CASE("Gram matrices") {
         Tensor diagonal = zeros(DType::f32, {n});
         device->diagonal(gram, diagonal);
         for (int64_t i = 0; i < n; i++) REQUIRE(diagonal.as()[i] == gram.as()[i * n + i]);
+        Tensor before = zeros(DType::f32, {n, n});
+        device->copy(gram, before);
+        device->addToDiagonal(gram, diagonal, 0.5);
+        for (int64_t i = 0; i < n * n; i++)
+          REQUIRE(gram.as()[i] == (i % (n + 1) == 0 ? 1.5F * before.as()[i] : before.as()[i]));
       }
     }
   }
@@ -144,12 +149,19 @@ TEST_CASE("Gram matrices of differences") {
         device->copy(x, difference);
         device->axpby(y, difference, -1, 1);
         device->gramAccumulate(difference, expected);
+        Tensor squares = zeros(DType::f64, {n}), expectedSquares = zeros(DType::f64, {n}),
+               other = zeros(dtype, {29, n});
+        device->copy(y, other);
+        device->columnSums(difference, true, expectedSquares);
+        device->differenceSquares(x, other, squares);
+        CHECK(numbersOf(squares) == numbersOf(expectedSquares));
         device->differenceGram(x, y, gram);
         device->symmetrize(expected);
         device->symmetrize(gram);
         CHECK(numbersOf(gram) == numbersOf(expected));
       }
     }
+    device->differenceSquares(zeros(DType::bf16, {0, 3}), zeros(DType::bf16, {0, 3}), zeros(DType::f64, {3}));
     device->differenceGram(zeros(DType::bf16, {0, 3}), zeros(DType::bf16, {0, 3}), zeros(DType::f32, {3, 3}));
   }
 }

@@ -143,6 +143,60 @@ TEST_CASE("the ADMM pass, and many of them in one op") {
   }
 }
 
+// Wide enough for the operator to be packed once, where bfloat16 products have own loops.
+TEST_CASE("many ADMM iterations in one op have the bits of products and passes one after the other") {
+  struct Case {
+    int64_t m, n;
+    Pattern pattern;
+    Counts ends, keep;
+    int levels;  // distinct magnitudes of the numbers; 0: any. Few: ties at the threshold, more than are collected
+  };
+  const Case cases[] = {
+      {200, 341, {}, {120, 200}, {9000, 20'000}, 0},
+      {203, 341, {}, {120, 150, 203}, {0, 30 * 341, 5000}, 0},  // none, all, some
+      {64, 1100, {}, {64}, {1000}, 0},                          // sums in two parts
+      {200, 341, {}, {200}, {30'000}, 12},
+      {200, 341, {}, {200}, {30'000}, 2},
+      {1600, 96, {}, {1590, 1600}, {40'000, 300}, 0},
+      {64, 1100, {2, 4}, {64}, {0}, 0},
+      {70, 99, {1, 3}, {70}, {0}, 0},
+      {48, 50, {2, 5}, {48}, {0}, 0},
+  };
+  for (const NamedBackend& device : backends()) {
+    for (const Case& c : cases) {
+      CAPTURE(device.name);
+      CAPTURE(c.m);
+      CAPTURE(c.n);
+      CAPTURE(c.levels);
+      Shape shape{c.m, c.n};
+      Numbers values = numbersOf(normal(DType::f32, shape, 1));
+      for (double& value : values)
+        if (c.levels > 0)
+          value = std::copysign(1 + std::min(std::floor(std::abs(value) * c.levels / 3), c.levels - 1.0), value);
+      Tensor base = tensorOf(DType::f32, shape, values), mask0 = randomMask(shape, 3);
+      Tensor op =
+          c.levels > 0 ? zeros(DType::bf16, {c.n, c.n}) : normal(DType::bf16, {c.n, c.n}, 2, 0.3 / std::sqrt(c.n));
+      for (int count : {0, 1, 2, 6}) {
+        CAPTURE(count);
+        std::vector<std::vector<uint8_t>> results[2];
+        for (bool together : {false, true}) {
+          Tensor mask = zeros(DType::u8, shape), state = zeros(DType::f32, shape), y = zeros(DType::bf16, shape),
+                 b = zeros(DType::f32, shape);
+          device->copy(mask0, mask);
+          device->admmStart(base, mask, state, y);
+          if (together) device->admmIterate(op, base, b, state, mask, y, 1.3, c.pattern, c.ends, c.keep, count);
+          for (int i = 0; i < count && !together; i++) {
+            device->gemm(y, op, b, false, false, 1, 0);
+            device->admmUpdate(b, base, state, mask, y, 1.3, c.pattern, c.ends, c.keep);
+          }
+          for (const Tensor& tensor : {b, state, mask, y}) results[together].push_back(bytesOf(tensor));
+        }
+        for (size_t i = 0; i < 4; i++) CHECK(results[0][i] == results[1][i]);
+      }
+    }
+  }
+}
+
 TEST_CASE("SparseGPT's sweep") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);

@@ -102,6 +102,7 @@ export interface Addon {
   rowDots(stream: S, a: T, b: T, out: T): void;
   quadraticForms(stream: S, a: T, s: T, out: T): void;
   columnSums(stream: S, x: T, squares: boolean, out: T): void;
+  differenceSquares(stream: S, x: T, y: T, out: T): void;
   transpose(stream: S, a: T, out: T): void;
   gemm(
     stream: S,
@@ -118,6 +119,7 @@ export interface Addon {
   differenceGram(stream: S, x: T, y: T, gram: T): void;
   symmetrize(stream: S, a: T): void;
   addDiagonal(stream: S, a: T, value: number): void;
+  addToDiagonal(stream: S, a: T, values: T, alpha: number): void;
   diagonal(stream: S, a: T, out: T): void;
   cholesky(stream: S, a: T): void;
   choleskyInverse(stream: S, l: T, split: boolean): void;

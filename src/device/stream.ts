@@ -174,6 +174,10 @@ export class Stream {
   columnSums(x: Float, out: Tensor<'float64'>, { squares = false } = {}): void {
     this.#op('columnSums', x.handle, squares, out.handle);
   }
+  /** out[j] += Σᵢ (x − y)[i, j]², the differences rounded to their dtype, sums in double. y may be overwritten. */
+  differenceSquares(x: Float, y: Float, out: Tensor<'float64'>): void {
+    this.#op('differenceSquares', x.handle, y.handle, out.handle);
+  }
   /** out = aᵀ */
   transpose<D extends DType>(a: Tensor<D>, out: Tensor<D>): void {
     this.#op('transpose', a.handle, out.handle);
@@ -209,6 +213,10 @@ export class Stream {
   }
   addDiagonal(a: F32, value: number): void {
     this.#op('addDiagonal', a.handle, value);
+  }
+  /** a[i, i] += alpha values[i] */
+  addToDiagonal(a: F32, values: F32, alpha: number): void {
+    this.#op('addToDiagonal', a.handle, values.handle, alpha);
   }
   diagonal(a: F32, out: F32): void {
     this.#op('diagonal', a.handle, out.handle);

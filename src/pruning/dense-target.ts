@@ -38,7 +38,10 @@ export interface DenseInputs {
   sum: F32;
   /** α */
   strength: number;
-  /** G + κ Σ (x_p − x_d)(x_p − x_d)ᵀ, float32 [n, n]: what the solve goes by in place of G; undefined for κ = 0. */
+  /**
+   * G + κ Σ (x_p − x_d)(x_p − x_d)ᵀ, for the last layer of an MLP with the sum's diagonal alone, float32 [n, n]: what the solve goes by in place of G;
+   * undefined for κ = 0.
+   */
   objective: F32 | undefined;
 }
 

@@ -26,6 +26,11 @@ export class SquareCollector {
     this.#stream.columnSums(x, this.#sums, { squares: true });
   }
 
+  /** Adds those of x − y, which may overwrite y. */
+  addDifference(x: Tensor<'float32' | 'bfloat16'>, y: Tensor<'float32' | 'bfloat16'>): void {
+    this.#stream.differenceSquares(x, y, this.#sums);
+  }
+
   /** @param others what was collected of further windows, on other devices */
   async finish(others: readonly SquareCollector[] = []): Promise<Float32Array<ArrayBuffer>> {
     const total = new Float64Array(this.#sums.shape[0]!);

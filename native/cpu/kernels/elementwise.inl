@@ -136,3 +136,18 @@ static double dot(const float* a, const float* b, size_t n) {
   for (double sum : sums) total += sum;
   return total;
 }
+
+static void addToSums(const float* x, double* sums, size_t n) {
+  for (size_t i = 0; i < n; i++) sums[i] += x[i];
+}
+
+static void addSquares(const float* x, double* sums, size_t n) {
+  for (size_t i = 0; i < n; i++) sums[i] += static_cast<double>(x[i]) * x[i];
+}
+
+static void addDifferenceSquares(const bf16_t* x, const bf16_t* y, double* sums, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    double difference = bf16ToF32(f32ToBf16(bf16ToF32(x[i]) - bf16ToF32(y[i])));
+    sums[i] += difference * difference;
+  }
+}
