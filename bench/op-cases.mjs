@@ -174,6 +174,10 @@ export function cases(n, tokens) {
     const [x, out] = [t.floats(f, tokens, n), t.zeros('float64', n)];
     return { run: () => s.columnSums(x, out) };
   });
+  add('differenceSquares bfloat16', h, 3 * rows, 4 * rows, (t, s) => {
+    const [x, y, out] = [t.floats(h, tokens, n), t.floats(h, tokens, n), t.zeros('float64', n)];
+    return { run: () => s.differenceSquares(x, y, out) };
+  });
   add('transpose', f, 0, 8 * square, (t, s) => {
     const [a, out] = [t.floats(f, n, n), t.zeros(f, n, n)];
     return { run: () => s.transpose(a, out) };
@@ -210,6 +214,10 @@ export function cases(n, tokens) {
   add('addDiagonal', f, n, 8 * n, (t, s) => {
     const a = t.floats(f, n, n);
     return { run: () => s.addDiagonal(a, 1) };
+  });
+  add('addToDiagonal', f, 2 * n, 12 * n, (t, s) => {
+    const [a, values] = [t.floats(f, n, n), t.floats(f, n)];
+    return { run: () => s.addToDiagonal(a, values, 1) };
   });
   add('diagonal', f, 0, 8 * n, (t, s) => {
     const [a, out] = [t.floats(f, n, n), t.zeros(f, n)];

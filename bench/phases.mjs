@@ -52,6 +52,8 @@ export function costOf({ op, arguments: list, calls }) {
   if (op === 'attentionStep') bytes += 2 * ((integers[1] + 1) * tensors[1].bytes - tensors[3].bytes);
   // b, B0 and S are read, b, S and Y written, each time; the mask both.
   if (op === 'admmIterate') bytes = integers[0] * (tensors[0].bytes + (22 + sizes[tensors[0].dtype]) * tensors[1].size);
+  // Of a square matrix the diagonal alone.
+  if (/diagonal$/i.test(op)) bytes = 12 * tensors[0].shape[0];
   return {
     flops: calls * flops,
     bytes: calls * bytes,

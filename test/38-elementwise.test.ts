@@ -373,6 +373,8 @@ for (const isa of opDevices()) {
       });
       expect(await stream.read(a)).toEqual(expected);
       expect(await stream.read(d)).toEqual(expected.filter((_, at) => at % (n + 1) === 0));
+      stream.addToDiagonal(a, d, -1);
+      expect(await stream.read(a)).toEqual(expected.map((x, at) => (at % (n + 1) === 0 ? 0 : x)));
     });
 
     test.each(['uint8', 'bfloat16', 'uint32', 'float64'] as const)('transpose of %s', async (dtype) => {

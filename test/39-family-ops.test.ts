@@ -94,6 +94,26 @@ describe.each(opDevices())('%s', (isa) => {
       ).toBeLessThan(1e-11);
     });
 
+    test.each(['float32', 'bfloat16'] as const)(
+      'differenceSquares of %s: the differences are rounded',
+      async (dtype) => {
+        const other = x.map((v, i) => Math.fround(0.5 * v + (i % 5) / 8));
+        const sums = await run(isa, ({ stream, up, up16, make }) => {
+          const out = make('float64', n);
+          const upload = dtype === 'float32' ? up : up16;
+          for (let time = 0; time < 2; time++)
+            stream.differenceSquares(upload(x, rows, n), upload(other, rows, n), out);
+          return out;
+        });
+        const [a, b] = dtype === 'float32' ? [x, other] : [round(x), round(other)];
+        const differences = Float32Array.from(a, (v, i) => v - b[i]!);
+        const expected = new Float64Array(n);
+        for (const [i, v] of (dtype === 'float32' ? differences : round(differences)).entries())
+          expected[i % n]! += 2 * v * v;
+        expect(nmse(sums, expected)).toBeLessThan(1e-25);
+      },
+    );
+
     test('columnSums adds up, transpose turns', async () => {
       for (const squares of [false, true]) {
         const sums = await run(isa, ({ stream, up, up16, make }) => {

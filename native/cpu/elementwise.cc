@@ -179,32 +179,38 @@ void CpuBackend::rowDots(Tensor a, Tensor b, Tensor out) {
   });
 }
 
+namespace {
+// out[j] += what rows(begin, count, sums) adds up of all rows, strip by strip and then in their order.
+template <typename Rows>
+void sumStrips(ThreadPool& pool, int64_t rows, int64_t n, double* out, const Rows& addRows) {
+  constexpr int64_t mostStrips = 64;
+  int64_t strip = std::max<int64_t>(128, (rows + mostStrips - 1) / mostStrips), strips = (rows + strip - 1) / strip;
+  std::vector<double> sums(static_cast<size_t>(strips * n));
+  pool.ranges(rows, strip, [&](int64_t begin, int64_t end) {
+    addRows(begin, static_cast<size_t>(end - begin), sums.data() + begin / strip * n);
+  });
+  for (int64_t i = 0; i < strips; i++)
+    for (int64_t j = 0; j < n; j++) out[j] += sums[static_cast<size_t>(i * n + j)];
+}
+}  // namespace
+
 void CpuBackend::columnSums(Tensor x, bool squares, Tensor out) {
-  int64_t rows = x.rows(), n = x.columns();
-  constexpr int64_t strip = 64;  // columns a task; a row's part is a cache line or more
-  pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
-    float wide[strip];
-    double sums[strip] = {0};
-    size_t count = static_cast<size_t>(end - begin);
-    for (int64_t i = 0; i < rows; i++) {
-      const float* row = x.dtype == DType::f32 ? x.as() + i * n + begin : wide;
-      if (x.dtype == DType::bf16) kernels_.f32FromBf16(x.as<bf16_t>() + i * n + begin, wide, count);
-      (squares ? kernels_.addSquares : kernels_.addToSums)(row, sums, count);
-    }
-    for (size_t j = 0; j < count; j++) out.as<double>()[begin + static_cast<int64_t>(j)] += sums[j];
+  int64_t n = x.columns();
+  sumStrips(pool_, x.rows(), n, out.as<double>(), [&](int64_t row, size_t rows, double* sums) {
+    auto width = static_cast<size_t>(n);
+    if (x.dtype == DType::f32)
+      (squares ? kernels_.columnSquares : kernels_.columnSums)(x.as() + row * n, rows, width, sums);
+    else
+      (squares ? kernels_.columnSquares16 : kernels_.columnSums16)(x.as<bf16_t>() + row * n, rows, width, sums);
   });
 }
 
 void CpuBackend::differenceSquares(Tensor x, Tensor y, Tensor out) {
   if (x.dtype != DType::bf16) return Backend::differenceSquares(x, y, out);
-  int64_t rows = x.rows(), n = x.columns();
-  constexpr int64_t strip = 128;
-  pool_.ranges(n, strip, [&](int64_t begin, int64_t end) {
-    double sums[strip] = {0};
-    size_t count = static_cast<size_t>(end - begin);
-    for (int64_t i = 0; i < rows; i++)
-      kernels_.addDifferenceSquares(x.as<bf16_t>() + i * n + begin, y.as<bf16_t>() + i * n + begin, sums, count);
-    for (size_t j = 0; j < count; j++) out.as<double>()[begin + static_cast<int64_t>(j)] += sums[j];
+  int64_t n = x.columns();
+  sumStrips(pool_, x.rows(), n, out.as<double>(), [&](int64_t row, size_t rows, double* sums) {
+    kernels_.differenceSquares16(x.as<bf16_t>() + row * n, y.as<bf16_t>() + row * n, rows, static_cast<size_t>(n),
+                                 sums);
   });
 }
 

@@ -29,10 +29,13 @@ struct Kernels {
   size_t (*countNonFiniteF32)(const float* x, size_t n);
   size_t (*countNonFinite16)(const uint16_t* x, uint16_t exponentMask, size_t n);
   double (*dot)(const float* a, const float* b, size_t n);  // sums in double
-  void (*addToSums)(const float* x, double* sums, size_t n);
-  void (*addSquares)(const float* x, double* sums, size_t n);
+  // sums[j] += Σᵢ x[i, j], or of its square, for rows `n` apart, over few of them.
+  void (*columnSums)(const float* x, size_t rows, size_t n, double* sums);
+  void (*columnSums16)(const bf16_t* x, size_t rows, size_t n, double* sums);
+  void (*columnSquares)(const float* x, size_t rows, size_t n, double* sums);
+  void (*columnSquares16)(const bf16_t* x, size_t rows, size_t n, double* sums);
   // Of x − y, rounded.
-  void (*addDifferenceSquares)(const bf16_t* x, const bf16_t* y, double* sums, size_t n);
+  void (*differenceSquares16)(const bf16_t* x, const bf16_t* y, size_t rows, size_t n, double* sums);
 
   FactorKernels factor;
   PruningKernels pruning;

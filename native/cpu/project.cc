@@ -29,7 +29,8 @@ void CpuBackend::project(Tensor scores, Tensor mask, Pattern pattern, Counts row
 
 namespace {
 
-// The largest of one row after another, by a histogram of the magnitude bits and a selection among those in one bin.
+// The largest of one row after another. The threshold is looked for near the last row's; where it is not there, a
+// histogram of the magnitude bits leads to it.
 class RowSelector {
  public:
   RowSelector(const PruningKernels& kernels, int64_t columns)
@@ -37,26 +38,43 @@ class RowSelector {
 
   // 0 < keep < columns.
   void select(const float* row, uint8_t* mask, size_t keep) {
-    std::fill(counts_.begin(), counts_.end(), 0);
-    kernels_.histogram(row, n_, 0, INT32_MAX, shift, counts_.data());
-    size_t bin = bins - 1, rank = keep;
-    for (; rank > counts_[bin]; bin--) rank -= counts_[bin];
-    uint32_t low = static_cast<uint32_t>(bin) << shift, above = 0;
-    size_t inside = kernels_.collect(row, n_, low, low + (1u << shift) - 1, inside_.data(), &above);
-    float* threshold = inside_.data() + (rank - 1);
-    std::nth_element(inside_.data(), threshold, inside_.data() + inside,
+    uint32_t low = last_ - std::min(last_, reach_), high = std::min<uint32_t>(INT32_MAX, last_ + reach_), above = 0;
+    size_t inside = reach_ > 0 ? kernels_.collect(row, n_, low, high, inside_.data(), &above) : 0;
+    if (keep <= above || keep > above + inside) {
+      low = binOf(row, keep);
+      above = 0, inside = kernels_.collect(row, n_, low, low + (1u << shift) - 1, inside_.data(), &above);
+    }
+    float *begin = inside_.data(), *end = begin + inside, *threshold = begin + (keep - above - 1);
+    std::nth_element(begin, threshold, end,
                      [](float a, float b) { return std::bit_cast<uint32_t>(a) > std::bit_cast<uint32_t>(b); });
     uint32_t bits = std::bit_cast<uint32_t>(*threshold);
-    size_t larger = keep - rank;
-    for (size_t i = 0; i < inside; i++) larger += std::bit_cast<uint32_t>(inside_[i]) > bits;
-    divide(row, mask, bits, keep - larger);
+    size_t larger = above, equal = 0;
+    for (const float* x = begin; x < end; x++)
+      larger += std::bit_cast<uint32_t>(*x) > bits, equal += std::bit_cast<uint32_t>(*x) == bits;
+    expect(bits);
+    divide(row, mask, bits, keep - larger, equal);
   }
 
  private:
-  // Keeps what is above `bits` and the first `ties` of those equal to it.
-  void divide(const float* row, uint8_t* mask, uint32_t bits, size_t ties) {
+  // The lowest magnitude in the bin of the keep-th largest.
+  uint32_t binOf(const float* row, size_t keep) {
+    std::fill(counts_.begin(), counts_.end(), 0);
+    kernels_.histogram(row, n_, 0, INT32_MAX, shift, counts_.data());
+    size_t bin = bins - 1;
+    for (; keep > counts_[bin]; bin--) keep -= counts_[bin];
+    return static_cast<uint32_t>(bin) << shift;
+  }
+
+  void expect(uint32_t bits) {
+    uint32_t move = bits > last_ ? bits - last_ : last_ - bits;
+    reach_ = reach_ == 0 ? firstReach : std::clamp(std::max(move, reach_ / 2), smallestReach, largestReach);
+    last_ = bits;
+  }
+
+  // Keeps what is above `bits` and the first `ties` of the `equal` ones at it.
+  void divide(const float* row, uint8_t* mask, uint32_t bits, size_t ties, size_t equal) {
     int32_t threshold = static_cast<int32_t>(bits);
-    if (ties == kernels_.countEqual(row, n_, bits)) return kernels_.maskAbove(row, mask, threshold - 1, n_);
+    if (ties == equal) return kernels_.maskAbove(row, mask, threshold - 1, n_);
     kernels_.maskAbove(row, mask, threshold, n_);
     for (size_t i = 0; ties > 0; i++) {
       if ((std::bit_cast<uint32_t>(row[i]) & INT32_MAX) != bits) continue;
@@ -65,12 +83,14 @@ class RowSelector {
     }
   }
 
+  static constexpr uint32_t firstReach = 1u << 20, smallestReach = 1u << 18, largestReach = 1u << 21;  // 12, 3, 25 %
   static constexpr int shift = 21;  // four bins an octave
   static constexpr size_t bins = size_t{1} << (31 - shift);
   const PruningKernels& kernels_;
   size_t n_;
   std::vector<uint32_t> counts_;
   std::vector<float> inside_;
+  uint32_t last_ = 0, reach_ = 0;  // the last threshold, and how far from it the next one is looked for
 };
 
 }  // namespace
