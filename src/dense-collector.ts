@@ -27,8 +27,8 @@ export function makesOnDemand({ normPlacement }: DecoderConfig): boolean {
 }
 
 /**
- * Whether the inputs' errors are taken by their squares alone. For the last layer of an MLP, with the most inputs, what they have in common made no
- * difference (docs/quality.md).
+ * Whether the inputs' errors are taken by their squares alone. For the last layer of an MLP, with the most inputs, what they have in common takes most
+ * of the time and made no difference beyond rounding (docs/quality.md).
  */
 const areErrorsSquares = (stage: number) => stage === 3;
 
@@ -148,7 +148,10 @@ export class DenseCollector {
     try {
       if (this.kind === 'outputs') this.#wanted = new ChunkBuffer(model, [rows, config.hidden], this.#scope);
       if (target.errorWeight > 0) {
-        if (areErrorsSquares(stage)) this.errorSquares = this.#scope.hold(new SquareCollector(model.stream, inputs));
+        if (areErrorsSquares(stage))
+          this.errorSquares = this.#scope.hold(
+            new SquareCollector(model.stream, inputs, 'the squares of the inputs’ errors'),
+          );
         else this.errors = sumOf(inputs, 'the inputs’ errors');
         if (areNeededAfterwards(this.kind, stage))
           this.#difference = this.#scope.hold(

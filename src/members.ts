@@ -136,7 +136,8 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
         stream.axpby(grams[place]!, objectives[place]!, 1, wanted.target!.errorWeight);
       }
     } else if (sample?.errorSquares) {
-      const squares = await sample.errorSquares.finish(dense.slice(1).map((one) => one!.errorSquares!));
+      const others = dense.slice(1).map((one) => one!.errorSquares!);
+      const squares = others.length > 0 ? await sample.errorSquares.finish(others) : undefined;
       objectives = [];
       for (const place of solvers) {
         const { stream, device } = members[place]!.model;
@@ -144,7 +145,9 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
           device.tensor('float32', [inputs, inputs], 'the Gram matrix and the inputs’ errors'),
         );
         objectives[place] = objective;
-        using values = stream.upload('float32', [inputs], squares, 'the squares of the inputs’ errors');
+        using values = squares
+          ? stream.upload('float32', [inputs], squares, 'the squares of the inputs’ errors')
+          : sample.errorSquares.rounded();
         stream.copy(grams[place]!, objective);
         stream.addToDiagonal(objective, values, wanted.target!.errorWeight);
       }

@@ -10,6 +10,7 @@ import { Team } from '../src/device/team.js';
 import { Scope } from '../src/device/tensor.js';
 import { evaluatePerplexity } from '../src/evaluate.js';
 import { groupInputs, type Member, membersOf } from '../src/members.js';
+import type { Block } from '../src/model/block.js';
 import type { Activations } from '../src/model/block-run.js';
 import { DecoderModel, type Float } from '../src/model/decoder.js';
 import { type PruneOptions, parsePruneOptions, prune } from '../src/prune.js';
@@ -133,6 +134,7 @@ describe.each([
   ['opt-pre', 1, 'outputs', 'float32'],
   ['opt-post', 3, 'outputs', 'float32'],
   ['gemma2', 3, 'cross', 'float32'],
+  ['gemma2', 3, 'cross', 'bfloat16'],
   ['mixtral', 1, 'outputs', 'float32'],
 ] as const)('what is summed: %s, stage %i', (name, stage, kind, precision) => {
   test(`${kind} in ${precision}, against float64; the dense model goes through the stage once`, async () => {
@@ -221,6 +223,63 @@ describe.each([
     }
     expect(device.info().memoryUsed).toBe(0);
   });
+});
+
+test('two devices: each solver gets the sums over both', async () => {
+  const [length, windows] = [16, 4];
+  const tokens = Uint32Array.from({ length: windows * length }, () => Math.floor(next() * 120));
+  const noise = Float32Array.from({ length: windows * length * 48 }, () => next() - 0.5);
+  const checkpoint = await Checkpoint.open(fileURLToPath(new URL('fixtures/models/llama-plain', import.meta.url)));
+  const objectives = async (devices: readonly Device[]) => {
+    const team = new Team(devices);
+    try {
+      using scope = new Scope();
+      const models = team.streams.map((stream) => DecoderModel.open(checkpoint, stream, 'float32'));
+      const members = await membersOf(team, models, { tokens, windows, length }, scope, true);
+      const blocks: Block[] = [];
+      for (const [place, { model, activations, dense }] of members.entries()) {
+        const { stream } = model;
+        const block = scope.hold(await model.loadBlock(0));
+        blocks.push(block);
+        const { residual } = activations!;
+        const values = noise.slice(place * residual.size, (place + 1) * residual.size);
+        stream.axpby(scope.hold(stream.upload('float32', residual.shape, values)), residual, 1, 1);
+        for (const one of [activations!, dense!]) {
+          for (let before = 0; before < 3; before++) {
+            await one.begin(block, before);
+            one.advance(block, before);
+          }
+          await one.begin(block, 3);
+        }
+      }
+      const seen = await groupInputs(team, members, {
+        blocks,
+        denseBlocks: blocks,
+        stage: 3,
+        group: 0,
+        solvers: devices.map((_, place) => place),
+        moments: false,
+        gram: true,
+        target: { strength: 0.5, residualStrength: 0.5, errorWeight: 2 },
+      });
+      for (const one of seen) scope.hold(one);
+      return await Promise.all(seen.map((one, place) => team.streams[place]!.read(one.dense!.objective!)));
+    } finally {
+      team.dispose();
+    }
+  };
+  try {
+    const other = Device.open('cpu', { threads: 1 });
+    const [whole] = await objectives([device]);
+    const both = await objectives([device, other]);
+    expect(both).toHaveLength(2);
+    expect(both[0]).toEqual(both[1]);
+    const largest = Math.max(...whole!);
+    expect(Math.max(...whole!.map((x, i) => Math.abs(x - both[0]![i]!)))).toBeLessThan(1e-5 * largest);
+    expect(other.info().memoryUsed).toBe(0);
+  } finally {
+    await checkpoint.close();
+  }
 });
 
 describe('the option', () => {

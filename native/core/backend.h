@@ -77,7 +77,8 @@ class Backend {
   virtual void quadraticForms(Tensor a, Tensor s, Tensor out) = 0;
   // out[j] += sum over i of x[i, j], or of its square, accumulated in double. x [rows, n] f32 or bf16, out f64 [n].
   virtual void columnSums(Tensor x, bool squares, Tensor out) = 0;
-  // out[j] += Σᵢ (x − y)[i, j]², the differences rounded to their dtype, sums in double. y may be overwritten.
+  // out[j] += Σᵢ (x − y)[i, j]², the differences rounded to their dtype, sums in double. x, y [rows, n] f32 or bf16,
+  // not the same tensor, out f64 [n]. y may be overwritten.
   virtual void differenceSquares(Tensor x, Tensor y, Tensor out) {
     axpby(x, y, -1, 1);
     columnSums(y, true, out);
@@ -101,7 +102,8 @@ class Backend {
   // Lower triangle := upper triangle.
   virtual void symmetrize(Tensor a) = 0;
   virtual void addDiagonal(Tensor a, double value) = 0;
-  virtual void addToDiagonal(Tensor a, Tensor values, double alpha) = 0;  // a[i, i] += alpha values[i]
+  // a[i, i] += alpha values[i]; a f32 [n, n], values f32 [n], not a part of a.
+  virtual void addToDiagonal(Tensor a, Tensor values, double alpha) = 0;
   virtual void diagonal(Tensor a, Tensor out) = 0;
   // In place: symmetric positive definite a (both triangles given) := lower Cholesky factor, zeros above. Fails with
   // NOT_POSITIVE_DEFINITE; a is then undefined.

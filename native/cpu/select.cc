@@ -75,7 +75,7 @@ class Selector {
   void divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties);
   int64_t positionOf(const Tile& tile, uint32_t bits, uint64_t rank) const;
   // task(span) for all of them, in jobsOf(spans) jobs: one, on the calling thread, when they are short.
-  static int64_t jobsOf(const std::vector<Span>& spans);
+  int64_t jobsOf(const std::vector<Span>& spans) const;
   template <typename Task>
   void forSpans(const std::vector<Span>& spans, const Task& task);
 
@@ -160,10 +160,11 @@ void Selector::makeAndCollect() {
   });
 }
 
-int64_t Selector::jobsOf(const std::vector<Span>& spans) {
+int64_t Selector::jobsOf(const std::vector<Span>& spans) const {
   size_t total = 0;
   for (const Span& span : spans) total += span.size;
-  return std::clamp<int64_t>(static_cast<int64_t>(total >> 12), 1, std::clamp<int64_t>(std::ssize(spans), 1, 64));
+  return std::clamp<int64_t>(static_cast<int64_t>(total >> 12), 1,
+                             std::clamp<int64_t>(std::ssize(spans), 1, 2 * pool_.threads()));
 }
 
 template <typename Task>

@@ -95,6 +95,32 @@ TEST_CASE("sums in double") {
   }
 }
 
+TEST_CASE("sums of the columns of many rows") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      for (int64_t rows : {127, 131, 300, 8323}) {
+        const int64_t n = 33;
+        Tensor x = normal(dtype, {rows, n}, 1), y = normal(dtype, {rows, n}, 2), difference = zeros(dtype, {rows, n});
+        device->copy(x, difference);
+        device->axpby(y, difference, -1, 1);
+        Numbers expected[3];
+        const Tensor* from[3] = {&x, &x, &difference};
+        for (int kind = 0; kind < 3; kind++) {
+          expected[kind].resize(n);
+          Numbers values = numbersOf(*from[kind]);
+          for (size_t i = 0; i < values.size(); i++)
+            expected[kind][i % n] += kind == 0 ? values[i] : values[i] * values[i];
+          Tensor out = zeros(DType::f64, {n});
+          if (kind < 2) device->columnSums(x, kind == 1, out);
+          if (kind == 2) device->differenceSquares(x, y, out);
+          CHECK(nmse(numbersOf(out), expected[kind]) < 1e-26);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("masks, and counting what is not finite") {
   for (const NamedBackend& device : backends()) {
     Tensor x = tensorOf(DType::f32, {1, 6}, {0, -0.0, NAN, INFINITY, 1e-40, 2}), mask = zeros(DType::u8, {1, 6});

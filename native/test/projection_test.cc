@@ -95,6 +95,20 @@ TEST_CASE("rows with a budget each") {
       device->projectRows(scores, mask, keep);
       CHECK(numbersOf(mask) == maskOf(values, expected));
     }
+    // Rows much like the one before, and rows that are not.
+    const int64_t m = 60, n = 200, some = 70;
+    Numbers numbers = numbersOf(normal(DType::f32, {m, n}, 4));
+    for (int64_t i = 0; i < m * n; i++) {
+      double& value = numbers[static_cast<size_t>(i)];
+      if (i / n > 20) value *= std::pow(10.0, i / n * 7 % 5 - 2);
+      if (i / n > 50) value = std::round(2 * value);
+    }
+    Tensor rows = tensorOf(DType::f32, {m, n}, numbers), kept = zeros(DType::u8, {m, n});
+    numbers = numbersOf(rows);
+    std::vector<std::vector<int64_t>> expected;
+    for (int64_t i = 0; i < m; i++) expected.push_back(largest(numbers, i * n, (i + 1) * n, some));
+    device->projectRows(rows, kept, some);
+    CHECK(numbersOf(kept) == maskOf(numbers, expected));
   }
 }
 

@@ -20,7 +20,7 @@ export interface DenseTargetOptions {
   residualStrength?: number;
   /**
    * κ: how often the errors that the inputs have already, their differences to the dense model's, count beside the inputs when the layers are solved. On
-   * other text they are larger. Default 1.
+   * other text they are larger. Of the last layer of an MLP each input's squares count, not what the errors have in common. Default 1.
    */
   errorWeight?: number;
 }

@@ -16,9 +16,16 @@ export class SquareCollector {
   readonly #stream: Stream;
   readonly #sums: Tensor<'float64'>;
 
-  constructor(stream: Stream, inputs: number) {
+  constructor(stream: Stream, inputs: number, label = 'sums of squared inputs') {
     this.#stream = stream;
-    this.#sums = stream.device.tensor('float64', [inputs], 'sums of squared inputs');
+    this.#sums = stream.device.tensor('float64', [inputs], label);
+  }
+
+  /** The sums of this device, float32 [n], without waiting for them; the caller disposes them. */
+  rounded(): Tensor<'float32'> {
+    const values = this.#stream.device.tensor('float32', this.#sums.shape, 'sums of squares');
+    this.#stream.copy(this.#sums, values);
+    return values;
   }
 
   /** @param x [tokens, n] */
