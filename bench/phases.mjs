@@ -53,7 +53,7 @@ export function costOf({ op, arguments: list, calls }) {
   // b, B0 and S are read, b, S and Y written, each time; the mask both.
   if (op === 'admmIterate') bytes = integers[0] * (tensors[0].bytes + (22 + sizes[tensors[0].dtype]) * tensors[1].size);
   // Of a square matrix the diagonal alone.
-  if (/diagonal$/i.test(op)) bytes = 12 * tensors[0].shape[0];
+  if (/diagonal$/i.test(op)) bytes += (op === 'diagonal' ? 4 : 8) * tensors[0].shape[0] - tensors[0].bytes;
   return {
     flops: calls * flops,
     bytes: calls * bytes,

@@ -128,30 +128,8 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
         name,
       ));
     const denseSums = await sumOfDense('sum', 'the sums for the dense target');
-    let objectives = await sumOfDense('errors', 'the inputs’ errors');
-    if (objectives) {
-      for (const place of solvers) {
-        const { stream } = members[place]!.model;
-        stream.symmetrize(objectives[place]!);
-        stream.axpby(grams[place]!, objectives[place]!, 1, wanted.target!.errorWeight);
-      }
-    } else if (sample?.errorSquares) {
-      const others = dense.slice(1).map((one) => one!.errorSquares!);
-      const squares = others.length > 0 ? await sample.errorSquares.finish(others) : undefined;
-      objectives = [];
-      for (const place of solvers) {
-        const { stream, device } = members[place]!.model;
-        const objective = scope.hold(
-          device.tensor('float32', [inputs, inputs], 'the Gram matrix and the inputs’ errors'),
-        );
-        objectives[place] = objective;
-        using values = squares
-          ? stream.upload('float32', [inputs], squares, 'the squares of the inputs’ errors')
-          : sample.errorSquares.rounded();
-        stream.copy(grams[place]!, objective);
-        stream.addToDiagonal(objective, values, wanted.target!.errorWeight);
-      }
-    }
+    const errors = await sumOfDense('errors', 'the inputs’ errors');
+    const objectives = await objectivesOf(members, dense, { errors, grams, solvers, target: wanted.target, scope });
     const total = tokens.reduce((all, count) => all + count, 0);
     const [first, ...others] = collectors;
     const diagonal = first && (await diagonalOf(members[solvers[0]!]!.model.stream, grams[solvers[0]!]!));
@@ -181,6 +159,40 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     scope.dispose();
     throw error;
   }
+}
+
+/**
+ * What the solvers go by in place of the Gram matrices (`objective` of DenseInputs).
+ * @param errors sums of the inputs' errors at the solvers' places, which become the objectives; undefined where there are none, or squares alone
+ * @param scope gets the objectives
+ */
+async function objectivesOf(
+  members: readonly Member[],
+  [first, ...others]: readonly (DenseCollector | undefined)[],
+  how: { errors: F32[] | undefined; grams: F32[]; solvers: readonly number[]; target?: DenseTarget; scope: Scope },
+): Promise<F32[] | undefined> {
+  const { errors, grams, solvers, target, scope } = how;
+  const own = first?.errorSquares;
+  if (!target || !(errors ?? own)) return undefined;
+  const over = own && others.length > 0 ? await own.finish(others.map((one) => one!.errorSquares!)) : undefined;
+  const objectives: F32[] = [];
+  for (const place of solvers) {
+    const { stream, device } = members[place]!.model;
+    const gram = grams[place]!;
+    if (errors) {
+      const objective = errors[place]!;
+      stream.symmetrize(objective);
+      stream.axpby(gram, objective, 1, target.errorWeight);
+      objectives[place] = objective;
+      continue;
+    }
+    const objective = scope.hold(device.tensor('float32', gram.shape, 'the Gram matrix and the inputs’ errors'));
+    using squares = over ? stream.upload('float32', [over.length], over, 'the inputs’ errors') : own!.rounded();
+    stream.copy(gram, objective);
+    stream.addToDiagonal(objective, squares, target.errorWeight);
+    objectives[place] = objective;
+  }
+  return objectives;
 }
 
 /** {@link groupInputs} without the Gram matrix: sums of each input, which the host adds in the members' order. */

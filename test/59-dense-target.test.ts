@@ -28,6 +28,16 @@ const transposed = (a: number[][]) => a[0]!.map((_, j) => a.map((row) => row[j]!
 const combined = (a: number[][], b: number[][], factor: number) =>
   a.map((row, i) => row.map((value, j) => value + factor * b[i]![j]!));
 const scaled = (a: number[][], factor: number) => a.map((row) => row.map((value) => factor * value));
+/** Takes activations to a stage, and begins it. */
+async function reach(block: Block, stage: number, all: readonly Activations[]): Promise<void> {
+  for (const one of all) {
+    for (let before = 0; before < stage; before++) {
+      await one.begin(block, before);
+      one.advance(block, before);
+    }
+    await one.begin(block, stage);
+  }
+}
 const distance = (a: number[][], b: number[][]) =>
   Math.max(...a.map((row, i) => Math.max(...row.map((value, j) => Math.abs(value - b[i]![j]!)))));
 const rowsOf = (values: Float32Array, [rows = 0, columns = 0]: readonly number[]) =>
@@ -153,13 +163,7 @@ describe.each([
       const { shape, size } = activations!.residual;
       const noise = Float32Array.from({ length: size }, () => next() - 0.5);
       stream.axpby(scope.hold(stream.upload('float32', shape, noise)), activations!.residual, 1, 1);
-      for (const one of [activations!, dense!]) {
-        for (let before = 0; before < stage; before++) {
-          await one.begin(block, before);
-          one.advance(block, before);
-        }
-        await one.begin(block, stage);
-      }
+      await reach(block, stage, [activations!, dense!]);
       const read = async (tensor: Float) => {
         using wide = device.tensor('float32', tensor.shape);
         stream.copy(tensor, wide);
@@ -244,13 +248,7 @@ test('two devices: each solver gets the sums over both', async () => {
         const { residual } = activations!;
         const values = noise.slice(place * residual.size, (place + 1) * residual.size);
         stream.axpby(scope.hold(stream.upload('float32', residual.shape, values)), residual, 1, 1);
-        for (const one of [activations!, dense!]) {
-          for (let before = 0; before < 3; before++) {
-            await one.begin(block, before);
-            one.advance(block, before);
-          }
-          await one.begin(block, 3);
-        }
+        await reach(block, 3, [activations!, dense!]);
       }
       const seen = await groupInputs(team, members, {
         blocks,

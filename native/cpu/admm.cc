@@ -75,14 +75,14 @@ void CpuBackend::admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Ten
                              Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
   std::vector<Expected> expected;
   int64_t rows = y.dim(0), n = y.dim(1);
-  bool packed = count > 1 && packsWhole(rows, n) && y.dtype == DType::bf16;
+  bool packed = count > 1 && packsWhole(y);
   if (packed) packColumns(op.as<bf16_t>(), nullptr, n, n, n, rightPairs_);
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
     if (packed)
       pairTiles(leftFactor(y, false, 0, rows, 0, n), rows, n, n, {b.as(), nullptr, n, 1, 0});
     else
-      gemm(y, op, b, false, false, 1, 0, false);
+      gemm(y, op, b, false, false, 1, 0);
     admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, i + 1 == count, &expected);
   }
   dropLarge(leftPairs_), dropLarge(rightPairs_);

@@ -87,7 +87,8 @@ class CpuBackend final : public Backend {
                    Lines<uint32_t>& packed);
   void packRows(const bf16_t* x, int64_t ld, int64_t columns, int64_t k, Lines<uint32_t>& packed);
   LeftPairs leftFactor(const Tensor& a, bool transposed, int64_t row, int64_t rows, int64_t from, int64_t k);
-  bool packsWhole(int64_t rows, int64_t n) const;
+  bool goesByPairs(const Tensor& a, int64_t rows, int64_t k) const;
+  bool packsWhole(const Tensor& a) const;
   void pairTiles(const LeftPairs& left, int64_t rows, int64_t columns, int64_t k, const PairOutput& out);
   void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, float alpha,
                    float beta);

@@ -180,7 +180,7 @@ void CpuBackend::rowDots(Tensor a, Tensor b, Tensor out) {
 }
 
 namespace {
-// out[j] += what rows(begin, count, sums) adds up of all rows, strip by strip and then in their order.
+// out[j] += what addRows(begin, count, sums) adds up of all rows, strip by strip and then in their order.
 template <typename Rows>
 void sumStrips(ThreadPool& pool, int64_t rows, int64_t n, double* out, const Rows& addRows) {
   constexpr int64_t mostStrips = 64;

@@ -130,8 +130,7 @@ void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool tran
   bool single = a.dtype == DType::f32 && out.dtype == DType::f32;
   if (m <= fewRows && !transposeA && transposeB && single && k > 0 && scale != 0)
     return narrowGemm(a, b, out, scale, keep);
-  if (products_ && a.dtype == DType::bf16 && m >= enoughRows && k > 0 && scale != 0)
-    return pairProduct(a, b, out, transposeA, transposeB, scale, keep);
+  if (goesByPairs(a, m, k) && scale != 0) return pairProduct(a, b, out, transposeA, transposeB, scale, keep);
   // Large tiles pack less, many tiles serve many threads: halved until there are enough.
   int64_t tileRows = 256, tileColumns = 768;
   auto tiles = [&] { return Tiles(m, tileRows).count * Tiles(n, tileColumns).count; };

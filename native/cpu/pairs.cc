@@ -124,9 +124,15 @@ LeftPairs CpuBackend::leftFactor(const Tensor& a, bool transposed, int64_t row, 
   return {copy, apart, nullptr, 0, true};
 }
 
-// Whether a bfloat16 product [rows, n] × [n, n] goes by own kernels, and neither factor is cut.
-bool CpuBackend::packsWhole(int64_t rows, int64_t n) const {
-  return products_ && rows >= enoughRows && n > 0 && std::max(rows, n) * n <= mostNumbers;
+// Whether a product op(a) [rows, k] × [k, n] goes by own kernels.
+bool CpuBackend::goesByPairs(const Tensor& a, int64_t rows, int64_t k) const {
+  return products_ && a.dtype == DType::bf16 && rows >= enoughRows && k > 0;
+}
+
+// The same of a [rows, n] × [n, n], and neither factor is cut.
+bool CpuBackend::packsWhole(const Tensor& a) const {
+  int64_t rows = a.dim(0), n = a.dim(1);
+  return goesByPairs(a, rows, n) && std::max(rows, n) * n <= mostNumbers;
 }
 
 // out [m, n] = alpha op(a) op(b) + beta out. Rows, columns and the sum are cut where what is packed of them would get

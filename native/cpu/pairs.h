@@ -51,8 +51,8 @@ struct RightPairs {
 };
 
 // out [rows, columns] = left · right over k numbers, of the left factor the rows from `row` on. The right one begins
-// with a panel, or lies in one. To bfloat16 over at most 2 · pairsTogether numbers, and not
-// from rows of an odd length that are not padded.
+// with a panel, or lies in one. To bfloat16 over at most 2 · pairsTogether numbers, and not from rows of an odd length
+// that are not padded.
 void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t row, int64_t rows, RightPairs right,
                    int64_t columns, int64_t k, const PairOutput& out);
 

@@ -38,10 +38,10 @@ class RowSelector {
 
   // 0 < keep < columns.
   void select(const float* row, uint8_t* mask, size_t keep) {
-    uint32_t low = last_ - std::min(last_, reach_), high = std::min<uint32_t>(INT32_MAX, last_ + reach_), above = 0;
-    size_t inside = reach_ > 0 ? kernels_.collect(row, n_, low, high, inside_.data(), &above) : 0;
+    uint32_t above = 0;
+    size_t inside = kernels_.collect(row, n_, expected_.low(), expected_.high(), inside_.data(), &above);
     if (keep <= above || keep > above + inside) {
-      low = binOf(row, keep);
+      uint32_t low = binOf(row, keep);
       above = 0, inside = kernels_.collect(row, n_, low, low + (1u << shift) - 1, inside_.data(), &above);
     }
     float *begin = inside_.data(), *end = begin + inside, *threshold = begin + (keep - above - 1);
@@ -51,7 +51,7 @@ class RowSelector {
     size_t larger = above, equal = 0;
     for (const float* x = begin; x < end; x++)
       larger += std::bit_cast<uint32_t>(*x) > bits, equal += std::bit_cast<uint32_t>(*x) == bits;
-    expect(bits);
+    expected_ = next(expected_, bits, reaches);
     divide(row, mask, bits, keep - larger, equal);
   }
 
@@ -63,12 +63,6 @@ class RowSelector {
     size_t bin = bins - 1;
     for (; keep > counts_[bin]; bin--) keep -= counts_[bin];
     return static_cast<uint32_t>(bin) << shift;
-  }
-
-  void expect(uint32_t bits) {
-    uint32_t move = bits > last_ ? bits - last_ : last_ - bits;
-    reach_ = reach_ == 0 ? firstReach : std::clamp(std::max(move, reach_ / 2), smallestReach, largestReach);
-    last_ = bits;
   }
 
   // Keeps what is above `bits` and the first `ties` of the `equal` ones at it.
@@ -83,14 +77,14 @@ class RowSelector {
     }
   }
 
-  static constexpr uint32_t firstReach = 1u << 20, smallestReach = 1u << 18, largestReach = 1u << 21;  // 12, 3, 25 %
-  static constexpr int shift = 21;  // four bins an octave
+  static constexpr Reaches reaches{1u << 20, 1u << 18, 1u << 21, 1};  // 12, 3 and 25 %
+  static constexpr int shift = 21;                                    // four bins an octave
   static constexpr size_t bins = size_t{1} << (31 - shift);
   const PruningKernels& kernels_;
   size_t n_;
   std::vector<uint32_t> counts_;
   std::vector<float> inside_;
-  uint32_t last_ = 0, reach_ = 0;  // the last threshold, and how far from it the next one is looked for
+  Expected expected_;  // the last row's
 };
 
 }  // namespace

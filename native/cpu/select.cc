@@ -23,7 +23,7 @@ namespace {
 constexpr int binBits = 11;
 constexpr int64_t bins = 1 << binBits;
 constexpr uint32_t largestBits = INT32_MAX;
-constexpr uint32_t firstReach = 1u << 19, largestReach = 1u << 21, smallestReach = 1u << 14;  // 6 %, 25 %, 0.2 %
+constexpr Reaches reaches{1u << 19, 1u << 14, 1u << 21, 2};  // 6 %, 0.2 %, 25 %; moves get smaller, some by turns
 constexpr int64_t smallestSampled = 1 << 18;  // elements; below, histograms of everything cost less than the window
 constexpr int64_t insideCapacity = tileSize / 4;
 constexpr int64_t insideStride = insideCapacity + pieceSize + 16;
@@ -101,9 +101,9 @@ void Selector::plan(int64_t columns, const Counts& rowEnds, const Counts& keep, 
     segment.lastTile = tiles_.size();
     segment.search = segment.keep > 0 && segment.keep < static_cast<uint64_t>(segment.size());
     if (segment.search) {
-      auto [threshold, reach] = s < expected.size() ? expected[s] : Expected{};
-      if (reach > 0) {
-        segment.low = threshold - std::min(threshold, reach), segment.high = std::min(largestBits, threshold + reach);
+      Expected last = s < expected.size() ? expected[s] : Expected{};
+      if (last.reach > 0) {
+        segment.low = last.low(), segment.high = last.high();
         segment.windowed = true;
       } else if (segment.size() >= smallestSampled) {
         sampleWindow(segment);
@@ -272,14 +272,6 @@ void Selector::use() {
   });
 }
 
-// Moves get smaller, some by turns.
-Expected next(const Expected& last, uint32_t threshold) {
-  if (last.reach == 0) return {threshold, firstReach};
-  uint32_t move = threshold > last.threshold ? threshold - last.threshold : last.threshold - threshold;
-  uint32_t twice = 2 * std::min(move, largestReach);
-  return {threshold, std::clamp(std::max(twice, last.reach / 2), smallestReach, largestReach)};
-}
-
 }  // namespace
 
 void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* scores, int64_t columns,
@@ -294,7 +286,7 @@ void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* sco
   std::vector<Expected> last = std::exchange(*expected, {});
   for (const Segment& segment : selector.segments()) {
     size_t s = expected->size();
-    expected->push_back(next(s < last.size() ? last[s] : Expected{}, segment.threshold));
+    expected->push_back(next(s < last.size() ? last[s] : Expected{}, segment.threshold, reaches));
   }
 }
 

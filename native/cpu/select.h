@@ -28,7 +28,23 @@ struct SelectionLoops {
 // of the magnitude.
 struct Expected {
   uint32_t threshold = 0, reach = 0;  // reach 0: not known
+
+  uint32_t low() const { return threshold - std::min(threshold, reach); }
+  uint32_t high() const { return std::min<uint32_t>(INT32_MAX, threshold + reach); }
 };
+
+// How far to look: at first, at least and at most (1 << 23 is a factor of two), and how many times the last move.
+struct Reaches {
+  uint32_t first, smallest, largest, moves;
+};
+
+// After a selection with this threshold.
+inline Expected next(const Expected& last, uint32_t threshold, const Reaches& reaches) {
+  if (last.reach == 0) return {threshold, reaches.first};
+  uint32_t move = threshold > last.threshold ? threshold - last.threshold : last.threshold - threshold;
+  uint32_t wanted = reaches.moves * std::min(move, reaches.largest);
+  return {threshold, std::clamp(std::max(wanted, last.reach / 2), reaches.smallest, reaches.largest)};
+}
 
 // Keeps exactly keep[s] scores in segment s, ties to the lowest index. `expected`, empty at first, is what a row of
 // selections passes from one to the next: it makes them faster and changes nothing else.

@@ -150,23 +150,17 @@ static inline __attribute__((always_inline)) void sumColumns(size_t rows, size_t
     for (size_t j = 0; j < n; j++) sums[j] += term(i * n + j);
 }
 
-static void columnSums(const float* x, size_t rows, size_t n, double* sums) {
-  sumColumns(rows, n, sums, [=](size_t i) { return static_cast<double>(x[i]); });
+static inline double doubleOf(float x) { return x; }
+static inline double doubleOf(bf16_t x) { return bf16ToF32(x); }
+
+template <typename T>
+static void columnSums(const T* x, size_t rows, size_t n, double* sums) {
+  sumColumns(rows, n, sums, [=](size_t i) { return doubleOf(x[i]); });
 }
 
-static void columnSums16(const bf16_t* x, size_t rows, size_t n, double* sums) {
-  sumColumns(rows, n, sums, [=](size_t i) { return static_cast<double>(bf16ToF32(x[i])); });
-}
-
-static void columnSquares(const float* x, size_t rows, size_t n, double* sums) {
-  sumColumns(rows, n, sums, [=](size_t i) { return static_cast<double>(x[i]) * x[i]; });
-}
-
-static void columnSquares16(const bf16_t* x, size_t rows, size_t n, double* sums) {
-  sumColumns(rows, n, sums, [=](size_t i) {
-    double value = bf16ToF32(x[i]);
-    return value * value;
-  });
+template <typename T>
+static void columnSquares(const T* x, size_t rows, size_t n, double* sums) {
+  sumColumns(rows, n, sums, [=](size_t i) { return doubleOf(x[i]) * doubleOf(x[i]); });
 }
 
 static void differenceSquares16(const bf16_t* x, const bf16_t* y, size_t rows, size_t n, double* sums) {
