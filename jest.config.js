@@ -1,5 +1,8 @@
 import { availableParallelism } from 'node:os';
 
+// Memory that is promised to hold nothing in particular holds NaN, in the workers and in what they start.
+process.env.ALPS_POISON ??= '1';
+
 /** TypeScript is stripped by swc; modules stay ES modules, so jest runs with --experimental-vm-modules (see package.json). */
 export default {
   testEnvironment: 'node',

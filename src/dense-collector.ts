@@ -72,8 +72,8 @@ class ChunkBuffer {
   ) {
     this.#stream = stream;
     const label = 'a chunk for the dense targets';
-    this.#wide = scope.hold(device.tensor('float32', shape, label));
-    this.#narrow = precision === 'float32' ? undefined : scope.hold(device.tensor(precision, shape, label));
+    this.#wide = scope.hold(device.empty('float32', shape, label));
+    this.#narrow = precision === 'float32' ? undefined : scope.hold(device.empty(precision, shape, label));
   }
 
   /** The first rows, in float32; the caller disposes them. */
@@ -154,9 +154,7 @@ export class DenseCollector {
           );
         else this.errors = sumOf(inputs, 'the inputs’ errors');
         if (areNeededAfterwards(this.kind, stage))
-          this.#difference = this.#scope.hold(
-            device.tensor(precision, [rows, inputs], 'a chunk of the inputs’ errors'),
-          );
+          this.#difference = this.#scope.hold(device.empty(precision, [rows, inputs], 'a chunk of the inputs’ errors'));
       }
     } catch (error) {
       this.dispose();

@@ -104,7 +104,7 @@ async function pruneTogether(
   const [{ inputs: width }] = linears as [Linear];
   const outputs = linears.reduce((sum, linear) => sum + linear.outputs, 0);
   using scope = new Scope();
-  const weight = scope.hold(device.tensor('float32', [outputs, width], `the weights of ${linears[0]!.name}`));
+  const weight = scope.hold(device.empty('float32', [outputs, width], `the weights of ${linears[0]!.name}`));
   clock.enter('read');
   for (const [linear, rows] of rowsOf(linears, weight, scope)) await copyStored(model, linear, rows);
   const layers = linears.map(({ name, outputs: count }) => {
@@ -129,7 +129,7 @@ async function pruneTogether(
       const group = { layers, weight: target, gram: dense?.objective ?? gram, diagonal, moments };
       const scales = await weighed;
       if (!scales) return group;
-      const scaled = held.hold(device.tensor('float32', weight.shape, 'the weighted rows'));
+      const scaled = held.hold(device.empty('float32', weight.shape, 'the weighted rows'));
       scaleRows(stream, target, scales, scaled);
       return { ...group, weight: scaled };
     };
@@ -223,7 +223,7 @@ async function store(model: DecoderModel, linear: Linear, rows: F32): Promise<Ui
   const { stream, device } = model;
   const { spec } = linear;
   const name = tensorOf(spec);
-  using stored = device.tensor(model.storedDtype(name), rows.shape, name);
+  using stored = device.empty(model.storedDtype(name), rows.shape, name);
   stream.copy(rows, stored);
   stream.copy(stored, rows);
   stream.copy(stored, linear.weight);
@@ -235,7 +235,7 @@ async function store(model: DecoderModel, linear: Linear, rows: F32): Promise<Ui
 async function readStored(stream: Stream, stored: Tensor, transposed: boolean) {
   if (!transposed) return stream.read(stored);
   const [outputs = 0, inputs = 0] = stored.shape;
-  using turned = stream.device.tensor(stored.dtype, [inputs, outputs]);
+  using turned = stream.device.empty(stored.dtype, [inputs, outputs]);
   stream.transpose(stored, turned);
   return await stream.read(turned);
 }

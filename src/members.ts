@@ -186,7 +186,7 @@ async function objectivesOf(
       objectives[place] = objective;
       continue;
     }
-    const objective = scope.hold(device.tensor('float32', gram.shape, 'the Gram matrix and the inputs’ errors'));
+    const objective = scope.hold(device.empty('float32', gram.shape, 'the Gram matrix and the inputs’ errors'));
     using squares = over ? stream.upload('float32', [over.length], over, 'the inputs’ errors') : own!.rounded();
     stream.copy(gram, objective);
     stream.addToDiagonal(objective, squares, target.errorWeight);

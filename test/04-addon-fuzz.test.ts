@@ -125,7 +125,9 @@ describe('the addon called with arbitrary values', () => {
     await fc.assert(
       fc.asyncProperty(fc.array(call, { minLength: 1, maxLength: 8 }), async (calls) => {
         const stream = native.openStream(device);
-        const made = dtypes.flatMap((dtype) => shapes.map((shape) => native.makeTensor(device, dtype, shape, '')));
+        const made = dtypes.flatMap((dtype) =>
+          shapes.map((shape) => native.makeTensor(device, dtype, shape, '', true)),
+        );
         native.disposeTensor(made[7]!);
         for (const { name, first, args } of calls) {
           const head = first === 0 ? [] : name === 'openStream' || name === 'makeTensor' ? [device] : [stream];
@@ -146,7 +148,7 @@ describe('the addon called with arbitrary values', () => {
     );
     expect(returned).toBeGreaterThan(numRuns / 20);
     const stream = native.openStream(device);
-    const tensor = native.makeTensor(device, 'float32', [3], '');
+    const tensor = native.makeTensor(device, 'float32', [3], '', true);
     native.fill(stream, tensor, 7);
     const out = new Float32Array(3);
     await new Promise((resolve) => native.readTensor(stream, tensor, out, resolve));
@@ -180,7 +182,7 @@ describe('the addon called with arbitrary values', () => {
   });
 
   test('a view cannot claim more than its tensor has, however its size is written', () => {
-    const tensor = native.makeTensor(device, 'float32', [4], '');
+    const tensor = native.makeTensor(device, 'float32', [4], '', true);
     const views: [number, number[]][] = [
       [0, [2 ** 32, 2 ** 32]],
       [2 ** 53, [1]],
@@ -201,7 +203,7 @@ describe('the addon called with arbitrary values', () => {
 
   test('arrays whose memory may go away are refused', () => {
     const stream = native.openStream(device);
-    const tensor = native.makeTensor(device, 'float32', [4], '');
+    const tensor = native.makeTensor(device, 'float32', [4], '', true);
     const resizable = new Float32Array(Reflect.construct(ArrayBuffer, [16, { maxByteLength: 32 }]), 0, 4);
     for (const array of [detached(), resizable, new Float32Array(new SharedArrayBuffer(16)), new Float32Array(3), []])
       expect(answers('writeTensor', [stream, tensor, array])).toBe(false);
@@ -212,15 +214,15 @@ describe('the addon called with arbitrary values', () => {
   test('a tensor of another device is refused', () => {
     const other = native.openDevice('cpu', { threads: 1, memoryLimit: 1 << 25, isa: '' }, nowhere);
     const stream = native.openStream(other);
-    const tensor = native.makeTensor(device, 'float32', [4], '');
+    const tensor = native.makeTensor(device, 'float32', [4], '', true);
     expect(() => native.fill(stream, tensor, 1)).toThrow('Expected a tensor of the stream');
     native.closeStream(stream);
   });
 
   test('ops that take tensors refuse nothing in their place', () => {
     const stream = native.openStream(device);
-    const scalar = native.makeTensor(device, 'float32', [], '');
-    const count = native.makeTensor(device, 'uint32', [1], '');
+    const scalar = native.makeTensor(device, 'float32', [], '', true);
+    const count = native.makeTensor(device, 'uint32', [1], '', true);
     const calls: [keyof Addon, unknown[]][] = [
       ['copy', [null, null]],
       ['copy', [scalar, undefined]],

@@ -62,6 +62,23 @@ describe('device, stream, tensor', () => {
     expect(own.info().memoryUsed).toBe(0);
   });
 
+  test('new tensors are zero, and those of no promised contents are NaN under ALPS_POISON', async () => {
+    using stream = device.stream();
+    using held = device.tensor('uint8', [1]); // while something is in use, what is freed is kept
+    for (const length of [3, 1000, 300_000]) {
+      for (let i = 0; i < 3; i++) {
+        using zero = device.tensor('float32', [length]);
+        expect(new Set(await stream.read(zero))).toEqual(new Set([0]));
+        using empty = device.empty('float32', [length]);
+        expect(new Set(await stream.read(empty))).toEqual(new Set([Number.NaN]));
+        stream.fill(zero, 7);
+        stream.fill(empty, 7);
+        await stream.sync();
+      }
+    }
+    expect(held.disposed).toBe(false);
+  });
+
   test('an aborted signal rejects the await and refuses new streams', async () => {
     const controller = new AbortController();
     using stream = device.stream({ signal: controller.signal });
@@ -119,7 +136,7 @@ describe('device, stream, tensor', () => {
        const addon = createRequire(process.cwd() + '/package.json')('node-gyp-build')(process.cwd());
        const device = addon.openDevice('cpu', { threads: 0, memoryLimit: 0, isa: '' }, { kernels: '', folders: [] });
        const stream = addon.openStream(device);
-       const tensor = addon.makeTensor(device, 'float32', [1 << 22], 't');
+       const tensor = addon.makeTensor(device, 'float32', [1 << 22], 't', true);
        for (let i = 0; i < 5000; i++) addon.fill(stream, tensor, i);
        addon.readTensor(stream, tensor, new Float32Array(1 << 22), () => {});
        require('node:worker_threads').parentPort.postMessage('busy');`,

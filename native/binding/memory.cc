@@ -205,16 +205,18 @@ Napi::Value makeTensor(const Napi::CallbackInfo& info) {
     DeviceHandle& device = unwrapDevice(info[0]);
     std::string dtype, label;
     Counts shape;
+    bool zero = true;
     convert(info[1], dtype);
     convert(info[2], shape);
     convert(info[3], label);
+    convert(info[4], zero);
     auto handle = std::make_unique<TensorHandle>();
     Tensor& tensor = handle->tensor;
     handle->device = device.thread;
     tensor.dtype = parseDType(dtype);
     tensor.shape = shapeOf(shape, label);
     try {
-      tensor.storage = device.thread->backend().allocate(tensor.bytes());
+      tensor.storage = device.thread->backend().allocate(tensor.bytes(), zero ? Contents::zero : Contents::any);
     } catch (const Error& error) {
       fail(error.code().c_str(), "Could not allocate ", label.empty() ? "a tensor" : label, ", ", describe(tensor),
            ": ", error.what());

@@ -18,7 +18,7 @@ Napi::Value closeStream(const Napi::CallbackInfo& info);     // (stream)
 Napi::Value setPhase(const Napi::CallbackInfo& info);        // (stream, name)
 Napi::Value markStream(const Napi::CallbackInfo& info);      // (stream) => mark
 Napi::Value markedTime(const Napi::CallbackInfo& info);      // (mark) => ms, NaN until the stream got there
-Napi::Value makeTensor(const Napi::CallbackInfo& info);      // (device, dtype, shape, label) => tensor, zeroed
+Napi::Value makeTensor(const Napi::CallbackInfo& info);      // (device, dtype, shape, label, zero) => tensor
 Napi::Value viewTensor(const Napi::CallbackInfo& info);  // (tensor, firstElement, shape) => tensor on the same memory
 Napi::Value disposeTensor(const Napi::CallbackInfo& info);  // (tensor)
 Napi::Value writeTensor(const Napi::CallbackInfo& info);    // (stream, tensor, typedArray)

@@ -41,12 +41,15 @@ struct Pattern {
 
 using Counts = std::vector<uint64_t>;
 
+// What memory holds before it is written.
+enum class Contents { zero, any };
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual DeviceInfo info() const = 0;
-  virtual void resetPeak() = 0;                                 // memoryPeak := memoryUsed
-  virtual std::shared_ptr<Storage> allocate(size_t bytes) = 0;  // zeroed
+  virtual void resetPeak() = 0;  // memoryPeak := memoryUsed
+  virtual std::shared_ptr<Storage> allocate(size_t bytes, Contents contents) = 0;
   virtual void upload(const void* from, Tensor out) = 0;
   virtual void download(Tensor from, void* out) = 0;
   // Ops until the next call are of this job: where an op's failure is found only later, it is kept for its job.

@@ -10,7 +10,7 @@
 namespace alps {
 
 // Changes with anything that both sides see.
-constexpr int cudaInterfaceVersion = 10;
+constexpr int cudaInterfaceVersion = 11;
 
 struct CudaDevice {
   std::string name;

@@ -65,7 +65,7 @@ DeviceInfo CpuBackend::info() const {
 
 void CpuBackend::resetPeak() { account_->peak = account_->used.load(); }
 
-std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
+std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes, Contents contents) {
   class CpuStorage final : public Storage {
    public:
     CpuStorage(void* data, size_t bytes, std::shared_ptr<Account> account)
@@ -89,7 +89,7 @@ std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) {
     fail("OUT_OF_MEMORY", bytes, " bytes would exceed the device's limit of ", options_.memoryLimit,
          " bytes, of which ", used - bytes, " are in use");
   }
-  void* data = account_->pages.take(bytes);
+  void* data = account_->pages.take(bytes, contents);
   if (!data) {
     account_->used -= bytes;
     fail("OUT_OF_MEMORY", "the system refused ", bytes, " bytes: ", std::strerror(errno));

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace alps {
@@ -10,59 +11,147 @@ namespace alps {
 namespace {
 
 // A page that is touched for the first time costs more than ten times what writing it again does: most of the time of a
-// method with a few passes over a small layer. Larger blocks get huge pages, and go back to the system at once, however
-// large the heap around them has grown.
+// method with a few passes over a small layer. So the system is asked for whole huge pages, and what is freed is kept.
 constexpr size_t page = 4096, hugePage = 2u << 20;
 
-constexpr size_t mostBlocks = 256;
+constexpr size_t mostRanges = 256;
 
-size_t reservedFor(size_t bytes) { return (std::max<size_t>(bytes, 1) + page - 1) / page * page; }
+size_t roundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+size_t reservedFor(size_t bytes) { return roundUp(std::max<size_t>(bytes, 1), page); }
+
+char* map(size_t bytes) {
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return data == MAP_FAILED ? nullptr : static_cast<char*>(data);
+}
+
+void unmap(char* begin, char* end) {
+  if (begin < end) munmap(begin, static_cast<size_t>(end - begin));
+}
+
+// A multiple of huge pages, which begins with one.
+char* mapHuge(size_t bytes) {
+  char* data = map(bytes + hugePage);
+  if (!data) return nullptr;
+  char* begin = data + (hugePage - reinterpret_cast<uintptr_t>(data) % hugePage) % hugePage;
+  unmap(data, begin);
+  unmap(begin + bytes, data + bytes + hugePage);
+  madvise(begin, bytes, MADV_HUGEPAGE);
+  return begin;
+}
+
+// For tests: memory that is promised to hold nothing in particular holds NaN.
+bool poisoned() {
+  static const bool set = std::getenv("ALPS_POISON") != nullptr;
+  return set;
+}
 
 }  // namespace
 
-PagePool::PagePool(size_t mostKept) : mostKept_(mostKept) { kept_.reserve(mostBlocks); }
+PagePool::PagePool(size_t always, size_t most) : always_(always), most_(most) { kept_.reserve(mostRanges); }
 
 PagePool::~PagePool() {
-  while (!kept_.empty()) dropOldest();
+  for (const Range& range : kept_) unmap(range.begin, range.end());
 }
 
-void PagePool::dropOldest() {
-  munmap(kept_.front().data, kept_.front().reserved);
-  keptBytes_ -= kept_.front().reserved;
-  kept_.erase(kept_.begin());
+// What may be kept of which no more is held than was in use before.
+size_t PagePool::asBefore() const { return std::min(most_, highest_ - used_); }
+
+// The smallest range that is large enough, the last freed of those, from its start.
+void* PagePool::takeKept(size_t reserved) {
+  auto best = kept_.end();
+  for (auto range = kept_.begin(); range != kept_.end(); ++range)
+    if (range->bytes >= reserved && (best == kept_.end() || range->bytes < best->bytes ||
+                                     (range->bytes == best->bytes && range->freed > best->freed)))
+      best = range;
+  if (best == kept_.end()) return nullptr;
+  char* data = best->begin;
+  best->begin += reserved;
+  best->bytes -= reserved;
+  if (best->bytes == 0) kept_.erase(best);
+  keptBytes_ -= reserved;
+  return data;
 }
 
-void* PagePool::take(size_t bytes) {
-  size_t reserved = reservedFor(bytes);
-  {
-    std::unique_lock lock(mutex_);
-    auto found = std::find_if(kept_.rbegin(), kept_.rend(), [&](const Block& b) { return b.reserved == reserved; });
-    if (found != kept_.rend()) {
-      void* data = found->data;
-      kept_.erase(std::next(found).base());
-      keptBytes_ -= reserved;
-      lock.unlock();
-      std::memset(data, 0, bytes);
-      return data;
-    }
+void* PagePool::mapFor(size_t reserved) {
+  if (always_ == 0) return map(reserved);
+  size_t bytes = roundUp(reserved, hugePage);
+  char* data = mapHuge(bytes);
+  if (!data) return map(reserved);
+  keep(data + reserved, bytes - reserved);
+  return data;
+}
+
+void PagePool::keep(char* begin, size_t bytes) {
+  if (bytes == 0) return;
+  auto behind =
+      std::lower_bound(kept_.begin(), kept_.end(), begin, [](const Range& r, char* at) { return r.begin < at; });
+  bool joinsBefore = behind != kept_.begin() && std::prev(behind)->end() == begin;
+  bool joinsBehind = behind != kept_.end() && behind->begin == begin + bytes;
+  if (!joinsBefore && !joinsBehind && kept_.size() == mostRanges) return unmap(begin, begin + bytes);
+  keptBytes_ += bytes;
+  if (joinsBefore) {
+    auto before = std::prev(behind);
+    before->bytes += bytes;
+    before->freed = ++clock_;
+    if (!joinsBehind) return;
+    before->bytes += behind->bytes;
+    kept_.erase(behind);
+  } else if (joinsBehind) {
+    *behind = {begin, behind->bytes + bytes, ++clock_};
+  } else {
+    kept_.insert(behind, {begin, bytes, ++clock_});
   }
-  void* data = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return nullptr;
-  if (reserved >= hugePage) madvise(data, reserved, MADV_HUGEPAGE);
+}
+
+// Of the oldest ranges, from their ends and by whole huge pages.
+void PagePool::trim() {
+  while (keptBytes_ > std::max(always_, asBefore())) {
+    size_t excess = keptBytes_ - std::max(always_, asBefore());
+    auto oldest =
+        std::min_element(kept_.begin(), kept_.end(), [](const Range& a, const Range& b) { return a.freed < b.freed; });
+    char* end = oldest->end();
+    char* from = excess < oldest->bytes ? end - excess : oldest->begin;
+    from = std::max(oldest->begin, from - reinterpret_cast<uintptr_t>(from) % hugePage);
+    unmap(from, end);
+    keptBytes_ -= static_cast<size_t>(end - from);
+    oldest->bytes = static_cast<size_t>(from - oldest->begin);
+    if (oldest->bytes == 0) kept_.erase(oldest);
+  }
+}
+
+void* PagePool::take(size_t bytes, Contents contents) {
+  size_t reserved = reservedFor(bytes);
+  bool zero = false;
+  void* data = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    used_ += reserved;
+    highest_ = std::max(highest_, used_);
+    data = takeKept(reserved);
+    if (!data) {
+      trim();
+      data = mapFor(reserved);
+      zero = true;
+    }
+    if (!data) highest_ = used_ -= reserved;
+    trim();
+  }
+  if (data && contents == Contents::zero && !zero) std::memset(data, 0, bytes);
+  if (data && contents == Contents::any && poisoned()) std::memset(data, 0xff, bytes);
   return data;
 }
 
 void PagePool::give(void* data, size_t bytes) {
   size_t reserved = reservedFor(bytes);
-  if (reserved > mostKept_ / 4) {
-    munmap(data, reserved);
-    return;
-  }
+  char* begin = static_cast<char*>(data);
   std::lock_guard lock(mutex_);
-  if (kept_.size() == mostBlocks) dropOldest();
-  kept_.push_back({data, reserved});
-  keptBytes_ += reserved;
-  while (keptBytes_ > mostKept_) dropOldest();
+  used_ -= reserved;
+  if (used_ == 0) highest_ = 0;
+  if (reserved <= std::max(always_ / 4, asBefore()))
+    keep(begin, reserved);
+  else
+    unmap(begin, begin + reserved);
+  trim();
 }
 
 }  // namespace alps

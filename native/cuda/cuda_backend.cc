@@ -49,7 +49,7 @@ DeviceInfo CudaBackend::info() const {
 
 void CudaBackend::resetPeak() { account_->peak = account_->used.load(); }
 
-std::shared_ptr<Storage> CudaBackend::allocate(size_t bytes) {
+std::shared_ptr<Storage> CudaBackend::allocate(size_t bytes, Contents contents) {
   class CudaStorage final : public Storage {
    public:
     CudaStorage(std::shared_ptr<Runtime> runtime, std::shared_ptr<Account> account, void* data, size_t bytes)
@@ -79,7 +79,7 @@ std::shared_ptr<Storage> CudaBackend::allocate(size_t bytes) {
     throw;
   }
   auto storage = std::make_shared<CudaStorage>(runtime_, account_, data, bytes);
-  if (bytes > 0) runtime_->zero(data, bytes);
+  if (bytes > 0 && contents == Contents::zero) runtime_->zero(data, bytes);
   uint64_t peak = account_->peak;
   while (used > peak && !account_->peak.compare_exchange_weak(peak, used)) {
   }

@@ -49,7 +49,7 @@ class CudaBackend final : public Backend {
 
   DeviceInfo info() const override;
   void resetPeak() override;
-  std::shared_ptr<Storage> allocate(size_t bytes) override;
+  std::shared_ptr<Storage> allocate(size_t bytes, Contents contents) override;
   void upload(const void* from, Tensor out) override;
   void download(Tensor from, void* out) override;
   void enter(uint64_t job) override;

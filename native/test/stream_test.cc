@@ -139,7 +139,7 @@ TEST_CASE("a closed stream waits for its op, and takes nothing more") {
 TEST_CASE("queued ops keep their tensors, and give them back when they have run") {
   OwnDevice device(small);
   auto stream = device.stream();
-  Tensor tensor{device.backend().allocate(4000), 0, DType::f32, {1000}};
+  Tensor tensor{device.backend().allocate(4000, Contents::zero), 0, DType::f32, {1000}};
   std::weak_ptr<Storage> storage = tensor.storage;
   std::vector<float> values(1000);
   stream->enqueue([tensor](Backend& backend) { backend.fill(tensor, 3); });
@@ -154,11 +154,11 @@ TEST_CASE("queued ops keep their tensors, and give them back when they have run"
 
 TEST_CASE("the limit of memory is checked before memory is taken") {
   auto backend = makeCpuBackend({1, 1 << 20, ""});
-  auto half = backend->allocate(1 << 19);
-  CHECK(codeOf([&] { backend->allocate((1 << 19) + 1); }) == "OUT_OF_MEMORY");
-  CHECK(codeOf([&] { backend->allocate(size_t{1} << 55); }) == "OUT_OF_MEMORY");
+  auto half = backend->allocate(1 << 19, Contents::zero);
+  CHECK(codeOf([&] { backend->allocate((1 << 19) + 1, Contents::zero); }) == "OUT_OF_MEMORY");
+  CHECK(codeOf([&] { backend->allocate(size_t{1} << 55, Contents::zero); }) == "OUT_OF_MEMORY");
   CHECK(backend->info().memoryUsed == 1 << 19);
-  auto rest = backend->allocate(1 << 19);
+  auto rest = backend->allocate(1 << 19, Contents::zero);
   CHECK(backend->info().memoryPeak == 1 << 20);
   half.reset(), rest.reset();
   CHECK(backend->info().memoryUsed == 0);

@@ -14,7 +14,7 @@ namespace {
 
 Tensor allocate(DeviceThread& device, int64_t rows, int64_t columns) {
   Tensor tensor{nullptr, 0, DType::f32, {rows, columns}};
-  tensor.storage = device.backend().allocate(tensor.bytes());
+  tensor.storage = device.backend().allocate(tensor.bytes(), Contents::zero);
   return tensor;
 }
 
@@ -90,7 +90,7 @@ TEST_CASE("memory is taken and given back by many threads") {
   runThreads(4, [&](int) {
     for (int i = 0; i < 100; i++) {
       try {
-        auto storage = backend->allocate(1 << 18);
+        auto storage = backend->allocate(1 << 18, Contents::zero);
         CHECK(backend->info().memoryUsed > 0);
       } catch (const Error&) {
         refused++;

@@ -84,7 +84,8 @@ export interface Addon {
   markStream(stream: S): NativeMark;
   /** Milliseconds of some clock; NaN until the stream got there. */
   markedTime(mark: NativeMark): number;
-  makeTensor(device: NativeDevice, dtype: DType, shape: number[], label: string): T;
+  /** @param zero whether it holds zeros, or whatever is left of tensors before it */
+  makeTensor(device: NativeDevice, dtype: DType, shape: number[], label: string, zero: boolean): T;
   viewTensor(tensor: T, firstElement: number, shape: number[]): T;
   disposeTensor(tensor: T): void;
   writeTensor(stream: S, tensor: T, data: ArrayBufferView): void;

@@ -144,13 +144,26 @@ export class Device {
    * @param label names it in an `OUT_OF_MEMORY` error
    */
   tensor<D extends DType>(dtype: D, shape: readonly number[], label = 'a tensor'): Tensor<D> {
+    return this.#make(dtype, shape, label, true);
+  }
+
+  /**
+   * A new tensor that holds whatever is left of others before it: for outputs of ops that write all of it. Memory that is zeroed, or
+   * touched for the first time, takes some three times as long to write.
+   * @param label names it in an `OUT_OF_MEMORY` error
+   */
+  empty<D extends DType>(dtype: D, shape: readonly number[], label = 'a tensor'): Tensor<D> {
+    return this.#make(dtype, shape, label, false);
+  }
+
+  #make<D extends DType>(dtype: D, shape: readonly number[], label: string, zero: boolean): Tensor<D> {
     for (const d of shape)
       if (!Number.isSafeInteger(d) || d < 0) throw invalidArgument('shape', 'non-negative integers', shape);
     return new Tensor(
       this,
       dtype,
       [...shape],
-      native(() => addon().makeTensor(this.handle, dtype, [...shape], label)),
+      native(() => addon().makeTensor(this.handle, dtype, [...shape], label, zero)),
     );
   }
 }

@@ -94,7 +94,7 @@ export class Stream {
 
   /** A new tensor with a typed array's values; see {@link write}. */
   upload<D extends DType>(dtype: D, shape: readonly number[], data: TypedArrayOf<D>, label?: string): Tensor<D> {
-    const tensor = this.device.tensor(dtype, shape, label);
+    const tensor = this.device.empty(dtype, shape, label);
     try {
       this.write(tensor, data);
     } catch (error) {

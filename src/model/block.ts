@@ -124,7 +124,7 @@ export function withCopies(model: DecoderModel, block: Block): Block {
   const { device, stream } = model;
   const scope = new Scope();
   const copyOf = (linear: Linear): Linear => {
-    const weight = scope.hold(device.tensor(linear.weight.dtype, linear.weight.shape, linear.name)) as Float;
+    const weight = scope.hold(device.empty(linear.weight.dtype, linear.weight.shape, linear.name)) as Float;
     stream.copy(linear.weight, weight);
     return { ...linear, weight };
   };

@@ -93,7 +93,7 @@ export class DecoderModel {
   #convert<D extends Precision>(raw: Tensor, dtype: D): Tensor<D> {
     if (raw.dtype === dtype) return raw as Tensor as Tensor<D>;
     try {
-      const converted = this.device.tensor(dtype, raw.shape, 'converted weights');
+      const converted = this.device.empty(dtype, raw.shape, 'converted weights');
       this.stream.copy(raw, converted);
       return converted;
     } finally {
@@ -126,7 +126,7 @@ export class DecoderModel {
     const raw = this.#upload(tensor, shape, bytes);
     if (!spec.transposed) return this.#convert(raw, dtype);
     try {
-      const turned = this.device.tensor(raw.dtype, [outputs, inputs], tensor);
+      const turned = this.device.empty(raw.dtype, [outputs, inputs], tensor);
       this.stream.transpose(raw, turned);
       return this.#convert(turned, dtype);
     } finally {

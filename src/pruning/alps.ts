@@ -43,9 +43,9 @@ export async function solveAlps(
     }
     const iterate: Iterate = {
       b: weight,
-      state: scope.hold(device.tensor('float32', [m, n], 'the ADMM state')),
+      state: scope.hold(device.empty('float32', [m, n], 'the ADMM state')),
       mask,
-      y: scope.hold(device.tensor(precision, [m, n], 'the ADMM right-hand side')),
+      y: scope.hold(device.empty(precision, [m, n], 'the ADMM right-hand side')),
     };
     const admm = new Admm(problem, options, precision, iterate, scope, clock);
     const run = await runs[options.schedule](admm, options);
@@ -81,7 +81,7 @@ export async function solveAlps(
 async function obsScale(problem: LayerProblem, exponent: number): Promise<Float32Array<ArrayBuffer>> {
   const { stream, device, n } = problem;
   using scope = new Scope();
-  const inverse = scope.hold(device.tensor('float32', [n, n], 'the inverse of the Gram matrix'));
+  const inverse = scope.hold(device.empty('float32', [n, n], 'the inverse of the Gram matrix'));
   const diagonal = scope.hold(device.tensor('float32', [n]));
   stream.copy(problem.gram, inverse);
   stream.cholesky(inverse);
@@ -131,15 +131,15 @@ class Admm {
     this.#iterate = iterate;
     this.#clock = clock;
     this.#scope = scope;
-    this.#exact = scope.hold(device.tensor('float32', [n, n], 'the ADMM operator'));
+    this.#exact = scope.hold(device.empty('float32', [n, n], 'the ADMM operator'));
     this.#operator =
       precision === 'float32'
         ? this.#exact
-        : scope.hold(device.tensor('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
-    this.#previous = scope.hold(device.tensor('uint8', [m, n], 'the support at the last check'));
+        : scope.hold(device.empty('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
+    this.#previous = scope.hold(device.empty('uint8', [m, n], 'the support at the last check'));
     this.#traced =
       options.traceEvery > 0
-        ? scope.hold(device.tensor('uint8', [m, n], 'the support at the last point of the trace'))
+        ? scope.hold(device.empty('uint8', [m, n], 'the support at the last point of the trace'))
         : undefined;
   }
 
@@ -248,8 +248,8 @@ class Admm {
   async #error(): Promise<number> {
     const { stream, device, base, gram, segments, m } = this.#problem;
     using scope = new Scope();
-    const difference = scope.hold(device.tensor('float32', base.shape, 'the traced difference'));
-    const mask = scope.hold(device.tensor('uint8', base.shape, 'the traced support'));
+    const difference = scope.hold(device.empty('float32', base.shape, 'the traced difference'));
+    const mask = scope.hold(device.empty('uint8', base.shape, 'the traced support'));
     const rows = scope.hold(device.tensor('float64', [m]));
     const objective = async () => {
       stream.quadraticForms(difference, gram, rows);

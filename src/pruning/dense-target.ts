@@ -102,24 +102,24 @@ export async function denseTarget(
   const gram = wholeGram(group);
   stream.enterPhase('target');
   using scope = new Scope();
-  const right = scope.hold(device.tensor('float32', weight.shape, 'the target’s right-hand side'));
+  const right = scope.hold(device.empty('float32', weight.shape, 'the target’s right-hand side'));
   if (kind === 'outputs') {
     stream.copy(sum, right);
     stream.gemm(weight, gram, right, { alpha: -strength, beta: 1, split: true });
   } else {
-    using difference = device.tensor('float32', gram.shape, 'the difference of the Gram matrices');
+    using difference = device.empty('float32', gram.shape, 'the difference of the Gram matrices');
     stream.copy(sum, difference);
     stream.axpby(gram, difference, -1, 1);
     stream.gemm(weight, difference, right, { transposeB: true, alpha: strength, split: true });
   }
   // Waits for what was queued, so that the difference's memory is free for the inverse.
   const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
-  const inverse = scope.hold(device.tensor('float32', gram.shape, 'the inverse of the Gram matrix'));
+  const inverse = scope.hold(device.empty('float32', gram.shape, 'the inverse of the Gram matrix'));
   stream.copy(gram, inverse);
   stream.addDiagonal(inverse, lambda);
   stream.cholesky(inverse);
   stream.choleskyInverse(inverse);
-  const target = device.tensor('float32', weight.shape, 'the target');
+  const target = device.empty('float32', weight.shape, 'the target');
   try {
     stream.copy(weight, target);
     stream.gemm(right, inverse, target, { beta: 1, split: true });

@@ -111,7 +111,7 @@ export class LayerProblem {
       [n],
       this.scale.map((e) => (e > 0 ? e : dead)),
     );
-    const gram = this.#scope.hold(device.tensor('float32', [n, n], 'the scaled Gram matrix'));
+    const gram = this.#scope.hold(device.empty('float32', [n, n], 'the scaled Gram matrix'));
     stream.copy(wholeGram(this.group), gram);
     stream.addDiagonal(gram, ridge);
     stream.scaleRowsColumns(gram, { row: columns, column: columns }, gram);
@@ -143,7 +143,7 @@ export class LayerProblem {
       [this.n],
       this.scale.map((e) => (e > 0 ? 1 / e : 0)),
     );
-    const b = device.tensor('float32', weight.shape, 'the scaled weights');
+    const b = device.empty('float32', weight.shape, 'the scaled weights');
     stream.scaleRowsColumns(weight, { column: inverse }, b);
     return b;
   }

@@ -24,7 +24,7 @@ export function refit(
 
 /** The exact minimum over the weights on the mask: H'[S, S] b[S] = (B₀ H')[S] for each row's support S. */
 function backsolve({ stream, device, base, gram }: LayerProblem, b: Tensor<'float32'>, mask: Tensor<'uint8'>): void {
-  using right = device.tensor('float32', base.shape, 'the backsolve’s right-hand side');
+  using right = device.empty('float32', base.shape, 'the backsolve’s right-hand side');
   stream.gemm(base, gram, right);
   stream.backsolve(gram, right, mask, b);
 }
@@ -46,8 +46,8 @@ function refine(
   const { iterations, tolerance } = options;
   using scope = new Scope();
   const shape = b.shape;
-  const difference = scope.hold(device.tensor('float32', shape, 'the refit’s right-hand side'));
-  const residual = scope.hold(device.tensor('float32', shape, 'the refit’s residual'));
+  const difference = scope.hold(device.empty('float32', shape, 'the refit’s right-hand side'));
+  const residual = scope.hold(device.empty('float32', shape, 'the refit’s residual'));
   const rr = scope.hold(device.tensor('float64', [m]));
   const rr0 = scope.hold(device.tensor('float64', [m]));
   // R = (B₀ − B) H' on the mask; the difference's memory serves as direction afterwards, q has its own.
@@ -56,7 +56,7 @@ function refine(
   stream.gemm(difference, problem.gram, residual, { split: true });
   const direction = difference;
   stream.cgStart(residual, mask, direction, rr, rr0);
-  const q = scope.hold(device.tensor('float32', shape, 'the refit’s product'));
+  const q = scope.hold(device.empty('float32', shape, 'the refit’s product'));
   const active = device.tensor('uint32', [iterations]);
   try {
     for (let i = 0; i < iterations; i++) {

@@ -25,14 +25,14 @@ export function chooseLargest(
 /** Wanda's score |w| √(XᵀX)ⱼⱼ, up to a factor ("A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024). */
 export function wandaScores({ stream, device, group, diagonal }: LayerProblem): F32 {
   using norms = stream.upload('float32', [diagonal.length], diagonal.map(Math.sqrt));
-  const scores = device.tensor('float32', group.weight.shape, 'Wanda’s scores');
+  const scores = device.empty('float32', group.weight.shape, 'Wanda’s scores');
   stream.scaleRowsColumns(group.weight, { column: norms }, scores);
   return scores;
 }
 
 /** L with H'⁻¹ = L Lᵀ, float32 [n, n]. The next await rejects with `NOT_POSITIVE_DEFINITE` where H' cannot be factorised. */
 export function inverseFactor({ stream, device, gram, n }: LayerProblem): F32 {
-  const factor = device.tensor('float32', [n, n], 'the factor of the inverse Gram matrix');
+  const factor = device.empty('float32', [n, n], 'the factor of the inverse Gram matrix');
   stream.copy(gram, factor);
   stream.cholesky(factor);
   stream.choleskyInverse(factor);
@@ -52,7 +52,7 @@ export async function sparseGptScores(problem: LayerProblem): Promise<F32> {
     [n],
     values.map((d) => 1 / d),
   );
-  const scores = device.tensor('float32', base.shape, 'SparseGPT’s scores');
+  const scores = device.empty('float32', base.shape, 'SparseGPT’s scores');
   stream.scaleRowsColumns(base, { column: inverse }, scores);
   return scores;
 }

@@ -31,9 +31,9 @@ export interface Solution {
 
 /** Memory for the pruned weights and their mask: both, or an error and none. The caller disposes both. */
 export function solutionTensors(device: Device, shape: readonly number[]): Pick<Solution, 'weight' | 'mask'> {
-  const weight = device.tensor('float32', shape, 'the pruned weights');
+  const weight = device.empty('float32', shape, 'the pruned weights');
   try {
-    return { weight, mask: device.tensor('uint8', shape, 'the support') };
+    return { weight, mask: device.empty('uint8', shape, 'the support') };
   } catch (error) {
     weight.dispose();
     throw error;
