@@ -290,6 +290,16 @@ export function cases(n, tokens) {
     };
     return { run: () => s.cgStep(q, mask, x, residual, direction, rr, rr0, 0, active), restore };
   });
+  add('cgOnSupport, 10 steps', f, 20 * (0.3 * n) ** 2 * n, 4 * square + 13 * square, (t, s) => {
+    const [gram, mask, active] = [t.gram(n), t.mask(0.3, n, n), t.zeros('uint32', 10)];
+    const [first, residual, x] = [t.floats(f, n, n), t.zeros(f, n, n), t.zeros(f, n, n)];
+    const restore = () => {
+      s.copy(first, residual);
+      s.fill(x, 0);
+    };
+    const kept = Math.round(0.3 * square);
+    return { run: () => s.cgOnSupport(gram, mask, x, residual, { tolerance: 0, kept }, active), restore };
+  });
   add(`backsolve, ${few} rows`, f, few * (kept ** 3 / 3 + 2 * kept ** 2), 4 * square + 9 * few * n, (t, s) => {
     const [gram, right, x, mask] = [t.gram(n), t.floats(f, few, n), t.zeros(f, few, n), t.zeros('uint8', few, n)];
     s.projectRows(right, mask, kept);

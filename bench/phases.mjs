@@ -19,6 +19,8 @@ const products = {
   cholesky: ([a]) => a.shape[0] ** 3 / 3,
   choleskyInverse: ([l]) => (2 * l.shape[0] ** 3) / 3,
   admmIterate: ([operator, base], [count]) => count * 2 * base.size * operator.shape[0],
+  // Gathering is none; all rows take all steps.
+  cgOnSupport: ([, mask, , , active], [kept]) => (2 * active.size * kept ** 2) / mask.shape[0],
   sparseGpt: ([weight, factor]) => weight.size * factor.shape[0],
   // Causal: half of the scores, two products each.
   attention: ([q], [, sequence]) => 2 * q.size * (sequence + 1),
@@ -34,6 +36,7 @@ const inPlace = {
   softCap: [0],
   admmRescale: [1],
   cgStep: [2, 3, 4],
+  cgOnSupport: [2],
   sparseGpt: [0],
   dsnot: [4],
   cholesky: [0],

@@ -53,6 +53,29 @@ async function solve(device: Device, { rows, columns, gram, target, mask }: Prob
   };
 }
 
+/** The same by the op that takes each row on its own. `start`: x before the steps, zero off the mask. */
+async function solveOnSupports(
+  device: Device,
+  { rows, columns, gram, target, mask }: Problem,
+  steps: number,
+  { tolerance = 0, start = new Float32Array(rows * columns) } = {},
+) {
+  using stream = device.stream();
+  using scope = new Scope();
+  const shape = [rows, columns];
+  const h = scope.hold(stream.upload('float32', [columns, columns], gram));
+  const rest = Float32Array.from(target, (value, i) => value - start[i]!);
+  const t = scope.hold(stream.upload('float32', shape, rest));
+  const support = scope.hold(stream.upload('uint8', shape, mask));
+  const x = scope.hold(stream.upload('float32', shape, start));
+  const residual = scope.hold(device.empty('float32', shape));
+  const active = scope.hold(device.empty('uint32', [steps]));
+  stream.gemm(t, h, residual);
+  const kept = mask.reduce((sum, bit) => sum + bit, 0);
+  stream.cgOnSupport(h, support, x, residual, { tolerance, kept }, active);
+  return { x: await stream.read(x), active: [...(await stream.read(active))] };
+}
+
 /** The same in float64, row by row, as the textbook has it. */
 function reference({ rows, columns, gram, target, mask }: Problem, steps: number): Float64Array {
   const out = new Float64Array(rows * columns);
@@ -137,6 +160,85 @@ for (const isa of opDevices()) {
       expect(end.x).toEqual(trace[last]!.x);
       expect(end.x.every(Number.isFinite)).toBe(true);
       expect(end.x.subarray(0, 100).every((value) => value === 0)).toBe(true);
+    });
+  });
+}
+
+for (const isa of opDevices()) {
+  const device = opDevice(isa);
+  describe(`conjugate gradient on each row's support on ${isa}`, () => {
+    test.each([
+      [1, 1, 1],
+      [1, 40, 0.4],
+      [40, 1, 0.4],
+      [17, 61, 0.4],
+      [5, 128, 0.5],
+      [9, 250, 0.05],
+      [7, 250, 0.95],
+      [3, 259, 1],
+    ])('[%i, %i], %d kept: ten steps as in float64', async (rows, columns, share) => {
+      const p = problem(rows, columns, share);
+      const { x, active } = await solveOnSupports(device, p, 10);
+      expect(nmse(x, reference(p, 10))).toBeLessThan(1e-8);
+      expect(x.every((value, i) => p.mask[i] === 1 || value === 0)).toBe(true);
+      expect(active[0]).toBe(
+        Array.from({ length: rows }, (_, i) => p.mask.subarray(i * columns, (i + 1) * columns).includes(1)).filter(
+          Boolean,
+        ).length,
+      );
+    });
+
+    (isa === 'cuda' ? test.skip : test)('supports that are not gathered beside some that are', async () => {
+      const n = 1500;
+      const waves = Array.from({ length: n }, (_, i) => [Math.sin(i), Math.cos(0.3 * i)]);
+      const gram = Float32Array.from({ length: n * n }, (_, at) => {
+        const [i, j] = [Math.floor(at / n), at % n];
+        return (i === j ? 1 : 0) + 0.01 * (waves[i]![0]! * waves[j]![0]! + waves[i]![1]! * waves[j]![1]!);
+      });
+      const next = random(n);
+      const mask = Uint8Array.from({ length: 4 * n }, () => (next() < 0.05 ? 1 : 0));
+      const p = { rows: 4, columns: n, gram, target: normal(4, 4 * n), mask };
+      p.mask.fill(1, 1500, 3000); // row 1: everything kept
+      p.mask.fill(1, 3001, 4449); // row 2: more than is gathered
+      const { x } = await solveOnSupports(device, p, 5);
+      expect(nmse(x, reference(p, 5))).toBeLessThan(1e-8);
+    });
+
+    test('as many rows move in each step, and as far, as side by side; what stands still stays as it was', async () => {
+      const p = problem(8, 90);
+      p.mask.fill(0, 0, 90); // row 0: nothing kept
+      p.target.fill(0, 90, 180); // row 1: starts at its end
+      p.mask.fill(0, 180, 270);
+      p.mask[200] = 1; // row 2: one unknown, one step
+      const { x, active } = await solveOnSupports(device, p, 40, { tolerance: 1e-3 });
+      const { trace } = await solve(device, p, 40, 1e-3);
+      expect(active.slice(0, 2)).toEqual([7 - 1, 7 - 2]);
+      expect(active.at(-1)).toBe(0);
+      const side = trace.map(({ active: count }) => count);
+      // A row at the very edge of its tolerance may take a step more or less.
+      active.forEach((count, i) => {
+        expect(Math.abs(count - side[i]!)).toBeLessThanOrEqual(1);
+      });
+      expect(nmse(x, trace.at(-1)!.x)).toBeLessThan(1e-5);
+      expect(x.subarray(0, 180).every((value) => value === 0)).toBe(true);
+    });
+
+    test('goes on from weights that are there, and no step changes nothing', async () => {
+      const p = problem(6, 70);
+      const start = Float32Array.from(normal(5, 420), (value, i) => (p.mask[i] ? value : 0));
+      const exact = reference(p, 200);
+      const { x } = await solveOnSupports(device, p, 60, { start });
+      expect(nmse(x, exact)).toBeLessThan(1e-6);
+      expect((await solveOnSupports(device, p, 0, { start })).x).toEqual(start);
+    });
+
+    test('a Gram matrix that is not positive, or not finite, moves nothing', async () => {
+      const p = problem(3, 50);
+      for (const gram of [p.gram.map((v) => -v), p.gram.map((v, i) => (i % 51 === 0 ? Number.NaN : v))]) {
+        const { x, active } = await solveOnSupports(device, { ...p, gram }, 3);
+        expect(active).toEqual([0, 0, 0]);
+        expect(x.every((value) => value === 0)).toBe(true);
+      }
     });
   });
 }
@@ -229,10 +331,15 @@ test('equal bits on cuda in any order', async () => {
     const results = await Promise.all(cudaOrders().map((device) => step(device, 5, columns, 0)));
     for (const result of results) expect(result).toEqual(results[0]);
   }
+  const p = problem(5, 61);
+  const results = await Promise.all(cudaOrders().map((device) => solveOnSupports(device, p, 4)));
+  for (const result of results) expect(result).toEqual(results[0]);
 });
 
 test('equal bits for any number of threads', async () => {
   const p = problem(131, 307);
-  const results = await Promise.all(threadCounts.map((threads) => solve(Device.open('cpu', { threads }), p, 6)));
-  for (const result of results) expect(result).toEqual(results[0]);
+  for (const way of [solve, solveOnSupports]) {
+    const results = await Promise.all(threadCounts.map((threads) => way(Device.open('cpu', { threads }), p, 6)));
+    for (const result of results) expect(result).toEqual(results[0]);
+  }
 });

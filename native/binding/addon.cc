@@ -63,6 +63,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(admmRescale);
   OP(cgStart);
   OP(cgStep);
+  OP(cgOnSupport);
   OP(backsolve);
   OP(sparseGpt);
   OP(dsnot);

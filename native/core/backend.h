@@ -145,6 +145,11 @@ class Backend {
   // tolerance² · rr0 stands still. active[0] = rows that moved (u32 [1]).
   virtual void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
                       double tolerance, Tensor active) = 0;
+  // All of it for each row i on its own, with gram[S, S] of its support S gathered: as many steps as active has
+  // elements (u32). residual: all entries, on entry; nothing in particular afterwards. active[t] = rows that moved in
+  // step t. gram is symmetric. kept: entries of the mask, or about as many, which the work is cut by.
+  virtual void cgOnSupport(Tensor gram, Tensor mask, Tensor x, Tensor residual, double tolerance, int64_t kept,
+                           Tensor active) = 0;
 
   // Exact least squares on a support, row by row: x[i, S] = gram[S, S]⁻¹ right[i, S] with S the row's mask, 0 off it. x
   // may be right. Fails with NOT_POSITIVE_DEFINITE.

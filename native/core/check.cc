@@ -304,6 +304,19 @@ void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& 
   dtype("active", active, DType::u32), length("active", active, 1);
 }
 
+void cgOnSupport(const Tensor& gram, const Tensor& mask, const Tensor& x, const Tensor& residual, double tolerance,
+                 int64_t kept, const Tensor& active) {
+  square("gram", gram);
+  dtype("residual", residual, DType::f32), matrix("residual", residual);
+  require(residual.dim(1) == gram.dim(0), "Expected residual [m, n] for gram [n, n] but received ", describe(residual),
+          " and ", describe(gram));
+  dtype("mask", mask, DType::u8), sameShape("mask", mask, "residual", residual);
+  dtype("x", x, DType::f32), sameShape("x", x, "residual", residual);
+  range("tolerance", tolerance, 0, 1);
+  require(kept >= 0, "Expected at least 0 kept entries but received ", kept);
+  dtype("active", active, DType::u32);
+}
+
 void backsolve(const Tensor& gram, const Tensor& right, const Tensor& mask, const Tensor& x) {
   square("gram", gram);
   dtype("right", right, DType::f32), matrix("right", right);

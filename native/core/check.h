@@ -42,6 +42,8 @@ void admmRescale(const Tensor& base, const Tensor& state, const Tensor& mask, co
 void cgStart(const Tensor& residual, const Tensor& mask, const Tensor& direction, const Tensor& rr, const Tensor& rr0);
 void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& residual, const Tensor& direction,
             const Tensor& rr, const Tensor& rr0, double tolerance, const Tensor& active);
+void cgOnSupport(const Tensor& gram, const Tensor& mask, const Tensor& x, const Tensor& residual, double tolerance,
+                 int64_t kept, const Tensor& active);
 void backsolve(const Tensor& gram, const Tensor& right, const Tensor& mask, const Tensor& x);
 void sparseGpt(const Tensor& weight, const Tensor& factor, const Tensor& mask, const Pattern& pattern,
                const Counts& rowEnds, const Counts& keep, int64_t block);

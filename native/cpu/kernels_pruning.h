@@ -14,6 +14,13 @@
 
 namespace alps {
 
+// Rows and columns of a tile of a packed gram[S, S].
+constexpr size_t supportTile = 16;
+constexpr size_t inTiles(size_t size) { return (size + supportTile - 1) / supportTile; }
+constexpr size_t packedNumbers(size_t size) {
+  return inTiles(size) * (inTiles(size) + 1) / 2 * supportTile * supportTile;
+}
+
 struct PruningKernels {
   // ---- top-k
   // bins[(bits − low) >> shift]++ for every magnitude in [low, low + width].
@@ -43,6 +50,11 @@ struct PruningKernels {
   // x += alpha * direction; residual −= alpha * q on the mask.
   void (*cgUpdate)(const float* q, const float* direction, const uint8_t* mask, float alpha, float* x, float* residual,
                    size_t n);
+  // The lower triangle of gram[S, S] for S = support[0 .. size), ascending, as supportTimes reads it: `stride` =
+  // columns of gram, packed has room for packedNumbers(size).
+  void (*packSupport)(const float* gram, size_t stride, const uint32_t* support, size_t size, float* packed);
+  // q = gram[S, S]·p; p and q have room for whole tiles, p zeros behind its end, q too afterwards.
+  void (*supportTimes)(const float* packed, size_t size, const float* p, float* q);
 };
 
 }  // namespace alps

@@ -195,4 +195,25 @@ void CudaBackend::cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tenso
   launch(queue(), stepOf(shape, whole), {shape.blocks}, shape.threads, 0, step, rows);
 }
 
+// All rows side by side: products on the whole Gram matrix are what a GPU is best at.
+void CudaBackend::cgOnSupport(Tensor gram, Tensor mask, Tensor x, Tensor residual, double tolerance, int64_t,
+                              Tensor active) {
+  auto made = [&](DType dtype, std::vector<int64_t> shape) {
+    Tensor tensor{nullptr, 0, dtype, std::move(shape)};
+    tensor.storage = allocate(tensor.bytes(), Contents::any);
+    return tensor;
+  };
+  int64_t rows = residual.dim(0);
+  Tensor direction = made(DType::f32, residual.shape), q = made(DType::f32, residual.shape);
+  Tensor rr = made(DType::f64, {rows}), rr0 = made(DType::f64, {rows});
+  cgStart(residual, mask, direction, rr, rr0);
+  for (int64_t i = 0; i < active.size(); i++) {
+    Tensor count = active;
+    count.shape = {1};
+    count.byteOffset += static_cast<size_t>(i) * sizeof(uint32_t);
+    gemm(direction, gram, q, false, false, 1, 0, true);
+    cgStep(q, mask, x, residual, direction, rr, rr0, tolerance, count);
+  }
+}
+
 }  // namespace alps

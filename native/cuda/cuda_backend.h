@@ -88,6 +88,8 @@ class CudaBackend final : public Backend {
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
   void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
               double tolerance, Tensor active) override;
+  void cgOnSupport(Tensor gram, Tensor mask, Tensor x, Tensor residual, double tolerance, int64_t kept,
+                   Tensor active) override;
   void backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) override;
   void sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep,
                  int64_t block) override;

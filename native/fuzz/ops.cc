@@ -240,6 +240,7 @@ constexpr Call ops[] = {
     OP(admmRescale, "f:m,n f:m,n b:m,n h:m,n"),
     OP(cgStart, "f:m,n b:m,n f:m,n d:m d:m"),
     OP(cgStep, "f:m,n b:m,n f:m,n f:m,n f:m,n d:m d:m u:1"),
+    OP(cgOnSupport, "f:n,n b:m,n f:m,n f:m,n #n u:k"),
     OP(backsolve, "f:n,n f:m,n b:m,n f:m,n"),
     OP(embedding, "y:k,n u:t f:t,n"),
     OP(rmsNorm, "o:t,n f:n o:t,n"),

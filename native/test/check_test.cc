@@ -170,6 +170,11 @@ TEST_CASE("ADMM, conjugate gradient and sweeps") {
   REFUSED("for tolerance", cgStep(mn, mask, mn, mn, mn, f64({2}), f64({2}), notANumber, u32({1})));
   REFUSED("same shape for q", cgStep(nm, mask, mn, mn, mn, f64({2}), f64({2}), 0, u32({1})));
   REFUSED("1 elements for active", cgStep(mn, mask, mn, mn, mn, f64({2}), f64({2}), 0, u32({2})));
+  PASSES(cgOnSupport(nn, mask, mn, mn, 0.1, 3, u32({4})));
+  REFUSED("residual [m, n] for gram [n, n]", cgOnSupport(nn, mask, mn, nm, 0.1, 3, u32({4})));
+  REFUSED("same shape for x", cgOnSupport(nn, mask, nm, mn, 0.1, 3, u32({4})));
+  REFUSED("for tolerance", cgOnSupport(nn, mask, mn, mn, notANumber, 3, u32({4})));
+  REFUSED("kept entries", cgOnSupport(nn, mask, mn, mn, 0.1, -1, u32({4})));
   PASSES(sparseGpt(mn, nn, mask, free_, {2}, {4}, 128));
   REFUSED("factor [n, n]", sparseGpt(mn, f32({2, 2}), mask, free_, {2}, {4}, 128));
   REFUSED("block of whole groups", sparseGpt(mn, nn, mask, free_, {2}, {4}, 0));

@@ -238,5 +238,12 @@ TEST_CASE("conjugate gradients reach the exact solve") {
     }
     CHECK(*active.as<uint32_t>() == 0);
     CHECK(nmse(numbersOf(x), numbersOf(exact)) < 1e-8);
+
+    Tensor own = zeros(DType::f32, {m, n}), moved = zeros(DType::u32, {40});
+    device->copy(right, residual);
+    device->cgOnSupport(gram, mask, own, residual, 1e-5, m * n / 2, moved);
+    CHECK(moved.as<uint32_t>()[0] == m);
+    CHECK(moved.as<uint32_t>()[39] == 0);
+    CHECK(nmse(numbersOf(own), numbersOf(exact)) < 1e-8);
   }
 }

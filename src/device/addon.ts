@@ -157,6 +157,7 @@ export interface Addon {
   admmRescale(stream: S, base: T, state: T, mask: T, y: T, factor: number): void;
   cgStart(stream: S, residual: T, mask: T, direction: T, rr: T, rr0: T): void;
   cgStep(stream: S, q: T, mask: T, x: T, residual: T, direction: T, rr: T, rr0: T, tolerance: number, active: T): void;
+  cgOnSupport(stream: S, gram: T, mask: T, x: T, residual: T, tolerance: number, kept: number, active: T): void;
   backsolve(stream: S, gram: T, right: T, mask: T, x: T): void;
   sparseGpt(
     stream: S,

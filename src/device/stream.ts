@@ -328,6 +328,22 @@ export class Stream {
     );
   }
 
+  /**
+   * All steps of every row on its own, with H on the row's support gathered: as many as `active` has elements, [steps]. x is improved in
+   * place; residual = (target − x) H on entry, of no use afterwards; active[t] = rows that moved in step t.
+   * @param kept entries of the mask, or about as many: the work is cut by them
+   */
+  cgOnSupport(
+    gram: F32,
+    mask: Mask,
+    x: F32,
+    residual: F32,
+    { tolerance, kept }: { tolerance: number; kept: number },
+    active: Tensor<'uint32'>,
+  ): void {
+    this.#op('cgOnSupport', gram.handle, mask.handle, x.handle, residual.handle, tolerance, kept, active.handle);
+  }
+
   /** mask := the `keep` largest |scores| of each row, ties to the lowest index. */
   projectRows(scores: F32, mask: Mask, keep: number): void {
     this.#op('projectRows', scores.handle, mask.handle, keep);

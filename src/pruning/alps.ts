@@ -1,9 +1,8 @@
-import type { Device } from '../device/device.js';
 import { PhaseClock } from '../device/phase-clock.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { together } from '../together.js';
 import type { LayerProblem } from './layer-problem.js';
-import { nativePattern } from './layer-problem.js';
+import { nativePattern, productsTogether } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit } from './refine.js';
 import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
@@ -92,9 +91,6 @@ async function obsScale(problem: LayerProblem, exponent: number): Promise<Float3
   const [values] = await together([stream.read(diagonal), scaled()]);
   return values.map((d) => d ** (-exponent / 2));
 }
-
-/** Floating-point operations that one op may take up with its products: on a processor it holds the device so long, on a GPU it is queued. */
-const productsTogether = (device: Device) => (device.name === 'cpu' ? 2 ** 34 : 2 ** 43);
 
 /** The iteration itself, and the operator K = ρ (H' + ρI)⁻¹ for the current ρ. */
 class Admm {

@@ -190,6 +190,9 @@ export function segmentsOf(group: Pick<LayerGroup, 'layers' | 'weight'>, pattern
   return { rowEnds, keep };
 }
 
+/** Floating-point operations that one op may take up with its products: on a processor it holds the device so long, on a GPU it is queued. */
+export const productsTogether = (device: Device) => (device.name === 'cpu' ? 2 ** 34 : 2 ** 43);
+
 /** The pattern as native ops take it. */
 export function nativePattern(pattern: Pattern): { keep: number; of: number } | null {
   return isNm(pattern) ? { keep: pattern.keep, of: pattern.of } : null;

@@ -287,7 +287,115 @@ static void cgUpdate(const float* __restrict q, const float* __restrict directio
   }
 }
 
+// Eight rows of gram[S, S] lie together, a tile's width of each in turn, from column 0 to the tile on the diagonal,
+// which is whole. Behind the support's end stand zeros.
+static constexpr size_t packedRows = 8;
+
+#if defined(__AVX512F__)
+// By 16 columns of gram at a time: those of a tile's support move to their lanes together, in eight rows side by side.
+static constexpr size_t mostMoves = 4096;
+
+static bool packByMoves(const float* gram, size_t stride, const uint32_t* support, size_t size, float* packed) {
+  struct Move {
+    uint32_t column;
+    __mmask16 lanes, readable;
+  } moves[mostMoves];
+  uint16_t ends[mostMoves];  // of each tile's moves
+  if ((stride + 15) / 16 + inTiles(size) > mostMoves) return false;
+  size_t count = 0;
+  for (size_t j = 0; j < size; j++) {
+    uint32_t column = support[j] / 16 * 16;
+    if (j % supportTile == 0 || moves[count - 1].column != column) {
+      size_t left = stride - column;
+      moves[count++] = {column, 0, static_cast<__mmask16>(left < 16 ? (1u << left) - 1 : 0xffff)};
+    }
+    moves[count - 1].lanes |= static_cast<__mmask16>(1u << j % supportTile);
+    ends[j / supportTile] = static_cast<uint16_t>(count);
+  }
+  for (size_t first = 0; first < inTiles(size) * supportTile; first += packedRows) {
+    const float* rows[packedRows];
+    for (size_t r = 0; r < packedRows; r++) rows[r] = gram + support[first + r < size ? first + r : 0] * stride;
+    for (size_t tile = 0, k = 0; tile <= first / supportTile; tile++, packed += packedRows * supportTile) {
+      size_t left = size - tile * supportTile;
+      __mmask16 inside = static_cast<__mmask16>(left < 16 ? (1u << left) - 1 : 0xffff);
+      __m512i columns = _mm512_maskz_loadu_epi32(inside, support + tile * supportTile);
+      __m512 lanes[packedRows];
+#pragma GCC unroll 8
+      for (size_t r = 0; r < packedRows; r++) lanes[r] = _mm512_setzero_ps();
+      for (; k < ends[tile]; k++) {
+        Move move = moves[k];
+#pragma GCC unroll 8
+        for (size_t r = 0; r < packedRows; r++)
+          lanes[r] = _mm512_mask_permutexvar_ps(lanes[r], move.lanes, columns,
+                                                _mm512_maskz_loadu_ps(move.readable, rows[r] + move.column));
+      }
+#pragma GCC unroll 8
+      for (size_t r = 0; r < packedRows; r++)
+        _mm512_storeu_ps(packed + r * supportTile, first + r < size ? lanes[r] : _mm512_setzero_ps());
+    }
+  }
+  return true;
+}
+#endif
+
+static void packSupport(const float* gram, size_t stride, const uint32_t* support, size_t size, float* packed) {
+#if defined(__AVX512F__)
+  if (packByMoves(gram, stride, support, size, packed)) return;
+#endif
+  for (size_t first = 0; first < inTiles(size) * supportTile; first += packedRows) {
+    size_t tiles = first / supportTile + 1;
+    for (size_t r = 0; r < packedRows; r++) {
+      const float* row = gram + support[first + r < size ? first + r : 0] * stride;
+      for (size_t tile = 0; tile < tiles; tile++) {
+        float* to = packed + (tile * packedRows + r) * supportTile;
+        size_t left = size - tile * supportTile, count = left < supportTile ? left : supportTile;
+        if (first + r >= size) count = 0;
+        for (size_t lane = 0; lane < count; lane++) to[lane] = row[support[tile * supportTile + lane]];
+        for (size_t lane = count; lane < supportTile; lane++) to[lane] = 0;
+      }
+    }
+    packed += packedRows * tiles * supportTile;
+  }
+}
+
+// Each number left of the tile on the diagonal counts twice: for its row's sum, and for its column's.
+static void supportTimes(const float* packed, size_t size, const float* p, float* q) {
+  constexpr size_t together = floatLanes == 16 ? packedRows : packedRows / 2;
+  size_t padded = inTiles(size) * supportTile;
+  __builtin_memset(q, 0, padded * sizeof(float));
+  for (size_t first = 0; first < padded; first += packedRows) {
+    size_t diagonal = first / supportTile * supportTile;
+    for (size_t part = 0; part < packedRows; part += together) {
+      Floats sums[together] = {}, own[together];
+      for (size_t r = 0; r < together; r++) own[r] = Floats{} + p[first + part + r];
+      const float* rows = packed + part * supportTile;
+      for (size_t j = 0; j < diagonal; j += supportTile, rows += packedRows * supportTile) {
+#pragma GCC unroll 4
+        for (size_t lane = 0; lane < supportTile; lane += floatLanes) {
+          Floats other = load(p + j + lane), even = load(q + j + lane), odd = {};
+#pragma GCC unroll 8
+          for (size_t r = 0; r < together; r++) {
+            Floats a = load(rows + r * supportTile + lane);
+            sums[r] += a * other;
+            (r % 2 ? odd : even) += a * own[r];
+          }
+          store(even + odd, q + j + lane);
+        }
+      }
+#pragma GCC unroll 4
+      for (size_t lane = 0; lane < supportTile; lane += floatLanes) {
+        Floats other = load(p + diagonal + lane);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < together; r++) sums[r] += load(rows + r * supportTile + lane) * other;
+      }
+#pragma GCC unroll 8
+      for (size_t r = 0; r < together; r++) q[first + part + r] += sumOf(sums[r]);
+    }
+    packed += packedRows * (diagonal + supportTile);
+  }
+}
+
 static const PruningKernels pruningTable = {
-    histogram, collect, countEqual, maskAbove,    groupMask, countChanges,
-    admmState, admmY,   admmY16,    scaleOffMask, cgUpdate,
+    histogram, collect, countEqual,   maskAbove, groupMask,   countChanges, admmState,
+    admmY,     admmY16, scaleOffMask, cgUpdate,  packSupport, supportTimes,
 };
