@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os';
 
-// Memory that is promised to hold nothing in particular holds NaN, in the workers and in what they start.
+// Memory of the processor that is promised to hold nothing in particular holds NaN, in the workers and in what they start; that of the kernels'
+// imitation of a GPU always does.
 process.env.ALPS_POISON ??= '1';
 
 /** TypeScript is stripped by swc; modules stay ES modules, so jest runs with --experimental-vm-modules (see package.json). */

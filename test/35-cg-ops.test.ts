@@ -1,5 +1,6 @@
 import { Device } from '../src/device/device.js';
 import { Scope, type TypedArrayOf } from '../src/device/tensor.js';
+import { iterationsIn, rowPieces } from '../src/pruning/refine.js';
 import { cudaOrders, nmse, normal, opDevice, opDevices, product, random, threadCounts } from './helpers/numbers.js';
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -325,6 +326,36 @@ for (const isa of opDevices()) {
     }
   });
 }
+
+test('rows go to the op in pieces of so many operations, and the iterations of all pieces count', () => {
+  expect(rowPieces(10, 3, 12)).toEqual([
+    [0, 4],
+    [4, 8],
+    [8, 10],
+  ]);
+  expect(rowPieces(3, 100, 12)).toEqual([
+    [0, 1],
+    [1, 2],
+    [2, 3],
+  ]);
+  expect(rowPieces(5, 0, 12)).toEqual([[0, 5]]);
+  expect(iterationsIn(Uint32Array.from([4, 2, 0, 0, 4, 3, 1, 0]), 4)).toBe(3);
+  expect(iterationsIn(Uint32Array.from([0, 0]), 2)).toBe(0);
+});
+
+test('pieces give the bits of the whole', async () => {
+  const device = Device.open('cpu');
+  const p = problem(23, 61);
+  const whole = await solveOnSupports(device, p, 6);
+  const parts = await Promise.all(
+    rowPieces(23, 1, 7).map(([first, end]) => {
+      const part = <A extends Floats | Uint8Array>(a: A) => a.slice(first * 61, end * 61) as A;
+      return solveOnSupports(device, { ...p, rows: end - first, target: part(p.target), mask: part(p.mask) }, 6);
+    }),
+  );
+  expect(parts.flatMap(({ x }) => [...x])).toEqual([...whole.x]);
+  expect(whole.active).toEqual(whole.active.map((_, i) => parts.reduce((sum, { active }) => sum + active[i]!, 0)));
+});
 
 test('equal bits on cuda in any order', async () => {
   for (const columns of [61, 1300]) {

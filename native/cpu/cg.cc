@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/stream.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/lines.h"
 
@@ -66,31 +67,21 @@ class SupportRow {
  public:
   SupportRow(const Kernels& kernels, const Tensor& gram) : kernels_(kernels), gram_(gram) {}
 
-  // The support of a mask, and gram on it.
-  void gather(const uint8_t* mask) {
-    size_t n = static_cast<size_t>(gram_.dim(0));
-    support_.clear();
-    for (size_t j = 0; j < n; j++)
-      if (mask[j]) support_.push_back(static_cast<uint32_t>(j));
-    for (Vector* v : {&x_, &r_, &p_, &q_}) v->reserve(inTiles(support_.size()) * supportTile);
-    if (packs()) {
-      packed_.reserve(packedNumbers(support_.size()));
-      kernels_.pruning.packSupport(gram_.as(), n, support_.data(), support_.size(), packed_.data());
-    } else {
-      whole_.assign(n, 0.0f);
-    }
-  }
-
   // As many steps as there are counts; each that moves the row is counted.
-  void solve(float* x, const float* residual, double tolerance, std::vector<uint32_t>& moved) {
+  void solve(const uint8_t* mask, float* x, const float* residual, double tolerance, std::vector<uint32_t>& moved) {
+    support_.clear();
+    for (int64_t j = 0; j < gram_.dim(0); j++)
+      if (mask[j]) support_.push_back(static_cast<uint32_t>(j));
     size_t size = support_.size(), padded = inTiles(size) * supportTile;
-    if (size == 0) return;
+    for (Vector* v : {&x_, &r_, &p_, &q_}) v->reserve(padded);
     for (size_t k = 0; k < padded; k++) {
       x_.data()[k] = k < size ? x[support_[k]] : 0.0f;
       r_.data()[k] = p_.data()[k] = k < size ? residual[support_[k]] : 0.0f;
     }
     float *r = r_.data(), *p = p_.data(), *q = q_.data();
     double rr = kernels_.dot(r, r, padded), end = tolerance * tolerance * rr;
+    if (moved.empty() || !(rr > end)) return;
+    gather();
     for (uint32_t& count : moved) {
       if (!(rr > end)) break;  // as in cgStep, whose rows stand still from there on
       multiply(p, q);
@@ -119,6 +110,13 @@ class SupportRow {
     Lines<float> numbers_;
   };
 
+  void gather() {
+    size_t n = static_cast<size_t>(gram_.dim(0));
+    if (!packs()) return whole_.assign(n, 0.0f);
+    packed_.reserve(packedNumbers(support_.size()));
+    kernels_.pruning.packSupport(gram_.as(), n, support_.data(), support_.size(), packed_.data());
+  }
+
   // A support that takes more than some 4 MB is not gathered: it is one of few, where most are smaller.
   bool packs() const { return support_.size() <= 1440; }
 
@@ -126,6 +124,7 @@ class SupportRow {
   void multiply(const float* p, float* q) {
     size_t size = support_.size(), n = whole_.size();
     if (packs()) return kernels_.pruning.supportTimes(packed_.data(), size, p, q);
+    throwIfCancelled();
     for (size_t k = 0; k < size; k++) whole_[support_[k]] = p[k];
     for (size_t k = 0; k < size; k++)
       q[k] = static_cast<float>(kernels_.dot(gram_.as() + support_[k] * n, whole_.data(), n));
@@ -166,15 +165,14 @@ void CpuBackend::cgOnSupport(Tensor gram, Tensor mask, Tensor x, Tensor residual
   int64_t rowCount = residual.dim(0), n = gram.dim(0);
   double numbers = static_cast<double>(std::max<int64_t>(1, kept)) * static_cast<double>(n) /
                    static_cast<double>(std::max<int64_t>(1, rowCount));  // of gram that a row gathers from
-  int64_t grain = std::max<int64_t>(1, static_cast<int64_t>((1 << 19) / numbers));
+  int64_t grain = std::max<int64_t>(1, static_cast<int64_t>((1 << 19) / std::max(1.0, numbers)));
   std::fill_n(active.as<uint32_t>(), active.size(), 0u);
   SupportRows rows;
   pool_.ranges(rowCount, grain, [&](int64_t begin, int64_t end) {
     auto row = rows.take(kernels_, gram);
     std::vector<uint32_t> moved(static_cast<size_t>(active.size()));
     for (int64_t i = begin; i < end; i++) {
-      row->gather(mask.as<uint8_t>() + i * n);
-      row->solve(x.as() + i * n, residual.as() + i * n, tolerance, moved);
+      row->solve(mask.as<uint8_t>() + i * n, x.as() + i * n, residual.as() + i * n, tolerance, moved);
     }
     rows.give(std::move(row));
     for (size_t t = 0; t < moved.size(); t++)

@@ -17,7 +17,7 @@ class PagePool {
   static constexpr size_t usualAlways = 16u << 20, usualMost = 256u << 20;
 #endif
   // Bytes of freed memory that are kept: `always`, and up to `most` where no more is held with them than was in use at
-  // once before (since nothing was).
+  // once before (since nothing was). Blocks from 2 MB on count for whole huge pages.
   explicit PagePool(size_t always = usualAlways, size_t most = usualMost);
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
@@ -39,10 +39,12 @@ class PagePool {
     char* end() const { return begin + bytes; }
   };
   size_t asBefore() const;
-  void* takeKept(size_t reserved);
-  void* mapFor(size_t reserved);
-  void keep(char* begin, size_t bytes);
-  void trim();
+  size_t mayKeep() const;
+  char* takeKept(size_t reserved);
+  bool keep(char* begin, size_t bytes);
+  Range cut(size_t most);
+  void trim(bool all = false);
+  char* mapFor(size_t reserved);
 
   const size_t always_, most_;
   std::mutex mutex_;

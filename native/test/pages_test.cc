@@ -3,9 +3,11 @@
 
 #include <doctest/doctest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <vector>
 
@@ -21,6 +23,13 @@ uint8_t* take(PagePool& pool, size_t bytes, Contents contents = Contents::any) {
   REQUIRE(data != nullptr);
   CHECK(reinterpret_cast<uintptr_t>(data) % page == 0);
   return data;
+}
+
+size_t addressSpace() {  // bytes
+  std::ifstream file("/proc/self/statm");
+  size_t pages = 0;
+  file >> pages;
+  return pages * page;
 }
 
 bool isMapped(const void* data) {
@@ -93,6 +102,39 @@ TEST_CASE("more is kept where no more is held with it than was in use before, un
   CHECK(pool.keptBytes() <= 2 * MB);
 }
 
+TEST_CASE("a block that was the largest so far is found again, whatever its size") {
+  PagePool pool(2 * MB, 64 * MB);
+  auto* held = take(pool, page);
+  for (size_t bytes : {33 * MB, 16 * MB + 5, 9 * MB + page}) {
+    auto* first = take(pool, bytes);
+    pool.give(first, bytes);
+    for (int i = 0; i < 3; i++) {
+      auto* again = take(pool, bytes);
+      CHECK(again == first);
+      pool.give(again, bytes);
+    }
+  }
+  pool.give(held, page);
+}
+
+TEST_CASE("what is kept makes room when the system refuses more") {
+  PagePool pool(2 * MB, 256 * MB);
+  std::vector<uint8_t*> blocks;
+  for (int i = 0; i < 100; i++) blocks.push_back(take(pool, MB));
+  for (size_t i = 0; i < blocks.size(); i++)
+    if (i % 4 != 0) pool.give(blocks[i], MB);
+  CHECK(pool.keptBytes() > 50 * MB);
+  rlimit before{}, narrow{};
+  REQUIRE(getrlimit(RLIMIT_AS, &before) == 0);
+  narrow = {addressSpace() + 8 * MB, before.rlim_max};
+  REQUIRE(setrlimit(RLIMIT_AS, &narrow) == 0);
+  void* data = pool.take(40 * MB, Contents::any);
+  setrlimit(RLIMIT_AS, &before);
+  REQUIRE(data != nullptr);
+  pool.give(data, 40 * MB);
+  for (size_t i = 0; i < blocks.size(); i += 4) pool.give(blocks[i], MB);
+}
+
 TEST_CASE("any order of taking and giving back keeps contents apart and the bound") {
   PagePool pool(3 * MB, 16 * MB);
   struct Block {
@@ -103,7 +145,10 @@ TEST_CASE("any order of taking and giving back keeps contents apart and the boun
   std::vector<Block> blocks;
   std::mt19937 random(7);
   size_t used = 0, highest = 0;
-  auto reserved = [](size_t bytes) { return (bytes + page - 1) / page * page; };
+  auto counted = [](size_t bytes) {
+    size_t unit = bytes > 2 * MB - page ? 2 * MB : page;
+    return (bytes + unit - 1) / unit * unit;
+  };
   for (int i = 0; i < 4000; i++) {
     if (blocks.size() < 24 && random() % 2) {
       size_t bytes = 1 + random() % (random() % 8 ? 300000 : 5000000);
@@ -114,7 +159,7 @@ TEST_CASE("any order of taking and giving back keeps contents apart and the boun
       auto mark = static_cast<uint8_t>(random());
       std::memset(data, mark, bytes);
       blocks.push_back({data, bytes, mark});
-      used += reserved(bytes);
+      used += counted(bytes);
       highest = std::max(highest, used);
     } else if (!blocks.empty()) {
       std::swap(blocks[random() % blocks.size()], blocks.back());
@@ -122,7 +167,7 @@ TEST_CASE("any order of taking and giving back keeps contents apart and the boun
       blocks.pop_back();
       for (size_t at = 0; at < block.bytes; at += 97) REQUIRE(block.data[at] == block.mark);
       pool.give(block.data, block.bytes);
-      used -= reserved(block.bytes);
+      used -= counted(block.bytes);
       if (used == 0) highest = 0;
     }
     REQUIRE(pool.keptBytes() <= std::max(3 * MB, std::min(16 * MB, highest - used)));

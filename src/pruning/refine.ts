@@ -42,7 +42,7 @@ function refine(
   mask: Tensor<'uint8'>,
   options: { iterations: number; tolerance: number },
 ): () => Promise<number> {
-  const { stream, device } = problem;
+  const { stream, device, m, n } = problem;
   const { iterations, tolerance } = options;
   using scope = new Scope();
   const difference = scope.hold(device.empty('float32', b.shape, 'the refit’s right-hand side'));
@@ -51,7 +51,10 @@ function refine(
   stream.copy(problem.base, difference);
   stream.axpby(b, difference, -1, 1);
   stream.gemm(difference, problem.gram, residual, { split: true });
-  const pieces = gathersSupports(problem, iterations) ? piecesOf(problem, iterations) : [];
+  const perRow = (sum(problem.segments.keep) / m) * 2 * n;
+  const pieces = gathersSupports(problem, iterations)
+    ? rowPieces(m, iterations * perRow, productsTogether(device))
+    : [];
   const active = device.tensor('uint32', [Math.max(1, pieces.length), iterations]);
   try {
     if (pieces.length > 0) onSupports(problem, { b, mask, residual, tolerance, pieces, active });
@@ -62,11 +65,14 @@ function refine(
   }
   return async () => {
     using _ = active;
-    const moved = await stream.read(active);
-    return Array.from({ length: iterations }, (_, i) => i).filter((i) =>
-      moved.some((rows, at) => at % iterations === i && rows > 0),
-    ).length;
+    return iterationsIn(await stream.read(active), iterations);
   };
+}
+
+/** Iterations in which some row moved, of the rows that did in [pieces, iterations]. */
+export function iterationsIn(moved: Uint32Array, iterations: number): number {
+  const numbers = Array.from({ length: iterations }, (_, i) => i);
+  return numbers.filter((i) => moved.some((rows, at) => at % iterations === i && rows > 0)).length;
 }
 
 interface Steps {
@@ -126,11 +132,13 @@ function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: n
   return cost < m * iterations;
 }
 
-/** Rows that one op may take. */
-function piecesOf({ device, segments, m, n }: LayerProblem, iterations: number): [first: number, end: number][] {
-  const kept = sum(segments.keep) / m;
-  const rows = Math.max(1, Math.floor(productsTogether(device) / (2 * kept * (n + iterations * kept) + 1)));
-  return Array.from({ length: Math.ceil(m / rows) }, (_, i) => [i * rows, Math.min(m, (i + 1) * rows)]);
+/** Ranges of rows that one op takes up, of at most so many operations where a row does not have more. */
+export function rowPieces(rows: number, operationsPerRow: number, most: number): [first: number, end: number][] {
+  const together = Math.max(1, Math.floor(most / Math.max(1, operationsPerRow)));
+  return Array.from({ length: Math.ceil(rows / together) }, (_, i) => [
+    i * together,
+    Math.min(rows, (i + 1) * together),
+  ]);
 }
 
 const sum = (numbers: readonly number[]) => numbers.reduce((total, x) => total + x, 0);
