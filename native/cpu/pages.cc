@@ -14,6 +14,9 @@ namespace {
 // method with a few passes over a small layer. So the system is asked for whole huge pages, and what is freed is kept.
 constexpr size_t page = 4096, hugePage = 2u << 20;
 
+// Kept memory that is zeroed again is so by the caller's thread; above this the system's own zeros are taken.
+constexpr size_t mostZeroed = 16u << 20;
+
 constexpr size_t mostRanges = 256;
 
 size_t roundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -154,7 +157,7 @@ void* PagePool::take(size_t bytes, Contents contents) {
     std::lock_guard lock(mutex_);
     used_ += countedFor(reserved);
     highest_ = std::max(highest_, used_);
-    data = takeKept(reserved);
+    if (contents == Contents::any || reserved <= mostZeroed) data = takeKept(reserved);
   }
   bool zero = !data;
   trim();

@@ -117,6 +117,17 @@ TEST_CASE("a block that was the largest so far is found again, whatever its size
   pool.give(held, page);
 }
 
+TEST_CASE("large zeros are the system's own") {
+  PagePool pool(2 * MB, 128 * MB);
+  auto* held = take(pool, page);
+  auto* first = take(pool, 32 * MB);
+  pool.give(first, 32 * MB);
+  auto* zeros = take(pool, 32 * MB, Contents::zero);
+  CHECK(zeros != first);
+  CHECK(pool.keptBytes() <= 2 * MB);  // both would be more than was in use before
+  pool.give(zeros, 32 * MB), pool.give(held, page);
+}
+
 TEST_CASE("what is kept makes room when the system refuses more") {
   PagePool pool(2 * MB, 256 * MB);
   std::vector<uint8_t*> blocks;
