@@ -22,6 +22,16 @@ function problem(rows: number, columns: number, share = 0.4): Problem {
   return { rows, columns, gram, target: normal(rows, rows * columns), mask };
 }
 
+/** A problem whose first rows end soon: 0 has no unknown, 1 starts at its end, 2 has one unknown and so one step. */
+function endingSoon(rows: number, columns: number): Problem {
+  const p = problem(rows, columns);
+  p.mask.fill(0, 0, columns);
+  p.target.fill(0, columns, 2 * columns);
+  p.mask.fill(0, 2 * columns, 3 * columns);
+  p.mask[2 * columns + 20] = 1;
+  return p;
+}
+
 /** `steps` CG steps on min |…| with H = gram, right side target·H, support mask, all rows at once; from x = 0. */
 async function solve(device: Device, { rows, columns, gram, target, mask }: Problem, steps: number, tolerance = 0) {
   using stream = device.stream();
@@ -145,11 +155,7 @@ for (const isa of opDevices()) {
     });
 
     test('rows stop on their own: at their tolerance, without unknowns, with a right side of zero', async () => {
-      const p = problem(6, 50);
-      p.mask.fill(0, 0, 50); // row 0: nothing kept
-      p.target.fill(0, 50, 100); // row 1: starts at its end
-      p.mask.fill(0, 100, 150);
-      p.mask[120] = 1; // row 2: one unknown, one step
+      const p = endingSoon(6, 50);
       const { trace, rr0 } = await solve(device, p, 40, 1e-3);
       expect(trace[0]!.active).toBe(4);
       expect(trace[1]!.active).toBe(3);
@@ -206,11 +212,7 @@ for (const isa of opDevices()) {
     });
 
     test('as many rows move in each step, and as far, as side by side; what stands still stays as it was', async () => {
-      const p = problem(8, 90);
-      p.mask.fill(0, 0, 90); // row 0: nothing kept
-      p.target.fill(0, 90, 180); // row 1: starts at its end
-      p.mask.fill(0, 180, 270);
-      p.mask[200] = 1; // row 2: one unknown, one step
+      const p = endingSoon(8, 90);
       const { x, active } = await solveOnSupports(device, p, 40, { tolerance: 1e-3 });
       const { trace } = await solve(device, p, 40, 1e-3);
       expect(active.slice(0, 2)).toEqual([7 - 1, 7 - 2]);

@@ -95,6 +95,16 @@ void kindOf(const std::string& activation) {
           "Expected silu, gelu, gelu_tanh or relu for activation but received ", activation);
 }
 
+// rows [m, n], by the name of `name`, that are solved for x on a mask with gram [n, n].
+void solvedOn(const Tensor& gram, const char* name, const Tensor& rows, const Tensor& mask, const Tensor& x) {
+  square("gram", gram);
+  dtype(name, rows, DType::f32), matrix(name, rows);
+  require(rows.dim(1) == gram.dim(0), "Expected ", name, " [m, n] for gram [n, n] but received ", describe(rows),
+          " and ", describe(gram));
+  dtype("mask", mask, DType::u8), sameShape("mask", mask, name, rows);
+  dtype("x", x, DType::f32), sameShape("x", x, name, rows);
+}
+
 }  // namespace
 
 void fill(const Tensor& out, double value) {
@@ -306,24 +316,14 @@ void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& 
 
 void cgOnSupport(const Tensor& gram, const Tensor& mask, const Tensor& x, const Tensor& residual, double tolerance,
                  int64_t kept, const Tensor& active) {
-  square("gram", gram);
-  dtype("residual", residual, DType::f32), matrix("residual", residual);
-  require(residual.dim(1) == gram.dim(0), "Expected residual [m, n] for gram [n, n] but received ", describe(residual),
-          " and ", describe(gram));
-  dtype("mask", mask, DType::u8), sameShape("mask", mask, "residual", residual);
-  dtype("x", x, DType::f32), sameShape("x", x, "residual", residual);
+  solvedOn(gram, "residual", residual, mask, x);
   range("tolerance", tolerance, 0, 1);
   require(kept >= 0, "Expected at least 0 kept entries but received ", kept);
   dtype("active", active, DType::u32);
 }
 
 void backsolve(const Tensor& gram, const Tensor& right, const Tensor& mask, const Tensor& x) {
-  square("gram", gram);
-  dtype("right", right, DType::f32), matrix("right", right);
-  require(right.dim(1) == gram.dim(0), "Expected right [m, n] for gram [n, n] but received ", describe(right), " and ",
-          describe(gram));
-  dtype("mask", mask, DType::u8), sameShape("mask", mask, "right", right);
-  dtype("x", x, DType::f32), sameShape("x", x, "right", right);
+  solvedOn(gram, "right", right, mask, x);
 }
 
 void sparseGpt(const Tensor& weight, const Tensor& factor, const Tensor& mask, const Pattern& pattern,

@@ -6,6 +6,7 @@
 
 #include "core/stream.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/support.h"
 
 extern "C" {  // LAPACK; the last argument is the length of the string
 void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info, size_t);
@@ -29,13 +30,11 @@ void CpuBackend::backsolve(Tensor gram, Tensor right, Tensor mask, Tensor x) {
   useOneThread();
   constexpr int64_t rowsPerTask = 8;
   pool_.ranges(right.dim(0), rowsPerTask, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> support;
+    std::vector<uint32_t> support;
     std::vector<float> a, b;
     for (int64_t i = begin; i < end; i++) {
       throwIfCancelled();
-      support.clear();
-      for (int64_t j = 0; j < n; j++)
-        if (mask.as<uint8_t>()[i * n + j]) support.push_back(j);
+      readSupport(mask.as<uint8_t>() + i * n, n, support);
       size_t size = support.size();
       a.resize(size * size);
       b.resize(size);

@@ -12,6 +12,7 @@
 #include "core/stream.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/lines.h"
+#include "cpu/support.h"
 
 namespace alps {
 
@@ -69,9 +70,7 @@ class SupportRow {
 
   // As many steps as there are counts; each that moves the row is counted.
   void solve(const uint8_t* mask, float* x, const float* residual, double tolerance, std::vector<uint32_t>& moved) {
-    support_.clear();
-    for (int64_t j = 0; j < gram_.dim(0); j++)
-      if (mask[j]) support_.push_back(static_cast<uint32_t>(j));
+    readSupport(mask, gram_.dim(0), support_);
     size_t size = support_.size(), padded = inTiles(size) * supportTile;
     for (Vector* v : {&x_, &r_, &p_, &q_}) v->reserve(padded);
     for (size_t k = 0; k < padded; k++) {

@@ -2,7 +2,7 @@ import { PhaseClock } from '../device/phase-clock.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { together } from '../together.js';
 import type { LayerProblem } from './layer-problem.js';
-import { nativePattern, productsTogether } from './layer-problem.js';
+import { keptOf, nativePattern, productsTogether } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit } from './refine.js';
 import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
@@ -141,7 +141,7 @@ class Admm {
 
   /** k of all layers together. */
   get keptTotal(): number {
-    return this.#problem.segments.keep.reduce((sum, k) => sum + k, 0);
+    return keptOf(this.#problem.segments);
   }
 
   /** Back to the start: D = project(B₀), V = 0. */

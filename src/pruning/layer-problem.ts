@@ -193,6 +193,11 @@ export function segmentsOf(group: Pick<LayerGroup, 'layers' | 'weight'>, pattern
 /** Floating-point operations that one op may take up with its products: on a processor it holds the device so long, on a GPU it is queued. */
 export const productsTogether = (device: Device) => (device.name === 'cpu' ? 2 ** 34 : 2 ** 43);
 
+/** Weights that all layers keep together. */
+export function keptOf({ keep }: Segments): number {
+  return keep.reduce((sum, k) => sum + k, 0);
+}
+
 /** The pattern as native ops take it. */
 export function nativePattern(pattern: Pattern): { keep: number; of: number } | null {
   return isNm(pattern) ? { keep: pattern.keep, of: pattern.of } : null;

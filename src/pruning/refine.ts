@@ -1,5 +1,5 @@
 import { Scope, type Tensor } from '../device/tensor.js';
-import { type LayerProblem, productsTogether } from './layer-problem.js';
+import { keptOf, type LayerProblem, productsTogether } from './layer-problem.js';
 import type { ParsedPruningOptions } from './options.js';
 
 /**
@@ -51,7 +51,7 @@ function refine(
   stream.copy(problem.base, difference);
   stream.axpby(b, difference, -1, 1);
   stream.gemm(difference, problem.gram, residual, { split: true });
-  const perRow = (sum(problem.segments.keep) / m) * 2 * n;
+  const perRow = (keptOf(problem.segments) / m) * 2 * n;
   const pieces = gathersSupports(problem, iterations)
     ? rowPieces(m, iterations * perRow, productsTogether(device))
     : [];
@@ -111,7 +111,7 @@ function onSupports(
     using x = b.rows(first, end);
     using r = residual.rows(first, end);
     using counts = active.rows(i, i + 1);
-    const numbers = Math.round((sum(segments.keep) * (end - first)) / m);
+    const numbers = Math.round((keptOf(segments) * (end - first)) / m);
     stream.cgOnSupport(gram, kept, x, r, { tolerance, kept: numbers }, counts);
   }
 }
@@ -140,5 +140,3 @@ export function rowPieces(rows: number, operationsPerRow: number, most: number):
     Math.min(rows, (i + 1) * together),
   ]);
 }
-
-const sum = (numbers: readonly number[]) => numbers.reduce((total, x) => total + x, 0);

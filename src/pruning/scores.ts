@@ -1,6 +1,6 @@
 import type { Segments, Stream } from '../device/stream.js';
 import type { Tensor } from '../device/tensor.js';
-import { type LayerProblem, nativePattern } from './layer-problem.js';
+import { keptOf, type LayerProblem, nativePattern } from './layer-problem.js';
 import { isNm, type Pattern } from './pattern.js';
 
 type F32 = Tensor<'float32'>;
@@ -17,7 +17,7 @@ export function chooseLargest(
 ): void {
   const { pattern, segments, byRow } = options;
   if (byRow && !isNm(pattern)) {
-    const kept = segments.keep.reduce((sum, keep) => sum + keep, 0);
+    const kept = keptOf(segments);
     stream.projectRows(scores, mask, kept / scores.shape[0]!);
   } else stream.project(scores, mask, nativePattern(pattern), segments);
 }

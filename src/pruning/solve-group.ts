@@ -3,7 +3,7 @@ import { Scope, type Tensor } from '../device/tensor.js';
 import { solveAlps } from './alps.js';
 import { damped } from './damping.js';
 import { solveDsnot } from './dsnot.js';
-import { type LayerGroup, LayerProblem, segmentsOf, wholeGram } from './layer-problem.js';
+import { keptOf, type LayerGroup, LayerProblem, segmentsOf, wholeGram } from './layer-problem.js';
 import { solveMagnitude } from './magnitude.js';
 import { isRowwise, type Method, type ParsedPruningOptions, type Precision } from './options.js';
 import { refit } from './refine.js';
@@ -91,7 +91,7 @@ const selectors: Record<Exclude<Method, 'alps'>, Selector> = {
 /** The shortcut (nothing or everything stays) and the methods. */
 async function solveBy(problem: LayerProblem, options: ParsedPruningOptions, precision: Precision): Promise<Solution> {
   const { segments, m, n } = problem;
-  const kept = segments.keep.reduce((sum, k) => sum + k, 0);
+  const kept = keptOf(segments);
   if (kept === 0 || kept === m * n) return select(problem, { ...options, refit: 'none' }, solveMagnitude);
   if (options.method === 'alps') return solveAlps(problem, options, precision);
   return select(problem, options, selectors[options.method]);
