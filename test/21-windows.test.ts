@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -9,7 +9,7 @@ import {
   loadCalibration,
   loadEvaluationWindows,
 } from '../src/calibration/calibration.js';
-import { drawDocuments } from '../src/calibration/documents.js';
+import { drawPlaces, windowsAt } from '../src/calibration/places.js';
 import { consecutiveWindows, randomNumbers, sampleWindows, windowsOfIds } from '../src/calibration/windows.js';
 import type { DecoderConfig } from '../src/model/config.js';
 import { loadTokenizer } from '../src/model/tokenizer.js';
@@ -129,47 +129,130 @@ describe('calibration', () => {
     await expect(calibration({ text: documents('') })).rejects.toMatchObject(refused('INVALID_TEXT', /has no text/));
   });
 
-  describe('a file with more documents than are read', () => {
-    // Document i says its number, and nothing else.
+  describe('a file of which not all is tokenised', () => {
+    // Document i says its number, and nothing else: 200 characters, and 2 that join.
     const numbers = Array.from({ length: 200 }, (_, i) => `${1000 + i} `.repeat(40));
     let path: string;
     beforeAll(async () => {
       path = join(folder, 'numbers.jsonl');
       await writeFile(path, numbers.map((text) => `${JSON.stringify({ text })}\n`).join(''));
     });
-    const drawn = async (seed: number, characters = 2000) => [...(await drawDocuments(path, { characters, seed }))!];
+    const all = Number.POSITIVE_INFINITY;
+    const drawn = async (seed: number, characters = all) =>
+      (await drawPlaces(path, { windows: 5, length: 10, characters, seed }))!;
 
-    test('documents are drawn from all of it, as many as give the characters, by the seed', async () => {
+    test('places are drawn from all of it, 8 characters a token apart, by the seed', async () => {
       const first = await drawn(0);
-      expect(first).toHaveLength(10); // of 200 characters each
-      expect(new Set(first).size).toBe(10);
+      expect(first).toHaveLength(5);
+      expect(first).toEqual([...new Set(first)].sort((a, b) => a - b));
+      for (const place of first) expect(place % 80).toBe(0);
       expect(await drawn(0)).toEqual(first);
       expect(await drawn(1)).not.toEqual(first);
-      const many = await Promise.all(Array.from({ length: 60 }, (_, seed) => drawn(seed)));
-      const counts = [0, 0, 0, 0];
-      for (const number of many.flat()) counts[Math.floor(number / 50)]!++;
-      for (const count of counts) expect(Math.abs(count - 150)).toBeLessThan(60); // expected 150, standard deviation 10
-      expect(await drawn(0, 39_999)).toHaveLength(200);
-      expect(await drawDocuments(path, { characters: 40_000, seed: 0 })).toBeUndefined();
+      expect(Math.max(...(await drawn(0, 4000)))).toBeLessThan(4000);
     });
 
-    test('windows are of the drawn documents, in the order of the file', async () => {
+    test('every place is about equally likely', async () => {
+      const hits = new Map<number, number>();
+      const options = { windows: 5, length: 10, characters: 1600 }; // 20 places
+      for (let seed = 0; seed < 400; seed++)
+        for (const place of (await drawPlaces(path, { ...options, seed }))!)
+          hits.set(place, (hits.get(place) ?? 0) + 1);
+      expect([...hits.keys()].sort((a, b) => a - b)).toEqual(Array.from({ length: 20 }, (_, i) => 80 * i));
+      for (const count of hits.values()) expect(Math.abs(count - 100)).toBeLessThan(45); // standard deviation 8.7
+    });
+
+    test('all of the text is tokenised where it has less than two places for a window, and where it may be there only once', async () => {
+      const characters = 40_398; // of the joined text: 504 places of 80
+      expect(await drawPlaces(path, { windows: 252, length: 10, characters, seed: 0 })).toHaveLength(252);
+      expect(await drawPlaces(path, { windows: 253, length: 10, characters, seed: 0 })).toBeUndefined();
+      const texts = { documents: numbers.values() };
+      expect(await drawPlaces(texts, { windows: 1, length: 10, characters, seed: 0 })).toBeUndefined();
+    });
+
+    test.each([8192, 300])(
+      'windows hold the tokens that the whole text has behind their places (%i characters)',
+      async (most) => {
+        const tokenizer = await loadTokenizer(folder, { vocabSize: 300 });
+        const text = numbers.join('\n\n').slice(0, most);
+        const file = join(folder, 'numbers.txt');
+        await writeFile(file, text);
+        const whole = [...tokenizer.encode(text)];
+        const places = [0, 64, 80];
+        const { tokens, windows, note } = (await windowsAt(tokenizer, file, { places, length: 20 }))!;
+        expect(note).toBeUndefined();
+        expect(windows).toBe(3);
+        for (const [i, place] of places.entries()) {
+          const window = [...tokens.subarray(20 * i, 20 * (i + 1))];
+          // Behind the word that stands at the place; the text's own beginning is none's inside.
+          const begin = place === 0 ? 0 : place + text.slice(place).search(/(?<=\d) /);
+          expect(tokenizer.decode(window)).toBe(text.slice(begin, begin + tokenizer.decode(window).length));
+          const before = tokenizer.encode(text.slice(0, begin)).length;
+          expect(window).toEqual(whole.slice(before, before + 20));
+        }
+      },
+    );
+
+    test('calibration takes its windows so, from several files too, in their order', async () => {
       const tokenizer = await loadTokenizer(folder, { vocabSize: 300 });
-      const maxTokens = 400;
-      const only = (await drawDocuments(path, { characters: 4 * maxTokens, seed: 3 }))!;
-      const text = [...only].sort((a, b) => a - b).map((i) => numbers[i]);
-      const { tokens, windows } = await calibration({ text: path, windows: 4, length: 50, maxTokens, seed: 3 });
-      const all = [...tokenizer.encode(text.join('\n\n'))].join(',');
-      for (let i = 0; i < windows; i++) expect(all).toContain([...tokens.subarray(50 * i, 50 * (i + 1))].join(','));
-      expect(windows).toBe(4);
+      const other = join(folder, 'other.txt');
+      await writeFile(other, speech);
+      const asked = { windows: 6, length: 32, seed: 3 };
+      const found = await calibration({ text: [path, other], ...asked });
+      const places = (await drawPlaces([path, other], { ...asked, characters: all }))!;
+      expect(found).toMatchObject({ windows: 6, length: 32 });
+      expect(found.hash).toBe((await windowsAt(tokenizer, [path, other], { places, length: 32 }))!.hash);
+      const text = `${numbers.join('\n\n')}\n\n${speech}`;
+      for (const [i, place] of places.entries()) {
+        const window = tokenizer.decode(found.tokens.subarray(32 * i, 32 * (i + 1)));
+        expect(text.slice(place, place + 256 + window.length)).toContain(window);
+      }
+      const least = { maxTokens: 6 * 32, ...asked }; // as much as is read: all of it is tokenised
+      const beginning = tokenizer.encode(text.slice(0, 4 * 6 * 32)).length;
+      expect((await calibration({ text: [path, other], ...least })).windows).toBe(
+        Math.min(6, Math.floor(beginning / 32)),
+      );
     });
 
-    test('of one document, or of strings, nothing is drawn', async () => {
-      const one = join(folder, 'one.txt');
-      await writeFile(one, numbers.join(''));
-      expect(await drawDocuments(one, { characters: 100, seed: 0 })).toBeUndefined();
-      expect(await drawDocuments(documents(...numbers), { characters: 100, seed: 0 })).toBeUndefined();
-      expect(await drawDocuments([one, path], { characters: 100, seed: 0 })).toHaveProperty('size');
+    test('a window with many characters to a token reads on; where the text ends too early there is none, and a note', async () => {
+      const tokenizer = await loadTokenizer(folder, { vocabSize: 300 });
+      // A fake of a model's tokenizer: a token for 40 characters.
+      const coarse = { encodeAsync: async (text: string) => new Uint32Array(Math.floor(text.length / 40)).fill(7) };
+      const all = await windowsAt({ ...tokenizer, ...coarse } as typeof tokenizer, path, {
+        places: [0, 800],
+        length: 100,
+      });
+      expect(all).toMatchObject({ windows: 2, length: 100 });
+      const early = await windowsAt(tokenizer, path, { places: [800, 40_350], length: 100 });
+      expect(early).toMatchObject({ windows: 1, note: 'the text gives 1 windows of 100 tokens, not 2' });
+      expect(await windowsAt(tokenizer, path, { places: [40_350], length: 100 })).toBeUndefined();
+    });
+
+    test('where no place has enough tokens behind it, the text is tokenised from its beginning', async () => {
+      const other = join(folder, 'long-token');
+      const token = '<|the end of a text|>'; // more than 8 characters
+      await mkdir(other);
+      await writeTokenizer(other, JSON.parse(JSON.stringify(tinyTokenizer('gpt2')).replaceAll('<|end|>', token)));
+      const file = join(folder, 'few.txt');
+      await writeFile(file, token.repeat(50)); // 1050 characters
+      const asked = { windows: 1, length: 48 };
+      const placed = async (seed: number) => (await drawPlaces(file, { ...asked, characters: all, seed }))![0];
+      let seed = 0;
+      while ((await placed(seed)) === 0) seed++;
+      const found = await loadCalibration(other, config, { text: file, ...asked, seed });
+      expect(found).toMatchObject({ windows: 1, tokens: new Uint32Array(48) });
+    });
+
+    test('can be stopped', async () => {
+      const signal = AbortSignal.abort();
+      await expect(
+        drawPlaces(path, { windows: 5, length: 10, characters: all, seed: 0, signal }),
+      ).rejects.toMatchObject({
+        code: 'ABORTED',
+      });
+      const tokenizer = await loadTokenizer(folder, { vocabSize: 300 });
+      await expect(windowsAt(tokenizer, path, { places: [800], length: 10, signal })).rejects.toMatchObject({
+        code: 'ABORTED',
+      });
     });
   });
 

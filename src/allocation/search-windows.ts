@@ -32,14 +32,11 @@ export async function loadSearchWindows(
   const own = evaluation.text !== undefined || evaluation.tokenIds !== undefined;
   const from = options.calibration;
   const length = evaluation.length ?? calibration?.length;
-  // Of the calibration's text as much is read as for the calibration.
-  const maxTokens =
-    from && calibration ? (from.maxTokens ?? 16 * (from.windows ?? 128) * calibration.length) : undefined;
   const loaded = await loadCalibration(
     model,
     config,
     {
-      ...(own ? evaluation : { ...from, ...(maxTokens === undefined ? {} : { maxTokens }) }),
+      ...(own ? evaluation : from),
       windows: 2 * windows,
       ...(length === undefined ? {} : { length }),
       seed: evaluation.seed ?? (from?.seed ?? 0) + 1,

@@ -2,9 +2,9 @@ import { readFile } from 'node:fs/promises';
 import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
 import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
-import { drawDocuments } from './documents.js';
+import { drawPlaces, windowsAt } from './places.js';
 import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
-import { type JoinOptions, joinedText, type TextOptions, type TextSource } from './text.js';
+import { joinedText, type TextOptions, type TextSource } from './text.js';
 import {
   consecutiveWindows,
   firstWindows,
@@ -34,8 +34,8 @@ export interface CalibrationOptions {
   /** Which windows of the text are taken, and what the model writes beside them. Default 0. The same text and seed give the same tokens. */
   seed?: number;
   /**
-   * Windows are drawn from about this many tokens. Default 16 × windows × length. Files with more are not read from the beginning on: documents are
-   * drawn from all of them (from the first 67 million characters), by the seed; a single document is read up to here.
+   * The text counts up to about this many tokens. Default: the first 67 million characters of files and lists, in all of which the windows' places
+   * are drawn; of an iterable, which may be there only once, 16 × windows × length tokens.
    */
   maxTokens?: number;
   /**
@@ -90,14 +90,23 @@ export async function loadCalibration(
   const ids = await readTokenFile(text!, 'calibration');
   if (ids) return checkedLength(windowsOfIds(ids, config.vocabulary, String(text)), config);
   const length = windowLength(options.length, config);
-  const { maxTokens = 16 * windows * length } = options;
-  if (!Number.isSafeInteger(maxTokens) || maxTokens < length) {
+  const { maxTokens } = options;
+  if (maxTokens !== undefined && (!Number.isSafeInteger(maxTokens) || maxTokens < length)) {
     throw invalidArgument('maxTokens', `an integer of at least ${length}, one window,`, maxTokens);
   }
   const reading = { field: options.field, signal };
-  const only = await drawDocuments(text!, { ...reading, characters: charactersOfToken * maxTokens, seed });
-  const stream = await encoded(folder, config, text!, { ...reading, only });
-  return withCapNote(await sampleWindows(stream, { windows, length, seed, maxTokens }), options.length, config);
+  const characters = maxTokens === undefined ? Number.POSITIVE_INFINITY : charactersOfToken * maxTokens;
+  const places = await drawPlaces(text!, { ...reading, windows, length, characters, seed });
+  const tokenizer = await loadTokenizer(folder, { vocabSize: config.vocabulary });
+  const drawn =
+    (places && (await windowsAt(tokenizer, text!, { ...reading, places, length }))) ??
+    (await sampleWindows(tokenizer.encodeStream(joinedText(text!, reading), { signal }), {
+      windows,
+      length,
+      seed,
+      maxTokens: maxTokens ?? 16 * windows * length,
+    }));
+  return withCapNote(drawn, options.length, config);
 }
 
 /** Windows of each text in its share, one text behind the other. */
@@ -180,10 +189,7 @@ export async function loadEvaluationWindows(
   }
   const length = windowLength(options.length, config);
   const most = protocols[protocol].windows;
-  const stream =
-    protocol === 'text'
-      ? await encoded(folder, config, text, { field, signal })
-      : encodedBy(folder, config, protocol, text, { ...(field === undefined ? {} : { field }), signal });
+  const stream = encodedBy(folder, config, protocol, text, { ...(field === undefined ? {} : { field }), signal });
   const all = await consecutiveWindows(stream, {
     length,
     windows: most === undefined ? windows : Math.min(windows ?? most, most),
@@ -192,22 +198,18 @@ export async function loadEvaluationWindows(
   return withCapNote(all, options.length, config);
 }
 
-async function encoded(folder: string, config: DecoderConfig, text: TextSource, options: JoinOptions) {
-  const tokenizer = await loadTokenizer(folder, { vocabSize: config.vocabulary });
-  return tokenizer.encodeStream(joinedText(text, options), { signal: options.signal });
-}
-
-/** The tokens of a published protocol: the tokenizer's special tokens, then the text. */
+/** The tokens of a protocol: the tokenizer's special tokens for a published one, then the text. */
 async function* encodedBy(
   folder: string,
   config: DecoderConfig,
-  protocol: Exclude<PerplexityProtocol, 'text'>,
+  protocol: PerplexityProtocol,
   text: TextSource,
   options: TextOptions,
 ): AsyncGenerator<Uint32Array> {
   const tokenizer = await loadTokenizer(folder, { vocabSize: config.vocabulary });
   if (protocols[protocol].prefix && tokenizer.prefix.length > 0) yield Uint32Array.from(tokenizer.prefix);
-  yield* tokenizer.encodeStream(joinedBy(protocol, text, options), { signal: options.signal });
+  const parts = protocol === 'text' ? joinedText(text, options) : joinedBy(protocol, text, options);
+  yield* tokenizer.encodeStream(parts, { signal: options.signal });
 }
 
 /** 2048 unless asked otherwise, and never more positions than the model has. */

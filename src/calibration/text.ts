@@ -20,11 +20,6 @@ export interface TextOptions {
   signal?: AbortSignal;
 }
 
-export interface JoinOptions extends TextOptions {
-  /** Numbers of the documents that count, in the order of {@link readText}. Default: all. */
-  only?: ReadonlySet<number> | undefined;
-}
-
 /** A piece of a document; `end` marks its last piece. */
 export interface TextPart {
   text: string;
@@ -55,15 +50,10 @@ export async function* readText(source: TextSource, options: TextOptions = {}): 
 }
 
 /** The documents' text joined by a blank line, in pieces. */
-export async function* joinedText(source: TextSource, { only, ...options }: JoinOptions = {}): AsyncGenerator<string> {
+export async function* joinedText(source: TextSource, options: TextOptions = {}): AsyncGenerator<string> {
   let between = false;
   let inside = false;
-  let document = 0;
-  let left = only?.size ?? Number.POSITIVE_INFINITY;
   for await (const { text, end } of readText(source, options)) {
-    const counts = only?.has(document) ?? true;
-    if (end) document++;
-    if (!counts) continue;
     if (text !== '') {
       if (!inside && between) yield documentJoin;
       yield text;
@@ -72,7 +62,6 @@ export async function* joinedText(source: TextSource, { only, ...options }: Join
     if (end) {
       between ||= inside;
       inside = false;
-      if (--left === 0) return;
     }
   }
 }

@@ -19,7 +19,7 @@ What the model reads meanwhile:
   --calibration FILE     .txt, .jsonl, .json (token ids, also of alps generate), .parquet, also .gz; may be given more than once
   --shares A,B,...       how many of the windows each of these files gives, relative to the others (default: all are one text)
   --field NAME           the text field of .jsonl and .parquet (default text)
-  --windows N            token windows (default 128), of documents drawn from all of the text
+  --windows N            token windows (default 128), drawn from all of the text
   --own-windows N        so many more that the model writes itself, each going on from the beginning of one of those: what it knows beyond
                          the text is kept better (default 0; takes memory for the whole model)
   --length N             tokens of a window (default 2048, at most what the model takes)

@@ -85,6 +85,20 @@ export function nextCut(text: string, start: number, isLast: boolean, cuts: Cuts
   return unit >= 0xdc00 && unit < 0xe000 ? limit - 1 : limit;
 }
 
+/** How far the first cut is looked for. */
+const FIRST_CUT = 256;
+
+/**
+ * Where the ids of a passage from inside a text begin to be those that the text has there: at its first cut, when there is one near. Otherwise at
+ * its first whole character.
+ */
+export function firstCut(passage: string, cuts: Cuts): number {
+  const limit = Math.min(FIRST_CUT, passage.length);
+  for (let at = 1; at < limit; at++) if (isCut(passage, at, cuts)) return at;
+  const unit = passage.charCodeAt(0);
+  return unit >= 0xdc00 && unit < 0xe000 ? 1 : 0;
+}
+
 function isCut(text: string, at: number, { chars, dropSpace, kept }: Cuts): boolean {
   if (!chars.includes(text.charAt(at)) || !/[\p{L}\p{N}]$/u.test(text.slice(Math.max(0, at - 2), at))) return false;
   return !dropSpace || (at + 1 < text.length && !kept.includes(text.charAt(at + 1)));

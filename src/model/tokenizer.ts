@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { Tokenizer as Library } from '@huggingface/tokenizers';
 import { AlpsError, describe, invalidArgument, throwIfAborted } from '../errors.js';
-import { type Cuts, findCuts, nextCut } from './tokenizer-cuts.js';
+import { type Cuts, findCuts, firstCut, nextCut } from './tokenizer-cuts.js';
 import { readTokenizerFiles, type TokenizerFiles } from './tokenizer-json.js';
 
 /** A tokenizer.json in use. Ids never include special tokens that the text does not contain. */
@@ -16,8 +16,12 @@ export interface Tokenizer {
   readonly prefix: readonly number[];
   /** Encodes on the calling thread, about 2 MB/s. Half surrogate pairs become U+FFFD. */
   encode(text: string): Uint32Array;
-  /** The same ids, giving the event loop a turn every few milliseconds. */
-  encodeAsync(text: string, options?: { signal?: AbortSignal }): Promise<Uint32Array>;
+  /**
+   * The same ids, giving the event loop a turn every few milliseconds.
+   * @param options.inside the text is a passage from inside another one: what stands before its first word's end is left out, and the ids are those
+   * that the other text has there, but for some at the passage's end
+   */
+  encodeAsync(text: string, options?: { signal?: AbortSignal | undefined; inside?: boolean }): Promise<Uint32Array>;
   /** The ids of the parts' concatenation, as they are found; memory does not grow with the text. */
   encodeStream(
     parts: AsyncIterable<string> | Iterable<string>,
@@ -92,20 +96,32 @@ class BytePairTokenizer implements Tokenizer {
     return concatenate(pieces);
   }
 
-  async encodeAsync(text: string, options: { signal?: AbortSignal } = {}): Promise<Uint32Array> {
+  async encodeAsync(
+    text: string,
+    { signal, inside = false }: { signal?: AbortSignal | undefined; inside?: boolean } = {},
+  ): Promise<Uint32Array> {
     checkText(text);
     const pieces: Uint32Array[] = [];
-    for await (const ids of this.encodeStream([text], options)) pieces.push(ids);
+    const passage = inside ? text.slice(firstCut(text, this.#cuts)) : text;
+    for await (const ids of this.#encodeParts([passage], signal, !inside)) pieces.push(ids);
     return concatenate(pieces);
   }
 
-  async *encodeStream(
+  encodeStream(
     parts: AsyncIterable<string> | Iterable<string>,
     { signal }: { signal?: AbortSignal } = {},
   ): AsyncGenerator<Uint32Array> {
+    return this.#encodeParts(parts, signal, true);
+  }
+
+  /** @param isFirst whether a text begins with the parts */
+  async *#encodeParts(
+    parts: AsyncIterable<string> | Iterable<string>,
+    signal: AbortSignal | undefined,
+    isFirst: boolean,
+  ): AsyncGenerator<Uint32Array> {
     let text = '';
     let start = 0;
-    let isFirst = true;
     for await (const part of endMarked(parts)) {
       throwIfAborted(signal);
       text = text.slice(start) + (part ?? '');
