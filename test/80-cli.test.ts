@@ -182,7 +182,7 @@ describe('alps', () => {
   test('devices shows the processor', async () => {
     const { code, stdout } = await alps('devices');
     expect(code).toBe(0);
-    expect(stdout).toMatch(/cpu\s+usable\s+(avx512|avx2|scalar)/);
+    expect(stdout).toMatch(/cpu\s+usable\s+(avx512bf16|avx512|avx2|scalar)/);
   });
 
   test('Ctrl-C ends it with 130 and leaves no output', async () => {

@@ -24,7 +24,7 @@ namespace alps {
 struct DeviceInfo {
   std::string name;     // "cpu"
   std::string details;  // "AVX-512, bfloat16 products, 2 threads"
-  std::string isa;      // instruction set of the hand-written loops: avx512, avx2 or scalar
+  std::string isa;      // instruction set of the hand-written loops: avx512bf16, avx512, avx2, scalar
   bool bf16Products = false;
   int threads = 1;
   uint64_t memoryLimit = 0;  // bytes, as are the next two
@@ -220,7 +220,7 @@ constexpr int largestThreads = 1024;
 struct BackendOptions {
   int threads = 0;           // 0: as many as the machine offers; CUDA devices take no notice
   uint64_t memoryLimit = 0;  // bytes; 0: nine tenths of the machine's (or its control group's, or the GPU's) memory
-  std::string isa;           // empty: the best there is; avx512, avx2, scalar: at most that
+  std::string isa;           // empty: the best there is; else one of those
 };
 
 std::shared_ptr<Backend> makeCpuBackend(const BackendOptions& options);

@@ -120,7 +120,7 @@ void CpuBackend::narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out,
   });
 }
 
-bool CpuBackend::bf16InHardware() const { return machineHasBf16Products() && std::string(kernels_.isa) == "avx512"; }
+bool CpuBackend::bf16InHardware() const { return hasBf16Products(kernels_); }
 
 void CpuBackend::gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
                       bool /* split */) {

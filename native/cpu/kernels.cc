@@ -1,5 +1,7 @@
 #include "cpu/kernels.h"
 
+#include <vector>
+
 #include "core/error.h"
 #include "cpu/sgemm.h"
 
@@ -21,8 +23,9 @@ namespace avx512 {
 extern const Kernels table;
 }
 namespace avx512bf16 {
+extern const Kernels table;
 extern const ProductKernels products;
-}
+}  // namespace avx512bf16
 
 namespace {
 // __builtin_cpu_supports() of Clang does not know it.
@@ -34,36 +37,32 @@ bool hasF16c() {
 #endif
 
 const Kernels& chooseKernels(const std::string& isa) {
-  require(isa.empty() || isa == "avx512" || isa == "avx2" || isa == "scalar",
-          "Expected avx512, avx2 or scalar for isa but received ", isa);
+  std::vector<const Kernels*> sets = {&scalar::table};  // the machine's, ascending
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  bool hasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && hasF16c();
-  bool hasAvx512 = hasAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if ((isa == "avx512" && !hasAvx512) || (isa == "avx2" && !hasAvx2)) fail("NO_DEVICE", "This processor has no ", isa);
-  if (hasAvx512 && (isa.empty() || isa == "avx512")) return avx512::table;
-  if (hasAvx2 && isa != "scalar") return avx2::table;
-#else
-  if (isa == "avx512" || isa == "avx2") fail("NO_DEVICE", "This processor has no ", isa);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && hasF16c()) {
+    sets.push_back(&avx2::table);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      sets.push_back(&avx512::table);
+      if (__builtin_cpu_supports("avx512bf16")) sets.push_back(&avx512bf16::table);
+    }
+  }
 #endif
-  return scalar::table;
+  if (isa.empty()) return *sets.back();
+  for (const Kernels* set : sets)
+    if (set->isa == isa) return *set;
+  require(isa == "avx512bf16" || isa == "avx512" || isa == "avx2",
+          "Expected avx512bf16, avx512, avx2 or scalar for isa but received ", isa);
+  fail("NO_DEVICE", "This processor has no ", isa);
 }
 
-bool machineHasBf16Products() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
+bool hasBf16Products(const Kernels& kernels) { return kernels.isa == std::string("avx512bf16"); }
 
 const ProductKernels* chooseProducts(const std::string& asked, [[maybe_unused]] const Kernels& kernels) {
   if (asked == "scalar") return &scalar::products;
 #if defined(__x86_64__)
-  if (std::string(kernels.isa) == "avx512" && machineHasBf16Products() && !multipliesTiles())
-    return &avx512bf16::products;
+  if (hasBf16Products(kernels) && !multipliesTiles()) return &avx512bf16::products;
 #endif
   return nullptr;
 }

@@ -14,7 +14,7 @@
 namespace alps {
 
 struct Kernels {
-  const char* isa;  // "avx512", "avx2" or "scalar"
+  const char* isa;  // "avx512bf16", "avx512", "avx2" or "scalar"
 
   // ---- kernels/elementwise.inl
   void (*f32FromBf16)(const bf16_t* from, float* out, size_t n);
@@ -44,7 +44,9 @@ struct Kernels {
 
 // The best set that this machine has and `isa` allows (empty: any). Fails with NO_DEVICE when the machine lacks `isa`.
 const Kernels& chooseKernels(const std::string& isa);
-bool machineHasBf16Products();
+
+// Whether a set's processor multiplies bfloat16.
+bool hasBf16Products(const Kernels& kernels);
 
 // The loops of bfloat16 products, null where oneDNN's are the better ones: without instructions for them, and with
 // tiles (AMX). Where the scalar set was asked for, its own, so that they are tested on any machine.

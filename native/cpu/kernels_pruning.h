@@ -28,6 +28,8 @@ struct PruningKernels {
   // Appends the magnitudes in [low, high] to inside and returns their number; *above += number of larger ones. inside
   // needs room for n + 16 values.
   size_t (*collect)(const float* x, size_t n, uint32_t low, uint32_t high, float* inside, uint32_t* above);
+  // Number of magnitudes whose bits are above.
+  size_t (*countAbove)(const float* x, size_t n, int32_t above);
   // Number of magnitudes equal to bits.
   size_t (*countEqual)(const float* x, size_t n, uint32_t bits);
   // mask = magnitude bits > above. −1 keeps all, INT32_MAX none.

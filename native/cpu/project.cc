@@ -2,7 +2,8 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <vector>
+#include <cmath>
+#include <cstdint>
 
 #include "cpu/cpu_backend.h"
 #include "cpu/select.h"
@@ -29,62 +30,71 @@ void CpuBackend::project(Tensor scores, Tensor mask, Pattern pattern, Counts row
 
 namespace {
 
-// The largest of one row after another. The threshold is looked for near the last row's; where it is not there, a
-// histogram of the magnitude bits leads to it.
+// The largest of one row after another. What separates them is found by counting what is above a guess: the last row's
+// at first, then where the counts so far and the last row's density lead to. Few are needed, and a row is in the first
+// cache.
 class RowSelector {
  public:
-  RowSelector(const PruningKernels& kernels, int64_t columns)
-      : kernels_(kernels), n_(static_cast<size_t>(columns)), counts_(bins), inside_(n_ + 16) {}
+  RowSelector(const PruningKernels& kernels, int64_t columns) : kernels_(kernels), n_(columns) {}
 
   // 0 < keep < columns.
-  void select(const float* row, uint8_t* mask, size_t keep) {
-    uint32_t above = 0;
-    size_t inside = kernels_.collect(row, n_, expected_.low(), expected_.high(), inside_.data(), &above);
-    if (keep <= above || keep > above + inside) {
-      uint32_t low = binOf(row, keep);
-      above = 0, inside = kernels_.collect(row, n_, low, low + (1u << shift) - 1, inside_.data(), &above);
+  void select(const float* row, uint8_t* mask, int64_t keep) {
+    Count under{-1, n_}, over{largestBits, 0}, first{};  // more than `keep` are above `under`, fewer above `over`
+    int64_t guess = guess_;
+    for (int tries = 0; over.bits - under.bits > 1; tries++) {
+      Count tried{guess,
+                  static_cast<int64_t>(kernels_.countAbove(row, static_cast<size_t>(n_), static_cast<int32_t>(guess)))};
+      if (tries == 0) first = tried;
+      if (tried.above == keep) {
+        remember(first, tried);
+        return kernels_.maskAbove(row, mask, static_cast<int32_t>(guess), static_cast<size_t>(n_));
+      }
+      (tried.above > keep ? under : over) = tried;
+      guess = next(under, over, tried, keep, tries);
     }
-    float *begin = inside_.data(), *end = begin + inside, *threshold = begin + (keep - above - 1);
-    std::nth_element(begin, threshold, end,
-                     [](float a, float b) { return std::bit_cast<uint32_t>(a) > std::bit_cast<uint32_t>(b); });
-    uint32_t bits = std::bit_cast<uint32_t>(*threshold);
-    size_t larger = above, equal = 0;
-    for (const float* x = begin; x < end; x++)
-      larger += std::bit_cast<uint32_t>(*x) > bits, equal += std::bit_cast<uint32_t>(*x) == bits;
-    expected_ = next(expected_, bits, reaches);
-    divide(row, mask, bits, keep - larger, equal);
-  }
-
- private:
-  // The lowest magnitude in the bin of the keep-th largest.
-  uint32_t binOf(const float* row, size_t keep) {
-    std::fill(counts_.begin(), counts_.end(), 0);
-    kernels_.histogram(row, n_, 0, INT32_MAX, shift, counts_.data());
-    size_t bin = bins - 1;
-    for (; keep > counts_[bin]; bin--) keep -= counts_[bin];
-    return static_cast<uint32_t>(bin) << shift;
-  }
-
-  // Keeps what is above `bits` and the first `ties` of the `equal` ones at it.
-  void divide(const float* row, uint8_t* mask, uint32_t bits, size_t ties, size_t equal) {
-    int32_t threshold = static_cast<int32_t>(bits);
-    if (ties == equal) return kernels_.maskAbove(row, mask, threshold - 1, n_);
-    kernels_.maskAbove(row, mask, threshold, n_);
-    for (size_t i = 0; ties > 0; i++) {
-      if ((std::bit_cast<uint32_t>(row[i]) & INT32_MAX) != bits) continue;
+    remember(first, over);
+    // Several are equal to `over`, of which the first ones are kept.
+    kernels_.maskAbove(row, mask, static_cast<int32_t>(over.bits), static_cast<size_t>(n_));
+    for (int64_t i = 0, ties = keep - over.above; ties > 0; i++) {
+      if ((std::bit_cast<int32_t>(row[i]) & largestBits) != over.bits) continue;
       mask[i] = 1;
       ties--;
     }
   }
 
-  static constexpr Reaches reaches{1u << 20, 1u << 18, 1u << 21, 1};  // 12, 3 and 25 %
-  static constexpr int shift = 21;                                    // four bins an octave
-  static constexpr size_t bins = size_t{1} << (31 - shift);
+ private:
+  // So many magnitudes have bits above these.
+  struct Count {
+    int64_t bits;
+    int64_t above;
+  };
+
+  // Strictly between under and over.
+  int64_t next(const Count& under, const Count& over, const Count& tried, int64_t keep, int tries) const {
+    int64_t width = over.bits - under.bits, step = width / 2;
+    bool isOpen = under.bits < 0 || over.bits == largestBits;
+    if (isOpen && tries < 4 && perBit_ > 0) {  // further than the last row's density says, so that it closes
+      double away = 1.25 * static_cast<double>(tried.above - keep) / perBit_;
+      step = static_cast<int64_t>(
+          std::clamp(static_cast<double>(tried.bits - under.bits) + away, 1.0, static_cast<double>(width)));
+    } else if (!isOpen && tries < 16) {
+      double part = (static_cast<double>(under.above - keep) + 0.5) / static_cast<double>(under.above - over.above + 1);
+      step = static_cast<int64_t>(part * static_cast<double>(width));
+    }
+    return under.bits + std::clamp<int64_t>(step, 1, std::max<int64_t>(1, width - 1));
+  }
+
+  void remember(const Count& first, const Count& last) {
+    guess_ = last.bits;
+    if (first.bits == last.bits || first.above == last.above) return;
+    perBit_ = std::abs(static_cast<double>(first.above - last.above) / static_cast<double>(first.bits - last.bits));
+  }
+
+  static constexpr int32_t largestBits = INT32_MAX;
   const PruningKernels& kernels_;
-  size_t n_;
-  std::vector<uint32_t> counts_;
-  std::vector<float> inside_;
-  Expected expected_;  // the last row's
+  int64_t n_;
+  int64_t guess_ = 0x3f800000;  // that of 1
+  double perBit_ = 0;           // counts
 };
 
 }  // namespace
@@ -98,8 +108,7 @@ void CpuBackend::projectRows(Tensor scores, Tensor mask, int64_t keep) {
   }
   pool_.ranges(scores.rows(), std::max<int64_t>(1, tileSize / n), [&](int64_t begin, int64_t end) {
     RowSelector rows(kernels_.pruning, n);
-    for (int64_t i = begin; i < end; i++)
-      rows.select(scores.as() + i * n, mask.as<uint8_t>() + i * n, static_cast<size_t>(keep));
+    for (int64_t i = begin; i < end; i++) rows.select(scores.as() + i * n, mask.as<uint8_t>() + i * n, keep);
   });
 }
 

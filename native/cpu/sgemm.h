@@ -13,7 +13,7 @@ void sgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, fl
 // Whether bfloat16 products are on tiles (AMX).
 bool multipliesTiles();
 
-// The same with bfloat16 inputs and float32 accumulation; only where machineHasBf16Products().
+// The same with bfloat16 inputs and float32 accumulation; only where hasBf16Products().
 void bgemm(bool transposeA, bool transposeB, int64_t m, int64_t n, int64_t k, float alpha, const bf16_t* a, int64_t lda,
            const bf16_t* b, int64_t ldb, float beta, float* c, int64_t ldc);
 

@@ -151,7 +151,7 @@ std::vector<int64_t> largest(const Numbers& scores, int64_t begin, int64_t end, 
 const std::vector<NamedBackend>& backends() {
   static const std::vector<NamedBackend> all = [] {
     std::vector<NamedBackend> found;
-    for (const char* isa : {"scalar", "avx2", "avx512"}) {
+    for (const char* isa : {"scalar", "avx2", "avx512", "avx512bf16"}) {
       for (int threads : {1, 3}) {
         try {
           found.push_back(

@@ -4,6 +4,10 @@ import { cudaForAuto, findCuda, noCudaError } from './cuda.js';
 import { Stream } from './stream.js';
 import { native, Tensor } from './tensor.js';
 
+/** Of the processor's hand-written loops, each with what the one behind it has. */
+export const instructionSets = ['avx512bf16', 'avx512', 'avx2', 'scalar'] as const;
+export type InstructionSet = (typeof instructionSets)[number];
+
 export interface DeviceOptions {
   /** Threads that compute. Default: as many as the machine offers. Results do not depend on it. GPUs take no notice. */
   threads?: number;
@@ -13,7 +17,7 @@ export interface DeviceOptions {
    */
   memoryLimit?: number;
   /** Instruction set of the processor's hand-written loops, for tests and comparison; with it, `auto` is `cpu`. Default: the best there is. */
-  isa?: 'avx512' | 'avx2' | 'scalar';
+  isa?: InstructionSet;
 }
 
 export interface DeviceInfo {
@@ -82,8 +86,8 @@ export class Device {
     if (!Number.isSafeInteger(memoryLimit) || memoryLimit < 0) {
       throw invalidArgument('memoryLimit', 'a number of bytes', memoryLimit);
     }
-    if (!['', 'avx512', 'avx2', 'scalar'].includes(isa)) {
-      throw invalidArgument('isa', '"avx512", "avx2" or "scalar"', isa);
+    if (isa !== '' && !instructionSets.includes(isa)) {
+      throw invalidArgument('isa', instructionSets.map((name) => `"${name}"`).join(' or '), isa);
     }
     const settings = { threads, memoryLimit, isa };
     if (name === 'cpu' || (name === 'auto' && isa !== '')) return Device.#open('cpu', settings);

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { Device } from '../../src/device/device.js';
+import { instructionSets as allSets, Device, type InstructionSet } from '../../src/device/device.js';
 
 process.env.ALPS_CUDA_LIBRARY ??= join(process.cwd(), 'build', 'Release', 'libalps_cuda_host.so');
 
@@ -7,8 +7,8 @@ process.env.ALPS_CUDA_LIBRARY ??= join(process.cwd(), 'build', 'Release', 'libal
 export const threadCounts = [1, 2, 3] as const;
 
 /** Instruction sets of the hand-written loops that this machine has. */
-export function instructionSets(): ('avx512' | 'avx2' | 'scalar')[] {
-  return (['avx512', 'avx2', 'scalar'] as const).filter((isa) => {
+export function instructionSets(): InstructionSet[] {
+  return allSets.filter((isa) => {
     try {
       return Device.open('cpu', { isa }).info().isa === isa;
     } catch {
@@ -27,7 +27,7 @@ export function opDevices(): string[] {
 
 /** One of {@link opDevices}. */
 export function opDevice(name: string): Device {
-  return name === 'cuda' ? Device.open('cuda:0') : Device.open('cpu', { isa: name as 'scalar' });
+  return name === 'cuda' ? Device.open('cuda:0') : Device.open('cpu', { isa: name as InstructionSet });
 }
 
 /** CUDA devices on which every op gives equal bits: blocks and threads run in another order on each. */

@@ -1,6 +1,8 @@
-// The loops of bfloat16 products for processors with AVX512_BF16. See kernels/all.inl for what may be included here.
+// All loops with AVX512_BF16's rounding, and those of bfloat16 products, for processors that have it.
+#define ALPS_ISA avx512bf16
 #include <immintrin.h>
 
+#include "cpu/kernels/all.inl"
 #include "cpu/kernels_products.h"
 
 namespace alps::avx512bf16 {

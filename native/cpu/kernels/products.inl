@@ -172,20 +172,6 @@ static void pairProduct(int64_t rows, int64_t columns, int64_t pairs, const void
   blocks[rows - 1](columns, pairs, static_cast<const char*>(a), rowBytes, pairBytes, panel, width, out);
 }
 
-// 2^x for x < 127, relative error below 3e-6, 0 below −127: 2^n times a polynomial in the rest, |rest| ≤ 1/2. As
-// expNegative(), but that n is added to the bits of the exponent. To NaN out of bfloat16 numbers, whose low bits are 0,
-// that adds nothing.
-static inline __m512 powerOfTwo(__m512 x) {
-  const __m512 magic = _mm512_set1_ps(12582912.0f);
-  x = _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-127), x);  // GCC 12 warns of the header's _mm512_max_ps
-  __m512 shifted = _mm512_add_ps(x, magic), r = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
-  __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(0.00958285451f), _mm512_set1_ps(0.0559064311f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240240986f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693124193f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-  return reinterpret_cast<__m512>(reinterpret_cast<Words>(p) + (reinterpret_cast<Words>(shifted) << 23));
-}
-
 // Two vectors at a time, take(low, high, i, mask); −infinity in the lanes past the end.
 template <typename Take>
 static inline __attribute__((always_inline)) void vectorPairs(const float* x, size_t n, const Take& take) {

@@ -84,6 +84,24 @@ static size_t collect(const float* x, size_t n, uint32_t low, uint32_t high, flo
   return count;
 }
 
+static size_t countAbove(const float* x, size_t n, int32_t above) {
+  uint32_t count = 0;
+  size_t i = 0;
+#if defined(__AVX512F__)
+  const __m512i bound = _mm512_set1_epi32(above), sign = _mm512_set1_epi32(INT32_MAX), one = _mm512_set1_epi32(1);
+  __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (; i + 32 <= n; i += 32)
+    for (size_t j = 0; j < 2; j++) {
+      __m512i bits = _mm512_and_si512(_mm512_loadu_si512(x + i + 16 * j), sign);
+      sums[j] = _mm512_mask_add_epi32(sums[j], _mm512_cmpgt_epi32_mask(bits, bound), sums[j], one);
+    }
+  Words lanes = reinterpret_cast<Words>(_mm512_add_epi32(sums[0], sums[1]));
+  for (size_t j = 0; j < floatLanes; j++) count += lanes[j];
+#endif
+  for (; i < n; i++) count += static_cast<int32_t>(magnitude(x + i)) > above;
+  return count;
+}
+
 static size_t countEqual(const float* x, size_t n, uint32_t bits) {
   uint32_t count = 0;
   for (size_t i = 0; i < n; i++) count += magnitude(x + i) == bits;
@@ -265,7 +283,17 @@ static void admmY(const float* __restrict base, const float* __restrict state, c
 
 static void admmY16(const float* __restrict base, const float* __restrict state, const uint8_t* __restrict mask,
                     bf16_t* __restrict y, size_t n) {
-  for (size_t i = 0; i < n; i++) {
+  size_t i = 0;
+#if defined(__AVX512BF16__)
+  const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+  for (; i + 16 <= n; i += 16) {
+    __m128i kept = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask + i));
+    __m512i s = _mm512_loadu_si512(state + i);
+    s = _mm512_mask_xor_epi32(s, _mm_testn_epi8_mask(kept, kept), s, sign);
+    store(reinterpret_cast<Floats>(s) - load(base + i), y + i);
+  }
+#endif
+  for (; i < n; i++) {
     float s = state[i];
     y[i] = f32ToBf16((mask[i] ? s : -s) - base[i]);
   }
@@ -396,6 +424,6 @@ static void supportTimes(const float* packed, size_t size, const float* p, float
 }
 
 static const PruningKernels pruningTable = {
-    histogram, collect, countEqual,   maskAbove, groupMask,   countChanges, admmState,
-    admmY,     admmY16, scaleOffMask, cgUpdate,  packSupport, supportTimes,
+    histogram, collect, countAbove, countEqual,   maskAbove, groupMask,   countChanges,
+    admmState, admmY,   admmY16,    scaleOffMask, cgUpdate,  packSupport, supportTimes,
 };

@@ -102,6 +102,24 @@ static inline Floats expNegative(Floats x) {
   return p * reinterpret_cast<Floats>(power);
 }
 
+// 2^x for x < 127, relative error below 3e-6, 0 below −127: 2^n times a polynomial in the rest, |rest| ≤ 1/2. As
+// expNegative(), but that n is added to the bits of the exponent. To NaN out of bfloat16 numbers, whose low bits are 0,
+// that adds nothing.
+static inline Floats powerOfTwo(Floats x) {
+  const Floats lowest = Floats{} - 127.0f, magic = Floats{} + 12582912.0f;
+#if defined(__AVX512F__)
+  x = _mm512_maskz_max_ps(0xffff, lowest, x);  // GCC 12 warns of the header's _mm512_max_ps
+#else
+  x = x < lowest ? lowest : x;
+#endif
+  Floats shifted = x + magic, r = x - (shifted - magic);
+  Floats p = r * 0.00958285451f + 0.0559064311f;
+  p = p * r + 0.240240986f;
+  p = p * r + 0.693124193f;
+  p = p * r + 1.0f;
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(p) + (reinterpret_cast<Words>(shifted) << 23));
+}
+
 // out = exp(x − shift) for x ≤ shift, and its sum; see TransformerKernels.
 template <typename T>
 __attribute__((flatten)) static float exponentials(const float* x, float shift, T* out, size_t n) {
