@@ -58,15 +58,27 @@ function divided(b: number[][], a: number[][]): number[][] {
 }
 
 describe('denseTarget', () => {
-  const [tokens, n, m] = [60, 13, 7];
+  const [tokens, n, few] = [60, 13, 7];
   const [pruned, dense, weight, residual] = [
     matrix(tokens, n),
     matrix(tokens, n),
-    matrix(m, n),
-    matrix(tokens, m),
+    matrix(few, n),
+    matrix(tokens, few),
   ] as const;
+  const [tallWeight, tallResidual] = [matrix(29, n), matrix(tokens, 29)];
+  /** A layer with more inputs than outputs, and one with more outputs. */
+  const layers = { wide: { weight, residual }, tall: { weight: tallWeight, residual: tallResidual } };
+  type Shape = keyof typeof layers;
 
-  async function targetOf(kind: 'cross' | 'outputs', strength: number, residualStrength: number, ridge: number) {
+  async function targetOf(
+    kind: 'cross' | 'outputs',
+    shape: Shape,
+    strength: number,
+    residualStrength: number,
+    ridge: number,
+  ) {
+    const { weight, residual } = layers[shape];
+    const m = weight.length;
     const stream = device.stream();
     using scope = new Scope();
     const upload = (a: number[][]) => scope.hold(stream.upload('float32', [a.length, a[0]!.length], flat(a)));
@@ -81,7 +93,8 @@ describe('denseTarget', () => {
   }
 
   /** The formula of the docstring, in float64. */
-  function expected(strength: number, residualStrength: number, ridge: number) {
+  function expected(shape: Shape, strength: number, residualStrength: number, ridge: number) {
+    const { weight, residual } = layers[shape];
     const gram = product(transposed(pruned), pruned);
     const mean = gram.reduce((sum, row, i) => sum + row[i]!, 0) / n;
     const damped = gram.map((row, i) => row.map((value, j) => (i === j ? value + ridge * mean : value)));
@@ -92,18 +105,25 @@ describe('denseTarget', () => {
   }
 
   test.each([
-    ['outputs', 0.5, 0.5, 0.01],
-    ['outputs', 1, 0, 0.1],
-    ['outputs', 0, 1, 0.01],
-    ['outputs', 0.25, 0.75, 0.001],
-    ['cross', 0.5, 0, 0.01],
-    ['cross', 1, 0, 0.1],
-  ] as const)('sums of %s, strengths %d and %d, ridge %d: the formula in float64', async (kind, alpha, beta, ridge) => {
-    expect(distance(await targetOf(kind, alpha, beta, ridge), expected(alpha, beta, ridge))).toBeLessThan(2e-5);
-  });
+    ['outputs', 'wide', 0.5, 0.5, 0.01],
+    ['outputs', 'tall', 0.5, 0.5, 0.01],
+    ['outputs', 'wide', 1, 0, 0.1],
+    ['outputs', 'wide', 0, 1, 0.01],
+    ['outputs', 'wide', 0.25, 0.75, 0.001],
+    ['cross', 'wide', 0.5, 0, 0.01],
+    ['cross', 'tall', 0.5, 0, 0.01],
+    ['cross', 'wide', 1, 0, 0.1],
+    ['cross', 'tall', 1, 0, 0.001],
+  ] as const)(
+    'sums of %s, %s layer, strengths %d and %d, ridge %d: the formula in float64',
+    async (kind, shape, alpha, beta, ridge) => {
+      const target = await targetOf(kind, shape, alpha, beta, ridge);
+      expect(distance(target, expected(shape, alpha, beta, ridge))).toBeLessThan(2e-5);
+    },
+  );
 
   test('full strength without a ridge is the least-squares fit of the dense outputs and the residual', async () => {
-    const target = await targetOf('outputs', 1, 1, 0);
+    const target = await targetOf('outputs', 'wide', 1, 1, 0);
     const wanted = combined(product(dense, transposed(weight)), residual, 1);
     // Its normal equations: what is left is orthogonal to the inputs.
     const left = combined(wanted, product(pruned, transposed(target)), -1);
@@ -123,7 +143,7 @@ describe('denseTarget', () => {
         const spoilt = (a: number[][], is: boolean) => (is ? a.map((row) => row.map(() => Number.NaN)) : a);
         const gram = product(transposed(pruned), pruned);
         const group = {
-          layers: [{ name: 'the layer', outputs: m }],
+          layers: [{ name: 'the layer', outputs: few }],
           weight: upload(spoilt(weight, which === 'weights')),
           gram: upload(spoilt(gram, which === 'gram')),
         };

@@ -1,5 +1,5 @@
 import type { Stream } from '../device/stream.js';
-import { Scope, type Tensor } from '../device/tensor.js';
+import type { Tensor } from '../device/tensor.js';
 import { AlpsError, invalidArgument } from '../errors.js';
 import { checkedDiagonal, type LayerGroup, lambdaOf, wholeGram } from './layer-problem.js';
 import { numberIn, type ParsedPruningOptions } from './options.js';
@@ -100,21 +100,14 @@ export async function denseTarget(
   const { device } = stream;
   const { weight } = group;
   const gram = wholeGram(group);
+  const [m, n] = weight.shape as [number, number];
   stream.enterPhase('target');
-  using scope = new Scope();
-  const right = scope.hold(device.empty('float32', weight.shape, 'the target’s right-hand side'));
-  if (kind === 'outputs') {
-    stream.copy(sum, right);
-    stream.gemm(weight, gram, right, { alpha: -strength, beta: 1, split: true });
-  } else {
-    using difference = device.empty('float32', gram.shape, 'the difference of the Gram matrices');
-    stream.copy(sum, difference);
-    stream.axpby(gram, difference, -1, 1);
-    stream.gemm(weight, difference, right, { transposeB: true, alpha: strength, split: true });
-  }
-  // Waits for what was queued, so that the difference's memory is free for the inverse.
+  using left = device.empty('float32', kind === 'outputs' ? weight.shape : gram.shape, 'what the target is made of');
+  stream.copy(sum, left);
+  if (kind === 'outputs') stream.gemm(weight, gram, left, { alpha: -strength, beta: 1, split: true });
+  else stream.axpby(gram, left, -1, 1);
   const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
-  const inverse = scope.hold(device.empty('float32', gram.shape, 'the inverse of the Gram matrix'));
+  using inverse = device.empty('float32', gram.shape, 'the inverse of the Gram matrix');
   stream.copy(gram, inverse);
   stream.addDiagonal(inverse, lambda);
   stream.cholesky(inverse);
@@ -122,7 +115,18 @@ export async function denseTarget(
   const target = device.empty('float32', weight.shape, 'the target');
   try {
     stream.copy(weight, target);
-    stream.gemm(right, inverse, target, { beta: 1, split: true });
+    if (kind === 'outputs') {
+      stream.gemm(left, inverse, target, { beta: 1, split: true });
+    } else if (m > n) {
+      // Of the two orders of the products, the one with fewer operations.
+      using factor = device.empty('float32', gram.shape, 'the target’s factor');
+      stream.gemm(left, inverse, factor, { transposeA: true, alpha: strength, split: true });
+      stream.gemm(weight, factor, target, { beta: 1, split: true });
+    } else {
+      using right = device.empty('float32', weight.shape, 'the target’s right-hand side');
+      stream.gemm(weight, left, right, { transposeB: true, alpha: strength, split: true });
+      stream.gemm(right, inverse, target, { beta: 1, split: true });
+    }
     return target;
   } catch (error) {
     target.dispose();
