@@ -13,7 +13,7 @@ import { drawPlaces, windowsAt } from '../src/calibration/places.js';
 import { consecutiveWindows, randomNumbers, sampleWindows, windowsOfIds } from '../src/calibration/windows.js';
 import type { DecoderConfig } from '../src/model/config.js';
 import { loadTokenizer } from '../src/model/tokenizer.js';
-import { tinyTokenizer, writeTokenizer } from './helpers/tokenizers.js';
+import { byteLevelKinds, spaceMarkKinds, tinyTokenizer, writeTokenizer } from './helpers/tokenizers.js';
 
 let folder: string;
 beforeAll(async () => {
@@ -178,8 +178,7 @@ describe('calibration', () => {
         await writeFile(file, text);
         const whole = [...tokenizer.encode(text)];
         const places = [0, 64, 80];
-        const { tokens, windows, note } = (await windowsAt(tokenizer, file, { places, length: 20 }))!;
-        expect(note).toBeUndefined();
+        const { tokens, windows } = (await windowsAt(tokenizer, file, { places, length: 20 }))!;
         expect(windows).toBe(3);
         for (const [i, place] of places.entries()) {
           const window = [...tokens.subarray(20 * i, 20 * (i + 1))];
@@ -189,6 +188,21 @@ describe('calibration', () => {
           const before = tokenizer.encode(text.slice(0, begin)).length;
           expect(window).toEqual(whole.slice(before, before + 20));
         }
+      },
+    );
+
+    test.each(Object.keys({ ...byteLevelKinds, ...spaceMarkKinds }))(
+      'windows are passages of the whole text as %s tokenises it',
+      async (kind) => {
+        const own = await mkdtemp(join(folder, 'kind-'));
+        await writeTokenizer(own, tinyTokenizer(kind));
+        const tokenizer = await loadTokenizer(own);
+        const text = Array.from({ length: 900 }, (_, i) => `in the end ${i} and\nthere, in, \u4F60\u597D`).join(' ');
+        const asked = { windows: 6, length: 50 };
+        const places = (await drawPlaces(documents(text), { ...asked, characters: all, seed: 1 }))!;
+        const { tokens } = (await windowsAt(tokenizer, documents(text), { places, length: 50 }))!;
+        const whole = `,${tokenizer.encode(text).join()},`;
+        for (let i = 0; i < 6; i++) expect(whole).toContain(`,${tokens.subarray(50 * i, 50 * (i + 1)).join()},`);
       },
     );
 
@@ -213,7 +227,7 @@ describe('calibration', () => {
       );
     });
 
-    test('a window with many characters to a token reads on; where the text ends too early there is none, and a note', async () => {
+    test('a window with many characters to a token reads on; where the text ends too early there are none', async () => {
       const tokenizer = await loadTokenizer(folder, { vocabSize: 300 });
       // A fake of a model's tokenizer: a token for 40 characters.
       const coarse = { encodeAsync: async (text: string) => new Uint32Array(Math.floor(text.length / 40)).fill(7) };
@@ -222,12 +236,10 @@ describe('calibration', () => {
         length: 100,
       });
       expect(all).toMatchObject({ windows: 2, length: 100 });
-      const early = await windowsAt(tokenizer, path, { places: [800, 40_350], length: 100 });
-      expect(early).toMatchObject({ windows: 1, note: 'the text gives 1 windows of 100 tokens, not 2' });
-      expect(await windowsAt(tokenizer, path, { places: [40_350], length: 100 })).toBeUndefined();
+      expect(await windowsAt(tokenizer, path, { places: [800, 40_350], length: 100 })).toBeUndefined();
     });
 
-    test('where no place has enough tokens behind it, the text is tokenised from its beginning', async () => {
+    test('where a place has too few tokens behind it, the text is tokenised from its beginning', async () => {
       const other = join(folder, 'long-token');
       const token = '<|the end of a text|>'; // more than 8 characters
       await mkdir(other);

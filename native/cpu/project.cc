@@ -40,8 +40,11 @@ class RowSelector {
   // 0 < keep < columns.
   void select(const float* row, uint8_t* mask, int64_t keep) {
     Count under{-1, n_}, over{largestBits, 0}, first{};  // more than `keep` are above `under`, fewer above `over`
-    int64_t guess = guess_;
-    for (int tries = 0; over.bits - under.bits > 1; tries++) {
+    for (int tries = 0, guesses = 0; over.bits - under.bits > 1; tries++) {
+      bool isOpen = under.bits < 0 || over.bits == largestBits;
+      int64_t guess = tries == 0 ? guess_
+                      : isOpen   ? beyond(under, over, keep, tries)
+                                 : between(under, over, keep, guesses);
       Count tried{guess,
                   static_cast<int64_t>(kernels_.countAbove(row, static_cast<size_t>(n_), static_cast<int32_t>(guess)))};
       if (tries == 0) first = tried;
@@ -50,7 +53,6 @@ class RowSelector {
         return kernels_.maskAbove(row, mask, static_cast<int32_t>(guess), static_cast<size_t>(n_));
       }
       (tried.above > keep ? under : over) = tried;
-      guess = next(under, over, tried, keep, tries);
     }
     remember(first, over);
     // Several are equal to `over`, of which the first ones are kept.
@@ -63,25 +65,13 @@ class RowSelector {
   }
 
  private:
-  // So many magnitudes have bits above these.
-  struct Count {
-    int64_t bits;
-    int64_t above;
-  };
-
-  // Strictly between under and over.
-  int64_t next(const Count& under, const Count& over, const Count& tried, int64_t keep, int tries) const {
-    int64_t width = over.bits - under.bits, step = width / 2;
-    bool isOpen = under.bits < 0 || over.bits == largestBits;
-    if (isOpen && tries < 4 && perBit_ > 0) {  // further than the last row's density says, so that it closes
-      double away = 1.25 * static_cast<double>(tried.above - keep) / perBit_;
-      step = static_cast<int64_t>(
-          std::clamp(static_cast<double>(tried.bits - under.bits) + away, 1.0, static_cast<double>(width)));
-    } else if (!isOpen && tries < 16) {
-      double part = (static_cast<double>(under.above - keep) + 0.5) / static_cast<double>(under.above - over.above + 1);
-      step = static_cast<int64_t>(part * static_cast<double>(width));
-    }
-    return under.bits + std::clamp<int64_t>(step, 1, std::max<int64_t>(1, width - 1));
+  // Where one end is open still: from the other one further than the last row's density says, so that it closes.
+  int64_t beyond(const Count& under, const Count& over, int64_t keep, int tries) const {
+    const Count& from = over.bits == largestBits ? under : over;
+    double step = perBit_ > 0 ? 1.25 * static_cast<double>(from.above - keep) / perBit_ : 0x1p31;
+    int64_t guess = from.bits + static_cast<int64_t>(std::clamp(step, -0x1p31, 0x1p31));
+    if (tries > 4 || guess <= under.bits || guess >= over.bits) return under.bits + (over.bits - under.bits) / 2;
+    return guess;
   }
 
   void remember(const Count& first, const Count& last) {

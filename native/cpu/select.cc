@@ -2,7 +2,8 @@
 //  1. a sample of whole cache lines, or the last selection of a row, gives a window of magnitudes that almost surely
 //  holds the threshold;
 //  2. one pass over the scores counts those above the window and collects those inside, a few percent;
-//  3. histograms of the ones inside, each over the bin that the last one pointed at, end at one bit pattern.
+//  3. counts of those above one guess after another, or histograms where there are many, each over the bin that the
+//  last one pointed at, end at what separates exactly k from the others, or at one bit pattern that several have.
 // Where the threshold turns out to lie outside the window, or too many scores lie inside (ties), step 3 runs on all the
 // scores of the segment instead: the result is exact in any case, only the time differs. Counts are integers and tiles
 // have fixed bounds, so nothing depends on the number of threads.
@@ -13,6 +14,7 @@
 #include <cmath>
 #include <iterator>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -24,6 +26,7 @@ constexpr int binBits = 11;
 constexpr int64_t bins = 1 << binBits;
 constexpr uint32_t largestBits = INT32_MAX;
 constexpr Reaches reaches{1u << 19, 1u << 14, 1u << 21, 2};  // 6 %, 0.2 %, 25 %; moves get smaller, some by turns
+constexpr size_t mostCounted = size_t{1} << 20;              // above, histograms read less
 constexpr int64_t smallestSampled = 1 << 18;  // elements; below, histograms of everything cost less than the window
 constexpr int64_t insideCapacity = tileSize / 4;
 constexpr int64_t insideStride = insideCapacity + pieceSize + 16;
@@ -55,7 +58,7 @@ struct Span {
 
 struct Found {
   uint32_t bits;
-  uint64_t rank;  // so many of those equal to bits are kept, counted from 1
+  uint64_t rank;  // so many of those equal to bits are kept, beside all that are above
 };
 
 class Selector {
@@ -72,6 +75,8 @@ class Selector {
  private:
   void sampleWindow(Segment& segment);
   Found search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
+  Found searchByCounts(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
+  Found searchByBins(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
   void divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties);
   int64_t positionOf(const Tile& tile, uint32_t bits, uint64_t rank) const;
   // task(span) for all of them, in jobsOf(spans) jobs: one, on the calling thread, when they are short.
@@ -177,6 +182,36 @@ void Selector::forSpans(const std::vector<Span>& spans, const Task& task) {
 
 // The rank-th largest of the magnitudes in [low, high], rank from 1; there are that many.
 Found Selector::search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
+  size_t total = 0;
+  for (const Span& span : spans) total += span.size;
+  return total <= mostCounted ? searchByCounts(spans, low, high, rank) : searchByBins(spans, low, high, rank);
+}
+
+// Counts what is above one guess after another: few are needed, and a count takes a fraction of a histogram's time.
+Found Selector::searchByCounts(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
+  int64_t jobs = jobsOf(spans);
+  std::vector<uint64_t> counts(static_cast<size_t>(jobs));
+  auto countAbove = [&](int64_t bits) {
+    std::fill(counts.begin(), counts.end(), 0);
+    forSpans(spans, [&](size_t i, int64_t job) {
+      counts[static_cast<size_t>(job)] += kernels_.countAbove(spans[i].data, spans[i].size, static_cast<int32_t>(bits));
+    });
+    return static_cast<int64_t>(std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
+  };
+  Count under{static_cast<int64_t>(low) - 1, 0}, over{high, countAbove(high)};
+  under.above = countAbove(under.bits);
+  int64_t wanted = over.above + static_cast<int64_t>(rank);
+  for (int guesses = 0; over.bits - under.bits > 1;) {
+    int64_t bits = between(under, over, wanted, guesses);
+    Count tried{bits, countAbove(bits)};
+    if (tried.above == wanted) return {static_cast<uint32_t>(bits), 0};
+    (tried.above > wanted ? under : over) = tried;
+  }
+  return {static_cast<uint32_t>(over.bits), static_cast<uint64_t>(wanted - over.above)};
+}
+
+// By histograms, each over the bin that the last one pointed at.
+Found Selector::searchByBins(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
   int64_t jobs = jobsOf(spans);
   std::vector<uint32_t> counts;  // [jobs, bins]
   while (low < high) {
@@ -239,6 +274,10 @@ void Selector::findThreshold(Segment& segment) {
 
 // The first `ties` scores equal to the threshold are kept: whole tiles of them, then a part of one.
 void Selector::divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties) {
+  if (ties == 0) {
+    for (size_t t = segment.firstTile; t < segment.lastTile; t++) tiles_[t].split = tiles_[t].begin;
+    return;
+  }
   forSpans(spans, [&](size_t i, int64_t) {
     tiles_[segment.firstTile + i].equal = kernels_.countEqual(spans[i].data, spans[i].size, segment.threshold);
   });

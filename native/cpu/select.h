@@ -46,6 +46,23 @@ inline Expected next(const Expected& last, uint32_t threshold, const Reaches& re
   return {threshold, std::clamp(std::max(wanted, last.reach / 2), reaches.smallest, reaches.largest)};
 }
 
+// So many magnitudes have bits above these.
+struct Count {
+  int64_t bits, above;
+};
+
+// A guess strictly between `under`, which more than `wanted` magnitudes are above, and `over`, which fewer are above:
+// where that many are, were they spread evenly. Over more than two octaves they are not, and where some such guesses
+// have not led there (`guesses` counts them), every second one is the middle.
+inline int64_t between(const Count& under, const Count& over, int64_t wanted, int& guesses) {
+  int64_t width = over.bits - under.bits, step = width / 2;
+  if (width <= int64_t{1} << 24 && (guesses++ < 5 || guesses % 2 == 0)) {
+    double inside = static_cast<double>(under.above - over.above), below = static_cast<double>(under.above - wanted);
+    step = static_cast<int64_t>((below + 0.5) / (inside + 1) * static_cast<double>(width));
+  }
+  return under.bits + std::clamp<int64_t>(step, 1, std::max<int64_t>(1, width - 1));
+}
+
 // Keeps exactly keep[s] scores in segment s, ties to the lowest index. `expected`, empty at first, is what a row of
 // selections passes from one to the next: it makes them faster and changes nothing else.
 void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* scores, int64_t columns,

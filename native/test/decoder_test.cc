@@ -194,6 +194,17 @@ TEST_CASE("activations") {
         CHECK(nmse(numbersOf(alone), x) < bound(dtype));
       }
     }
+    for (DType dtype : {DType::f32, DType::bf16}) {  // far out
+      Tensor gate = tensorOf(dtype, {1, 5}, {-3e38, -1e30, -100, 200, 0}), out = zeros(dtype, {1, 5});
+      Numbers x = numbersOf(gate);
+      for (const std::string name : {"silu", "gelu_tanh"}) {
+        device->activate(gate, out, name);
+        Numbers found = numbersOf(out);
+        for (size_t i = 0; i < 3; i++) CHECK(std::fabs(found[i]) < 1e-35);
+        CHECK(found[3] == x[3]);
+        CHECK(found[4] == 0);
+      }
+    }
     Tensor x = normal(DType::f32, {3, 37}, 1, 30);
     Numbers expected = numbersOf(x);
     for (double& value : expected) value = 20 * std::tanh(value / 20);

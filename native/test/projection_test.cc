@@ -50,6 +50,32 @@ TEST_CASE("unstructured projection keeps the largest, ties to the lowest index")
   }
 }
 
+TEST_CASE("scores of many sizes, and few sizes of very many") {
+  const int64_t m = 1050, n = 1000;  // so many that histograms lead to the threshold where a window does not
+  Numbers wide = numbersOf(normal(DType::f32, {120, 90}, 5)), even(120 * 90, -2.5);
+  for (size_t i = 0; i < wide.size(); i++) wide[i] *= std::pow(10.0, static_cast<double>(i * 31 % 75) - 44);
+  for (size_t i = 0; i < even.size(); i += 100) even[i] = 7;
+  const std::vector<Tensor> all{tensorOf(DType::f32, {120, 90}, wide), tensorOf(DType::f32, {120, 90}, even),
+                                zeros(DType::f32, {120, 90}), tiedScores({m, n}, 3)};
+  for (const Tensor& scores : all) {
+    Numbers values = numbersOf(scores);
+    int64_t rows = scores.dim(0), keep = scores.size() * 2 / 5, ofRow = scores.dim(1) / 3;
+    Numbers expected = maskOf(values, {largest(values, 0, scores.size(), keep)});
+    std::vector<std::vector<int64_t>> byRow;
+    for (int64_t i = 0; i < scores.size(); i += scores.dim(1))
+      byRow.push_back(largest(values, i, i + scores.dim(1), ofRow));
+    Numbers expectedRows = maskOf(values, byRow);
+    for (const NamedBackend& device : backends()) {
+      CAPTURE(device.name);
+      Tensor mask = zeros(DType::u8, {rows, scores.dim(1)});
+      device->project(scores, mask, {}, {static_cast<uint64_t>(rows)}, {static_cast<uint64_t>(keep)});
+      CHECK(numbersOf(mask) == expected);
+      device->projectRows(scores, mask, ofRow);
+      CHECK(numbersOf(mask) == expectedRows);
+    }
+  }
+}
+
 TEST_CASE("segments have budgets of their own, empty ones too") {
   for (const NamedBackend& device : backends()) {
     Tensor scores = tiedScores({9, 11}, 3), mask = zeros(DType::u8, {9, 11});

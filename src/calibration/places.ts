@@ -53,10 +53,10 @@ function isThereTwice(source: TextSource): boolean {
 }
 
 /**
- * Windows of a text's tokens, from the end of the word at each place on; none for a place behind which the text ends too early.
+ * Windows of a text's tokens, from the end of the word at each place on. Where a text has more than 8 characters to a token, they may overlap.
  *
  * @param places numbers of characters, ascending
- * @returns undefined where all places are such
+ * @returns undefined where the text ends too early behind one of the places
  * @throws AlpsError as `readText()`
  */
 export async function windowsAt(
@@ -69,16 +69,13 @@ export async function windowsAt(
   try {
     for (const place of places) {
       const window = await windowAt(tokenizer, text, { place, length, signal: reading.signal });
-      if (window) windows.push(window);
+      if (!window) return undefined;
+      windows.push(window);
     }
   } finally {
     await text.close();
   }
-  const { length: found } = windows;
-  if (found === 0) return undefined;
-  const note =
-    found < places.length ? `the text gives ${found} windows of ${length} tokens, not ${places.length}` : undefined;
-  return join(windows, length, note);
+  return join(windows, length);
 }
 
 async function windowAt(

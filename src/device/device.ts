@@ -16,7 +16,8 @@ export interface DeviceOptions {
    * memory.
    */
   memoryLimit?: number;
-  /** Instruction set of the processor's hand-written loops, for tests and comparison; with it, `auto` is `cpu`. Default: the best there is. */
+  /** Instruction set of the processor's hand-written loops, for tests and comparison; with it, `auto` is `cpu`. With `avx512bf16` alone bfloat16
+   * is multiplied in hardware. Default: the best there is. */
   isa?: InstructionSet;
 }
 

@@ -100,12 +100,9 @@ export async function denseTarget(
   const { device } = stream;
   const { weight } = group;
   const gram = wholeGram(group);
-  const [m, n] = weight.shape as [number, number];
   stream.enterPhase('target');
-  using left = device.empty('float32', kind === 'outputs' ? weight.shape : gram.shape, 'what the target is made of');
-  stream.copy(sum, left);
-  if (kind === 'outputs') stream.gemm(weight, gram, left, { alpha: -strength, beta: 1, split: true });
-  else stream.axpby(gram, left, -1, 1);
+  using left = leftOf(stream, group, { kind, sum, strength });
+  // Waits for what was queued, so that memory that it alone took is free for the inverse.
   const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
   using inverse = device.empty('float32', gram.shape, 'the inverse of the Gram matrix');
   stream.copy(gram, inverse);
@@ -115,21 +112,42 @@ export async function denseTarget(
   const target = device.empty('float32', weight.shape, 'the target');
   try {
     stream.copy(weight, target);
-    if (kind === 'outputs') {
-      stream.gemm(left, inverse, target, { beta: 1, split: true });
-    } else if (m > n) {
-      // Of the two orders of the products, the one with fewer operations.
+    if (differenceFirst(kind, weight)) {
       using factor = device.empty('float32', gram.shape, 'the target’s factor');
       stream.gemm(left, inverse, factor, { transposeA: true, alpha: strength, split: true });
       stream.gemm(weight, factor, target, { beta: 1, split: true });
     } else {
-      using right = device.empty('float32', weight.shape, 'the target’s right-hand side');
-      stream.gemm(weight, left, right, { transposeB: true, alpha: strength, split: true });
-      stream.gemm(right, inverse, target, { beta: 1, split: true });
+      stream.gemm(left, inverse, target, { beta: 1, split: true });
     }
     return target;
   } catch (error) {
     target.dispose();
     throw error;
+  }
+}
+
+/** Whether (C − G)ᵀ is multiplied by the inverse before Ŵ is: fewer operations where a layer has more outputs than inputs. */
+function differenceFirst(kind: DenseInputs['kind'], { shape: [m = 0, n = 0] }: F32): boolean {
+  return kind === 'cross' && m > n;
+}
+
+/** What is multiplied by the inverse from the left, α Ŵ (C − G)ᵀ + β Rᵀ, or C − G where that comes first. */
+function leftOf(stream: Stream, group: LayerGroup, { kind, sum, strength }: Omit<DenseInputs, 'objective'>): F32 {
+  const { weight } = group;
+  const gram = wholeGram(group);
+  const made = stream.device.empty('float32', sum.shape, 'the dense model’s sums');
+  stream.copy(sum, made);
+  if (kind === 'outputs') {
+    stream.gemm(weight, gram, made, { alpha: -strength, beta: 1, split: true });
+    return made;
+  }
+  stream.axpby(gram, made, -1, 1);
+  if (differenceFirst(kind, weight)) return made;
+  try {
+    const right = stream.device.empty('float32', weight.shape, 'the target’s right-hand side');
+    stream.gemm(weight, made, right, { transposeB: true, alpha: strength, split: true });
+    return right;
+  } finally {
+    made.dispose();
   }
 }

@@ -112,16 +112,17 @@ static inline Floats sigmoid(Floats x) {
   return x < 0.0f ? e * s : s;
 }
 
-// The same to a relative error below 1e-5, for what is rounded to bfloat16.
+// The same to a relative error below 1e-5, for what is rounded to bfloat16; below −87 it is 0.
 static inline Floats shortSigmoid(Floats x) {
   Floats t = x * -1.44269504f;
   Floats sum = 1.0f + powerOfTwo(t < 126.0f ? t : Floats{} + 126.0f);
 #if defined(__AVX512F__)
   Floats s = _mm512_maskz_rcp14_ps(0xffff, sum);
-  return s * (2.0f - sum * s);
+  s = s * (2.0f - sum * s);
 #else
-  return 1.0f / sum;
+  Floats s = 1.0f / sum;
 #endif
+  return t < 126.0f ? s : Floats{};
 }
 
 // The normal distribution function, erfc(−x / √2) / 2. erfc(z) = exp(−z²) t P(t), t = 1 / (1 + z / 2), where P was
