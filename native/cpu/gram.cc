@@ -1,10 +1,10 @@
 // Gram matrices and the small ops on square matrices.
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "core/stream.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/lines.h"
 #include "cpu/sgemm.h"
 
 namespace alps {
@@ -99,32 +99,44 @@ void mirrorTriangle(ThreadPool& pool, const Kernels& kernels, float* a, int64_t 
 
 void CpuBackend::symmetrize(Tensor a) { mirrorTriangle(pool_, kernels_, a.as(), a.dim(0), false); }
 
-// Of each tile of columns only the block row from its diagonal on is multiplied: what is left of it counts twice
-// instead.
+// Of each panel of columns only the rows from its block on the diagonal on are multiplied: what is below that counts
+// twice instead.
 void CpuBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
-  constexpr int64_t rowTile = 192, columnTile = 192;
-  int64_t m = a.dim(0), n = a.dim(1), across = (n + columnTile - 1) / columnTile, down = (m + rowTile - 1) / rowTile;
-  std::vector<double> parts(static_cast<size_t>(m * across));  // [m, across]
-  pool_.run(across * down, [&](int64_t task) {
-    throwIfCancelled();
-    // The longest sums first.
-    int64_t tile = task / down, column = tile * columnTile, columns = std::min(columnTile, n - column);
-    int64_t row = task % down * rowTile, rows = std::min(rowTile, m - row), end = column + columns;
-    thread_local std::vector<float> products;
-    products.resize(static_cast<size_t>(rows * columns));
-    const float *left = a.as() + row * n, *right = s.as() + column * n;  // s by rows: it is symmetric
-    sgemm(false, true, rows, columns, columns, 1, left + column, /* lda = */ n, right + column, /* ldb = */ n, 0,
-          products.data(), /* ldc = */ columns);
-    if (end < n)
-      sgemm(false, true, rows, columns, n - end, 2, left + end, /* lda = */ n, right + end, /* ldb = */ n, 1,
-            products.data(), /* ldc = */ columns);
-    for (int64_t r = 0; r < rows; r++)
-      parts[static_cast<size_t>((row + r) * across + tile)] =
-          kernels_.dot(products.data() + r * columns, left + r * n + column, static_cast<size_t>(columns));
-  });
-  for (int64_t i = 0; i < m; i++) {
-    const double* of = parts.data() + i * across;
-    out.as<double>()[i] = std::accumulate(of, of + across, 0.0);
+  constexpr int64_t rowTile = 96, columnTile = 4 * panelColumns;
+  constexpr int64_t longest = 1024;  // numbers of a float sum
+  const FactorKernels& kernels = kernels_.factor;
+  int64_t m = a.dim(0), n = a.dim(1);
+  double* sums = out.as<double>();
+  std::fill_n(sums, m, 0.0);
+  Lines<float> panels(static_cast<size_t>(columnTile * n));
+  for (int64_t column = 0; column < n; column += columnTile) {
+    int64_t columns = std::min(columnTile, n - column), height = n - column;
+    // Row i of s, from `column` on, in the panel of columns j.
+    auto panel = [&](int64_t j, int64_t i) {
+      return panels.data() + (j - column) * height + (i - column) * panelColumns;
+    };
+    pool_.ranges(height, 128, [&](int64_t begin, int64_t end) {
+      for (int64_t j = column; j < column + columns; j += panelColumns) {
+        int64_t row = std::max(column + begin, j), rows = column + end - row;
+        if (rows > 0) kernels.pack(s.as() + row * n + j, n, rows, std::min(panelColumns, n - j), panel(j, row), false);
+      }
+    });
+    pool_.ranges(m, rowTile, [&](int64_t begin, int64_t end) {
+      thread_local Lines<float> products;
+      products.resize(static_cast<size_t>(rowTile * columnTile));
+      const float* left = a.as() + begin * n;
+      for (int64_t j = column; j < column + columns; j += panelColumns) {
+        int64_t width = std::min(panelColumns, n - j);
+        float* to = products.data() + j - column;
+        kernels.product(end - begin, width, width, left + j, n, 1, panel(j, j), 1, false, to, columnTile);
+        for (int64_t k = j + width; k < n; k += longest)
+          kernels.product(end - begin, width, std::min(longest, n - k), left + k, n, 1, panel(j, k), 2, true, to,
+                          columnTile);
+      }
+      for (int64_t i = begin; i < end; i++)
+        sums[i] += kernels_.dot(products.data() + (i - begin) * columnTile, a.as() + i * n + column,
+                                static_cast<size_t>(columns));
+    });
   }
 }
 

@@ -86,7 +86,7 @@ TEST_CASE("a product over nothing is beta times what was there") {
 TEST_CASE("quadratic forms") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);
-    for (const Shape& shape : {Shape{1, 1}, {3, 5}, {2, 192}, {193, 67}, {9, 193}, {400, 401}}) {
+    for (const Shape& shape : {Shape{1, 1}, {3, 5}, {2, 192}, {193, 67}, {9, 193}, {400, 401}, {5, 1301}}) {
       int64_t m = shape[0], n = shape[1];
       CAPTURE(n);
       Tensor a = normal(DType::f32, {m, n}, 1), x = normal(DType::f32, {n, n}, 2);
