@@ -30,6 +30,8 @@ struct PruningKernels {
   size_t (*collect)(const float* x, size_t n, uint32_t low, uint32_t high, float* inside, uint32_t* above);
   // Number of magnitudes whose bits are above.
   size_t (*countAbove)(const float* x, size_t n, int32_t above);
+  // Largest bits of a magnitude up to some; −1 when there is none.
+  int32_t (*largestUpTo)(const float* x, size_t n, int32_t most);
   // Number of magnitudes equal to bits.
   size_t (*countEqual)(const float* x, size_t n, uint32_t bits);
   // mask = magnitude bits > above. −1 keeps all, INT32_MAX none.

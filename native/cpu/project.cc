@@ -45,6 +45,11 @@ class RowSelector {
       int64_t guess = tries == 0 ? guess_
                       : isOpen   ? beyond(under, over, keep, tries)
                                  : between(under, over, keep, guesses);
+      if (tries > 9 && tries % 2 == 0) {  // several may be equal: the next ones under `over` at once
+        over.bits = kernels_.largestUpTo(row, static_cast<size_t>(n_), static_cast<int32_t>(over.bits));
+        guess = over.bits - 1;
+        if (guess == under.bits) break;
+      }
       Count tried{guess,
                   static_cast<int64_t>(kernels_.countAbove(row, static_cast<size_t>(n_), static_cast<int32_t>(guess)))};
       if (tries == 0) first = tried;

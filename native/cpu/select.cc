@@ -25,8 +25,9 @@ namespace {
 constexpr int binBits = 11;
 constexpr int64_t bins = 1 << binBits;
 constexpr uint32_t largestBits = INT32_MAX;
-constexpr Reaches reaches{1u << 19, 1u << 14, 1u << 21, 2};  // 6 %, 0.2 %, 25 %; moves get smaller, some by turns
-constexpr size_t mostCounted = size_t{1} << 20;              // above, histograms read less
+constexpr Reaches reaches{1u << 19, 1u << 14, 1u << 21, 2};    // 6 %, 0.2 %, 25 %; moves get smaller, some by turns
+constexpr size_t mostCounted = 1 << 20, fewCounted = 1 << 15;  // above, histograms read less
+constexpr size_t scoresOfHistogram = 1 << 12, scoresOfCount = 1 << 15;  // that pay for a thread
 constexpr int64_t smallestSampled = 1 << 18;  // elements; below, histograms of everything cost less than the window
 constexpr int64_t insideCapacity = tileSize / 4;
 constexpr int64_t insideStride = insideCapacity + pieceSize + 16;
@@ -79,10 +80,11 @@ class Selector {
   Found searchByBins(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
   void divideTies(Segment& segment, const std::vector<Span>& spans, uint64_t ties);
   int64_t positionOf(const Tile& tile, uint32_t bits, uint64_t rank) const;
-  // task(span) for all of them, in jobsOf(spans) jobs: one, on the calling thread, when they are short.
-  int64_t jobsOf(const std::vector<Span>& spans) const;
+  // task(span, job) for all of them in so many jobs; one is the calling thread's. jobsOf: with at least so many scores
+  // each.
+  int64_t jobsOf(const std::vector<Span>& spans, size_t scores) const;
   template <typename Task>
-  void forSpans(const std::vector<Span>& spans, const Task& task);
+  void forSpans(const std::vector<Span>& spans, int64_t jobs, const Task& task);
 
   ThreadPool& pool_;
   const PruningKernels& kernels_;
@@ -165,16 +167,16 @@ void Selector::makeAndCollect() {
   });
 }
 
-int64_t Selector::jobsOf(const std::vector<Span>& spans) const {
+int64_t Selector::jobsOf(const std::vector<Span>& spans, size_t scores) const {
   size_t total = 0;
   for (const Span& span : spans) total += span.size;
-  return std::clamp<int64_t>(static_cast<int64_t>(total >> 12), 1,
+  return std::clamp<int64_t>(static_cast<int64_t>(total / scores), 1,
                              std::clamp<int64_t>(std::ssize(spans), 1, 2 * pool_.threads()));
 }
 
 template <typename Task>
-void Selector::forSpans(const std::vector<Span>& spans, const Task& task) {
-  int64_t jobs = jobsOf(spans), count = std::ssize(spans);
+void Selector::forSpans(const std::vector<Span>& spans, int64_t jobs, const Task& task) {
+  int64_t count = std::ssize(spans);
   pool_.run(jobs, [&](int64_t job) {
     for (int64_t i = count * job / jobs; i < count * (job + 1) / jobs; i++) task(static_cast<size_t>(i), job);
   });
@@ -184,16 +186,20 @@ void Selector::forSpans(const std::vector<Span>& spans, const Task& task) {
 Found Selector::search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
   size_t total = 0;
   for (const Span& span : spans) total += span.size;
-  return total <= mostCounted ? searchByCounts(spans, low, high, rank) : searchByBins(spans, low, high, rank);
+  bool isNarrow = high - low <= 1u << 24;  // two octaves; over more, more guesses are needed
+  return total <= (isNarrow ? mostCounted : fewCounted) ? searchByCounts(spans, low, high, rank)
+                                                        : searchByBins(spans, low, high, rank);
 }
 
 // Counts what is above one guess after another: few are needed, and a count takes a fraction of a histogram's time.
+// Where many scores are alike, histograms lead on.
 Found Selector::searchByCounts(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
-  int64_t jobs = jobsOf(spans);
+  constexpr int mostGuesses = 10;
+  int64_t jobs = jobsOf(spans, scoresOfCount);
   std::vector<uint64_t> counts(static_cast<size_t>(jobs));
   auto countAbove = [&](int64_t bits) {
     std::fill(counts.begin(), counts.end(), 0);
-    forSpans(spans, [&](size_t i, int64_t job) {
+    forSpans(spans, jobs, [&](size_t i, int64_t job) {
       counts[static_cast<size_t>(job)] += kernels_.countAbove(spans[i].data, spans[i].size, static_cast<int32_t>(bits));
     });
     return static_cast<int64_t>(std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
@@ -201,7 +207,10 @@ Found Selector::searchByCounts(const std::vector<Span>& spans, uint32_t low, uin
   Count under{static_cast<int64_t>(low) - 1, 0}, over{high, countAbove(high)};
   under.above = countAbove(under.bits);
   int64_t wanted = over.above + static_cast<int64_t>(rank);
-  for (int guesses = 0; over.bits - under.bits > 1;) {
+  for (int tries = 0, guesses = 0; over.bits - under.bits > 1; tries++) {
+    if (tries == mostGuesses)
+      return searchByBins(spans, static_cast<uint32_t>(under.bits + 1), static_cast<uint32_t>(over.bits),
+                          static_cast<uint64_t>(wanted - over.above));
     int64_t bits = between(under, over, wanted, guesses);
     Count tried{bits, countAbove(bits)};
     if (tried.above == wanted) return {static_cast<uint32_t>(bits), 0};
@@ -212,13 +221,13 @@ Found Selector::searchByCounts(const std::vector<Span>& spans, uint32_t low, uin
 
 // By histograms, each over the bin that the last one pointed at.
 Found Selector::searchByBins(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
-  int64_t jobs = jobsOf(spans);
+  int64_t jobs = jobsOf(spans, scoresOfHistogram);
   std::vector<uint32_t> counts;  // [jobs, bins]
   while (low < high) {
     uint32_t width = high - low;
     int shift = std::max(0, static_cast<int>(std::bit_width(width)) - binBits);
     counts.assign(static_cast<size_t>(jobs * bins), 0);
-    forSpans(spans, [&](size_t i, int64_t job) {
+    forSpans(spans, jobs, [&](size_t i, int64_t job) {
       kernels_.histogram(spans[i].data, spans[i].size, low, width, shift, counts.data() + job * bins);
     });
     int64_t bin = bins - 1;
@@ -278,7 +287,7 @@ void Selector::divideTies(Segment& segment, const std::vector<Span>& spans, uint
     for (size_t t = segment.firstTile; t < segment.lastTile; t++) tiles_[t].split = tiles_[t].begin;
     return;
   }
-  forSpans(spans, [&](size_t i, int64_t) {
+  forSpans(spans, jobsOf(spans, scoresOfCount), [&](size_t i, int64_t) {
     tiles_[segment.firstTile + i].equal = kernels_.countEqual(spans[i].data, spans[i].size, segment.threshold);
   });
   for (size_t t = segment.firstTile; t < segment.lastTile; t++) {

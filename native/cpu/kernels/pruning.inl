@@ -102,6 +102,16 @@ static size_t countAbove(const float* x, size_t n, int32_t above) {
   return count;
 }
 
+static int32_t largestUpTo(const float* x, size_t n, int32_t most) {
+  int32_t largest = -1;
+  for (size_t i = 0; i < n; i++) {
+    int32_t bits = static_cast<int32_t>(magnitude(x + i));
+    bits = bits <= most ? bits : -1;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
+}
+
 static size_t countEqual(const float* x, size_t n, uint32_t bits) {
   uint32_t count = 0;
   for (size_t i = 0; i < n; i++) count += magnitude(x + i) == bits;
@@ -424,6 +434,6 @@ static void supportTimes(const float* packed, size_t size, const float* p, float
 }
 
 static const PruningKernels pruningTable = {
-    histogram, collect, countAbove, countEqual,   maskAbove, groupMask,   countChanges,
-    admmState, admmY,   admmY16,    scaleOffMask, cgUpdate,  packSupport, supportTimes,
+    histogram, collect, countAbove, largestUpTo,  countEqual, maskAbove,   groupMask,    countChanges,
+    admmState, admmY,   admmY16,    scaleOffMask, cgUpdate,   packSupport, supportTimes,
 };
