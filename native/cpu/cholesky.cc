@@ -156,6 +156,8 @@ class Steps {
             return;
           for (int64_t j = task.from; j < task.to; j++) {
             if (j != task.k && (upper_ || j < task.k) && !wait(tile(task.k, j), task.k)) return;
+            // A later step's part must not pass for this one's.
+            if (!wait(columns_[static_cast<size_t>(j)], task.k)) return;
             fill(task.k, j);
             columns_[static_cast<size_t>(j)].store(static_cast<int32_t>(task.k + 1), std::memory_order_release);
           }

@@ -186,6 +186,23 @@ TEST_CASE("Cholesky factor and inverse") {
   }
 }
 
+TEST_CASE("Cholesky's tasks keep their order where threads have to wait for a core") {
+  const int64_t n = 300;
+  Tensor gram = gramOf(n, n + 8, 7), expected = zeros(DType::f32, {n, n});
+  auto one = makeCpuBackend({1, 0, ""}), many = makeCpuBackend({16, 0, ""});
+  auto inverse = [&](Backend& device, Tensor& out) {
+    device.copy(gram, out);
+    device.cholesky(out);
+    device.choleskyInverse(out);
+  };
+  inverse(*one, expected);
+  for (int i = 0; i < 200; i++) {
+    Tensor found = zeros(DType::f32, {n, n});
+    inverse(*many, found);
+    REQUIRE(bytesOf(found) == bytesOf(expected));
+  }
+}
+
 TEST_CASE("what is not positive definite is refused") {
   for (const NamedBackend& device : backends()) {
     for (int64_t n : {1, 40, 130}) {
