@@ -102,12 +102,12 @@ void CpuBackend::symmetrize(Tensor a) { mirrorTriangle(pool_, kernels_, a.as(), 
 // Of each panel of columns only the rows from its block on the diagonal on are multiplied: what is below that counts
 // twice instead.
 void CpuBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
-  constexpr int64_t columnTile = 4 * panelColumns, block = 8;
+  constexpr int64_t columnTile = 4 * panelColumns, block = 8, mostRows = 12 * block;
   constexpr int64_t longest = 1024;  // numbers of a float sum
   const FactorKernels& kernels = kernels_.factor;
   int64_t m = a.dim(0), n = a.dim(1);
   int64_t rowTile =
-      std::clamp<int64_t>((m / block + block - 1) / block * block, block, 12 * block);  // eight tiles of few
+      std::clamp<int64_t>((m / block + block - 1) / block * block, block, mostRows);  // eight tiles of few
   double* sums = out.as<double>();
   std::fill_n(sums, m, 0.0);
   Lines<float> panels(static_cast<size_t>(columnTile * n));
@@ -125,7 +125,7 @@ void CpuBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
     });
     pool_.ranges(m, rowTile, [&](int64_t begin, int64_t end) {
       thread_local Lines<float> products;
-      products.resize(static_cast<size_t>(12 * block * columnTile));
+      products.resize(static_cast<size_t>(mostRows * columnTile));
       const float* left = a.as() + begin * n;
       for (int64_t j = column; j < column + columns; j += panelColumns) {
         int64_t width = std::min(panelColumns, n - j);

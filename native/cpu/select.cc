@@ -57,6 +57,11 @@ struct Span {
   size_t size;
 };
 
+size_t sizeOf(const std::vector<Span>& spans) {
+  return std::accumulate(spans.begin(), spans.end(), size_t{0},
+                         [](size_t sum, const Span& span) { return sum + span.size; });
+}
+
 struct Found {
   uint32_t bits;
   uint64_t rank;  // so many of those equal to bits are kept, beside all that are above
@@ -168,9 +173,7 @@ void Selector::makeAndCollect() {
 }
 
 int64_t Selector::jobsOf(const std::vector<Span>& spans, size_t scores) const {
-  size_t total = 0;
-  for (const Span& span : spans) total += span.size;
-  return std::clamp<int64_t>(static_cast<int64_t>(total / scores), 1,
+  return std::clamp<int64_t>(static_cast<int64_t>(sizeOf(spans) / scores), 1,
                              std::clamp<int64_t>(std::ssize(spans), 1, 2 * pool_.threads()));
 }
 
@@ -184,11 +187,9 @@ void Selector::forSpans(const std::vector<Span>& spans, int64_t jobs, const Task
 
 // The rank-th largest of the magnitudes in [low, high], rank from 1; there are that many.
 Found Selector::search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank) {
-  size_t total = 0;
-  for (const Span& span : spans) total += span.size;
   bool isNarrow = high - low <= 1u << 24;  // two octaves; over more, more guesses are needed
-  return total <= (isNarrow ? mostCounted : fewCounted) ? searchByCounts(spans, low, high, rank)
-                                                        : searchByBins(spans, low, high, rank);
+  return sizeOf(spans) <= (isNarrow ? mostCounted : fewCounted) ? searchByCounts(spans, low, high, rank)
+                                                                : searchByBins(spans, low, high, rank);
 }
 
 // Counts what is above one guess after another: few are needed, and a count takes a fraction of a histogram's time.

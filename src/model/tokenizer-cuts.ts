@@ -81,8 +81,7 @@ export function nextCut(text: string, start: number, isLast: boolean, cuts: Cuts
   const limit = Math.min(start + LONGEST_PIECE, text.length);
   for (let end = start + PIECE + 1; end < limit; end++) if (isCut(text, end, cuts)) return end;
   if (limit === text.length) return limit;
-  const unit = text.charCodeAt(limit);
-  return unit >= 0xdc00 && unit < 0xe000 ? limit - 1 : limit;
+  return isLowSurrogate(text, limit) ? limit - 1 : limit;
 }
 
 /** How far the first cut is looked for. */
@@ -95,8 +94,13 @@ const FIRST_CUT = 256;
 export function firstCut(passage: string, cuts: Cuts): number {
   const limit = Math.min(FIRST_CUT, passage.length);
   for (let at = 1; at < limit; at++) if (isCut(passage, at, cuts)) return at;
-  const unit = passage.charCodeAt(0);
-  return unit >= 0xdc00 && unit < 0xe000 ? 1 : 0;
+  return isLowSurrogate(passage, 0) ? 1 : 0;
+}
+
+/** Whether the second half of a surrogate pair stands there. */
+function isLowSurrogate(text: string, at: number): boolean {
+  const unit = text.charCodeAt(at);
+  return unit >= 0xdc00 && unit < 0xe000;
 }
 
 function isCut(text: string, at: number, { chars, dropSpace, kept }: Cuts): boolean {
