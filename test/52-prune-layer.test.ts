@@ -73,9 +73,26 @@ describe('pruneLayer', () => {
         await pruneLayer({ ...given, mixedPrecision: true }),
         await pruneLayer({ ...given, precision: 'bfloat16' }),
       ];
-      expect(mixed.weight).toEqual(bf16Products ? narrow.weight : wide.weight);
-      expect(narrow.weight).not.toEqual(wide.weight);
+      expect(mixed.mask).toEqual(bf16Products ? narrow.mask : wide.mask);
+      expect(narrow.mask).not.toEqual(wide.mask);
       expect(Math.abs(narrow.error / wide.error - 1)).toBeLessThan(0.01);
+    },
+  );
+
+  test.each(['cpu', 'cuda:0'] as const)(
+    'mixed precision on %s: up to 5 steps of the refit in bfloat16 where the device has it, and as good',
+    async (name) => {
+      const device = Device.open(name);
+      const given = { weight, shape, gram, sparsity: 0.5, precision: 'bfloat16', device } as const;
+      for (const refineIterations of [4, 5, 6]) {
+        const mixed = await pruneLayer({ ...given, refineIterations, mixedPrecision: true });
+        const wide = await pruneLayer({ ...given, refineIterations });
+        const isNarrow = device.info().bf16Products && refineIterations <= 5;
+        expect(mixed.mask).toEqual(wide.mask);
+        if (isNarrow) expect(mixed.weight).not.toEqual(wide.weight);
+        else expect(mixed.weight).toEqual(wide.weight);
+        expect(Math.abs(mixed.errorWithRidge / wide.errorWithRidge - 1)).toBeLessThan(1e-4);
+      }
     },
   );
 

@@ -24,6 +24,7 @@ import {
 } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
+import { stepsPrecision } from '../pruning/refine.js';
 import { matricesByName } from '../unknown-model.js';
 
 /** Small tensors (scales, counts, sums of rows), generously. */
@@ -35,7 +36,7 @@ const small = ({ m, n, segments = 1 }: { m: number; n: number; segments?: number
  * 4 mn it and the weights scaled, where they are needed ({@link needsGram}). On top comes the largest of
  *
  * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn), with a trace of errors 5 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 8 mn, from SparseGPT's mask 4 n² more
- * - the refit: by conjugate gradients 12 mn (16 behind a method other than ALPS), exact 4 mn (8)
+ * - the refit: by conjugate gradients 12 mn (16 behind a method other than ALPS; steps in bfloat16 2 n² + 2 mn more), exact 4 mn (8)
  * - the error: 4 mn
  */
 export function solveBytes(
@@ -58,7 +59,8 @@ export function solveBytes(
     dsnot: (dsnot.initial === 'sparsegpt' ? 4 * square : 0) + 8 * matrix,
   }[method];
   const scaled = method === 'alps' ? 0 : 4 * matrix;
-  const refitted = refit === 'none' ? 0 : scaled + (refit === 'pcg' ? 12 : 4) * matrix;
+  const steps = method === 'alps' && stepsPrecision(parsed) === 'bfloat16' ? 2 * (square + matrix) : 0;
+  const refitted = { none: 0, pcg: scaled + 12 * matrix + steps, backsolve: scaled + 4 * matrix }[refit];
   const gram = needsGram(parsed) ? 4 * square : 0;
   const solved = needsGram({ ...parsed, errors: false }) ? 4 * square + 4 * matrix : 0;
   const most = Math.max(search, refitted, errors ? 4 * matrix : 0);

@@ -4,7 +4,7 @@ import { together } from '../together.js';
 import type { LayerProblem } from './layer-problem.js';
 import { keptOf, nativePattern, productsTogether } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
-import { refit } from './refine.js';
+import { refit, stepsPrecision } from './refine.js';
 import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
@@ -61,7 +61,7 @@ export async function solveAlps(
     };
     // When it settles, ADMM's memory is free for the refit.
     await together([admm.settle(), inOwnUnits()]);
-    const refitted = refit(problem, weight, mask, options);
+    const refitted = refit(problem, weight, mask, options, stepsPrecision(options));
     clock.leave();
     // The last op is something to do while the host goes on.
     const unscaled = async () => problem.unscale(weight);

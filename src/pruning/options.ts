@@ -22,7 +22,7 @@ export type Method = (typeof methods)[number];
 export type Refit = 'none' | 'pcg' | 'backsolve';
 
 /**
- * Number format of the matrix products of the search for the support (see also `mixedPrecision`); the refit is always in float32. On GPUs large float32
+ * Number format of the matrix products of the search for the support; the refit is in float32 (but see `mixedPrecision`). On GPUs large float32
  * products of pruning take factors of 16 binary digits (docs/cuda.md).
  */
 export type Precision = 'float32' | 'bfloat16';
@@ -71,8 +71,9 @@ export interface PruningOptions {
   relaxation?: number;
   /**
    * ALPS: whether the products of the search for the support are in bfloat16 where the device (of several: all) multiplies it in hardware, and not
-   * only where `precision` says so. Only a correction goes through them (docs/algorithm.md, "ADMM"). Default false; with `preset: 'balanced'` true
-   * unless `precision` is `float32`. Reports say whether it was done.
+   * only where `precision` says so, and with them those of the refit's steps, if these are at most 5. Only corrections go through them
+   * (docs/algorithm.md, "ADMM" and "Refit"). Default false; with `preset: 'balanced'` true unless `precision` is `float32`. Reports say whether it was
+   * done.
    */
   mixedPrecision?: boolean;
   /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */

@@ -1,10 +1,11 @@
 import { Scope, type Tensor } from '../device/tensor.js';
 import { keptOf, type LayerProblem, productsTogether } from './layer-problem.js';
-import type { ParsedPruningOptions } from './options.js';
+import type { ParsedPruningOptions, Precision } from './options.js';
 
 /**
  * Refits the kept weights in the way that was asked for.
  * @param b scaled weights, zero off the mask; refitted in place
+ * @param steps number format of the products of the conjugate gradient's steps, see {@link stepsPrecision}
  * @returns waits for what is queued so far, and gives the iterations of the conjugate gradient
  */
 export function refit(
@@ -12,14 +13,27 @@ export function refit(
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
   options: Pick<ParsedPruningOptions, 'refit' | 'refineIterations' | 'refineTolerance'>,
+  steps: Precision = 'float32',
 ): () => Promise<number> {
   const { refit, refineIterations: iterations, refineTolerance: tolerance } = options;
-  if (refit === 'pcg' && iterations > 0) return refine(problem, b, mask, { iterations, tolerance });
+  if (refit === 'pcg' && iterations > 0) return refine(problem, b, mask, { iterations, tolerance, steps });
   if (refit === 'backsolve') backsolve(problem, b, mask);
   return async () => {
     await problem.stream.sync();
     return 0;
   };
+}
+
+/** Most steps that are taken in bfloat16. */
+const narrowSteps = 5;
+
+/**
+ * What the products of the refit's steps are taken in behind ADMM. Its solution is close to the refit's, and what few steps change of it comes out the
+ * same with H' and the directions in bfloat16, which many steps, or steps from a mask alone, do not (docs/algorithm.md, "Refit").
+ * @param options of `onDevices`
+ */
+export function stepsPrecision({ mixedPrecision, refineIterations }: ParsedPruningOptions): Precision {
+  return mixedPrecision && refineIterations <= narrowSteps ? 'bfloat16' : 'float32';
 }
 
 /** The exact minimum over the weights on the mask: H'[S, S] b[S] = (B₀ H')[S] for each row's support S. */
@@ -40,10 +54,10 @@ function refine(
   problem: LayerProblem,
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
-  options: { iterations: number; tolerance: number },
+  options: { iterations: number; tolerance: number; steps: Precision },
 ): () => Promise<number> {
   const { stream, device, m, n } = problem;
-  const { iterations, tolerance } = options;
+  const { iterations, tolerance, steps } = options;
   using scope = new Scope();
   const difference = scope.hold(device.empty('float32', b.shape, 'the refit’s right-hand side'));
   const residual = scope.hold(device.empty('float32', b.shape, 'the refit’s residual'));
@@ -52,13 +66,13 @@ function refine(
   stream.axpby(b, difference, -1, 1);
   stream.gemm(difference, problem.gram, residual, { split: true });
   const perRow = (keptOf(problem.segments) / m) * 2 * n;
-  const pieces = gathersSupports(problem, iterations)
+  const pieces = gathersSupports(problem, iterations, steps)
     ? rowPieces(m, iterations * perRow, productsTogether(device))
     : [];
   const active = device.tensor('uint32', [Math.max(1, pieces.length), iterations]);
   try {
     if (pieces.length > 0) onSupports(problem, { b, mask, residual, tolerance, pieces, active });
-    else sideBySide(problem, { b, mask, residual, direction: difference, tolerance, active }, scope);
+    else sideBySide(problem, { b, mask, residual, direction: difference, tolerance, active }, steps, scope);
   } catch (error) {
     active.dispose();
     throw error;
@@ -88,14 +102,23 @@ interface Steps {
 function sideBySide(
   { stream, device, gram, m }: LayerProblem,
   { b, mask, residual, direction, tolerance, active }: Steps & { direction: Tensor<'float32'> },
+  precision: Precision,
   scope: Scope,
 ): void {
   const [rr, rr0] = [scope.hold(device.empty('float64', [m])), scope.hold(device.empty('float64', [m]))];
   const q = scope.hold(device.empty('float32', b.shape, 'the refit’s product'));
+  const narrow = precision === 'bfloat16' && {
+    gram: scope.hold(device.empty('bfloat16', gram.shape, 'the refit’s Gram matrix in bfloat16')),
+    direction: scope.hold(device.empty('bfloat16', b.shape, 'the refit’s direction in bfloat16')),
+  };
+  if (narrow) stream.copy(gram, narrow.gram);
   stream.cgStart(residual, mask, direction, rr, rr0);
   using counts = active.reshape(active.size);
   for (let i = 0; i < active.size; i++) {
-    stream.gemm(direction, gram, q, { split: true });
+    if (narrow) {
+      stream.copy(direction, narrow.direction);
+      stream.gemm(narrow.direction, narrow.gram, q);
+    } else stream.gemm(direction, gram, q, { split: true });
     using count = counts.rows(i, i + 1);
     stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
   }
@@ -118,9 +141,10 @@ function onSupports(
 
 /**
  * Whether each row on its own is faster. It is on a processor for the sparser layers: gathering H'[S, S] takes as long as a share of 4 |S| / n of
- * a row's product with the whole H', a step with it 1.6 (|S| / n)², or 2.8 where it is too large for a core's cache (docs/performance.md).
+ * a row's product with the whole H', a step with it 1.6 (|S| / n)², or 2.8 where it is too large for a core's cache, and one in
+ * bfloat16 half of one in float32 (docs/performance.md).
  */
-function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: number): boolean {
+function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: number, steps: Precision): boolean {
   if (device.name !== 'cpu') return false;
   let cost = 0;
   for (const [i, keep] of segments.keep.entries()) {
@@ -129,7 +153,7 @@ function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: n
     if (kept > 1100) return false;
     cost += rows * ((4 * kept) / n + (kept > 700 ? 2.8 : 1.6) * iterations * (kept / n) ** 2);
   }
-  return cost < m * iterations;
+  return cost < m * iterations * (steps === 'bfloat16' ? 0.5 : 1);
 }
 
 /** Ranges of rows that one op takes up, of at most so many operations where a row does not have more. */
