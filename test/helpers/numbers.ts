@@ -4,7 +4,7 @@ import { instructionSets as allSets, Device, type InstructionSet } from '../../s
 process.env.ALPS_CUDA_LIBRARY ??= join(process.cwd(), 'build', 'Release', 'libalps_cuda_host.so');
 
 /** Devices on which every op gives equal bits: thread counts differ. */
-export const threadCounts = [1, 2, 3] as const;
+export const threadCounts = [1, 2, 3, 17] as const;
 
 /** Instruction sets of the hand-written loops that this machine has. */
 export function instructionSets(): InstructionSet[] {
