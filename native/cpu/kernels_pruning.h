@@ -21,6 +21,9 @@ constexpr size_t packedNumbers(size_t size) {
   return inTiles(size) * (inTiles(size) + 1) / 2 * supportTile * supportTile;
 }
 
+// Rows that SparseGPT sweeps side by side, and columns at a time.
+constexpr int64_t sweepRows = 32, sweepColumns = 8;
+
 struct PruningKernels {
   // ---- top-k
   // bins[(bits − low) >> shift]++ for every magnitude in [low, low + width].
@@ -59,6 +62,15 @@ struct PruningKernels {
   void (*packSupport)(const float* gram, size_t stride, const uint32_t* support, size_t size, float* packed);
   // q = gram[S, S]·p; p and q have room for whole tiles, p zeros behind its end, q too afterwards.
   void (*supportTimes)(const float* packed, size_t size, const float* p, float* q);
+
+  // ---- SparseGPT
+  // out = (x / y)²
+  void (*squaredRatios)(const float* x, const float* y, float* out, size_t n);
+  // The first `columns`, up to sweepColumns, of a block of `rest`, for all rows of a tile: weights [rest, sweepRows],
+  // pruned all ones or 0 for each, `upper` [rest, rest] of the block in rows of `stride`. errors [columns, sweepRows]
+  // := weight / pivot where pruned, else 0; what they leave is taken from the weights behind, the pruned ones are 0.
+  void (*sweep)(float* weights, const uint32_t* pruned, const float* upper, size_t stride, size_t columns, size_t rest,
+                float* errors);
 };
 
 }  // namespace alps

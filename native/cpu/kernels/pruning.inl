@@ -433,7 +433,53 @@ static void supportTimes(const float* packed, size_t size, const float* p, float
   }
 }
 
+// ---- SparseGPT
+// -------------------------------------------------------------------------------------------------------
+
+static void squaredRatios(const float* __restrict x, const float* __restrict y, float* __restrict out, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    float ratio = x[i] / y[i];
+    out[i] = ratio * ratio;
+  }
+}
+
+// Errors stay in registers for the weights behind. `columns` is a constant in the usual call.
+static inline __attribute__((always_inline)) void sweepSome(float* weights, const uint32_t* pruned, const float* upper,
+                                                            size_t stride, size_t columns, size_t rest, float* errors) {
+  constexpr size_t apart = static_cast<size_t>(sweepRows), together = floatLanes == 16 ? 2 : 1;
+  for (size_t row = 0; row < apart; row += together * floatLanes) {
+    Floats e[sweepColumns][together];
+    for (size_t k = 0; k < columns; k++) {
+      for (size_t t = 0; t < together; t++) {
+        size_t at = k * apart + row + t * floatLanes;
+        Floats w = load(weights + at);
+        for (size_t q = 0; q < k; q++) w -= e[q][t] * upper[q * stride + k];
+        Words lost;
+        __builtin_memcpy(&lost, pruned + at, sizeof lost);
+        e[k][t] = reinterpret_cast<Floats>(reinterpret_cast<Words>(w / upper[k * stride + k]) & lost);
+        store(e[k][t], errors + at);
+        store(reinterpret_cast<Floats>(reinterpret_cast<Words>(w) & ~lost), weights + at);
+      }
+    }
+    for (size_t j = columns; j < rest; j++) {
+      Floats w[together];
+      for (size_t t = 0; t < together; t++) w[t] = load(weights + j * apart + row + t * floatLanes);
+      for (size_t k = 0; k < columns; k++)
+        for (size_t t = 0; t < together; t++) w[t] -= e[k][t] * upper[k * stride + j];
+      for (size_t t = 0; t < together; t++) store(w[t], weights + j * apart + row + t * floatLanes);
+    }
+  }
+}
+
+static void sweep(float* weights, const uint32_t* pruned, const float* upper, size_t stride, size_t columns,
+                  size_t rest, float* errors) {
+  constexpr size_t most = static_cast<size_t>(sweepColumns);
+  if (columns == most) return sweepSome(weights, pruned, upper, stride, most, rest, errors);
+  if (columns == most / 2) return sweepSome(weights, pruned, upper, stride, most / 2, rest, errors);
+  sweepSome(weights, pruned, upper, stride, columns, rest, errors);
+}
+
 static const PruningKernels pruningTable = {
-    histogram, collect, countAbove, largestUpTo,  countEqual, maskAbove,   groupMask,    countChanges,
-    admmState, admmY,   admmY16,    scaleOffMask, cgUpdate,   packSupport, supportTimes,
+    histogram, collect, countAbove,   largestUpTo, countEqual,  maskAbove,    groupMask,     countChanges, admmState,
+    admmY,     admmY16, scaleOffMask, cgUpdate,    packSupport, supportTimes, squaredRatios, sweep,
 };
