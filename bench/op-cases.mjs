@@ -232,6 +232,14 @@ export function cases(n, tokens) {
     s.cholesky(factor);
     return { run: () => s.choleskyInverse(a, { split: true }), restore: () => s.copy(factor, a) };
   });
+  add('inverseFactor', f, (2 * n ** 3) / 3, 8 * square, (t, s) => {
+    const [gram, a] = [t.gram(n), t.zeros(f, n, n)];
+    return { run: () => s.inverseFactor(a), restore: () => s.copy(gram, a) };
+  });
+  add('inverseDiagonal', f, (2 * n ** 3) / 3, 4 * square, (t, s) => {
+    const [gram, a, out] = [t.gram(n), t.zeros(f, n, n), t.zeros(f, n)];
+    return { run: () => s.inverseDiagonal(a, out), restore: () => s.copy(gram, a) };
+  });
 
   // ---- top-k projection --------------------------------------------------------------------------------------------------
   add('project 70 %', f, 0, 5 * square, (t, s) => {
@@ -316,9 +324,7 @@ export function cases(n, tokens) {
     add(`sparseGpt ${title}`, f, n * width * width, bytes, (t, s) => {
       const [dense, weight, factor] = [t.floats(f, n, width), t.zeros(f, n, width), t.gram(width)];
       const mask = t.zeros('uint8', n, width);
-      s.cholesky(factor);
-      s.choleskyInverse(factor);
-      s.cholesky(factor);
+      s.inverseFactor(factor);
       return { run: () => s.sparseGpt(weight, factor, mask, pattern, all, 128), restore: () => s.copy(dense, weight) };
     });
   }

@@ -18,6 +18,8 @@ const products = {
   differenceGram: ([x, , gram]) => x.size * (gram.shape[0] + 1),
   cholesky: ([a]) => a.shape[0] ** 3 / 3,
   choleskyInverse: ([l]) => (2 * l.shape[0] ** 3) / 3,
+  inverseFactor: ([a]) => (2 * a.shape[0] ** 3) / 3,
+  inverseDiagonal: ([a]) => (2 * a.shape[0] ** 3) / 3,
   admmIterate: ([operator, base], [count]) => count * 2 * base.size * operator.shape[0],
   // Gathering is none; all rows take all steps.
   cgOnSupport: ([, mask, , , active], [kept]) => (2 * active.size * kept ** 2) / mask.shape[0],
@@ -41,6 +43,7 @@ const inPlace = {
   dsnot: [4],
   cholesky: [0],
   choleskyInverse: [0],
+  inverseFactor: [0],
 };
 
 /** Operations and bytes, at least, of all calls of a profile's entry, and the format of its products. */

@@ -22,6 +22,22 @@ async function inverse(on: Device, a: Floats, n: number): Promise<Floats> {
   return stream.read(tensor);
 }
 
+/** L with a⁻¹ = L Lᵀ. */
+async function inverseFactor(on: Device, a: Floats, n: number): Promise<Floats> {
+  using stream = on.stream();
+  using tensor = stream.upload('float32', [n, n], a);
+  stream.inverseFactor(tensor);
+  return stream.read(tensor);
+}
+
+async function inverseDiagonal(on: Device, a: Floats, n: number): Promise<Floats> {
+  using stream = on.stream();
+  using tensor = stream.upload('float32', [n, n], a);
+  using out = stream.upload('float32', [n], new Float32Array(n).fill(7));
+  stream.inverseDiagonal(tensor, out);
+  return stream.read(out);
+}
+
 /** A Gram matrix of normal numbers plus the identity. */
 function wellConditioned(n: number): Floats {
   const x = normal(n + 1, (n + 8) * n);
@@ -95,6 +111,11 @@ describe.each(['cpu', 'cuda'] as const)('cholesky and choleskyInverse on %s', (n
     const x = await inverse(device, a, n);
     expect(nmse(x, exact.inverse)).toBeLessThan(1e-11);
     expect(x.every((value, i) => Object.is(value, x[(i % n) * n + Math.floor(i / n)]))).toBe(true);
+    const f = await inverseFactor(device, a, n);
+    expect(nmse(f, reference(exact.inverse, n, double).l)).toBeLessThan(1e-11);
+    expect(f.every((value, i) => i % n <= Math.floor(i / n) || Object.is(value, 0))).toBe(true);
+    const diagonal = exact.inverse.filter((_, i) => i % (n + 1) === 0);
+    expect(nmse(await inverseDiagonal(device, a, n), diagonal)).toBeLessThan(1e-12);
   });
 
   test.each(name === 'cpu' ? [770, 1540] : [770])('L Lᵀ and A A⁻¹ on rows of a large matrix: n = %i', async (n) => {
@@ -109,6 +130,22 @@ describe.each(['cpu', 'cuda'] as const)('cholesky and choleskyInverse on %s', (n
       for (let j = 0; j < n; j++)
         exact[i * n + j] = (i === j ? 1 / d[i]! : 0) - (u[i]! * u[j]!) / (d[i]! * d[j]! * (1 + dot));
     expect(nmse(await inverse(device, a, n), exact)).toBeLessThan(1e-12);
+    expect(
+      nmse(
+        await inverseDiagonal(device, a, n),
+        exact.filter((_, i) => i % (n + 1) === 0),
+      ),
+    ).toBeLessThan(1e-12);
+    const f = await inverseFactor(device, a, n);
+    expect(f.every((value, i) => i % n <= Math.floor(i / n) || Object.is(value, 0))).toBe(true);
+    // Some rows of L Lᵀ.
+    for (const row of [0, 1, Math.floor(n / 2), n - 1]) {
+      const own = f.subarray(row * n, (row + 1) * n);
+      const found = Float64Array.from({ length: n }, (_, j) =>
+        own.reduce((sum, value, k) => sum + value * f[j * n + k]!, 0),
+      );
+      expect(nmse(found, exact.subarray(row * n, (row + 1) * n))).toBeLessThan(1e-12);
+    }
   });
 
   test.each([1e2, 1e4, 1e6])('condition number %d: as accurate as plain float32', async (condition) => {
@@ -121,10 +158,13 @@ describe.each(['cpu', 'cuda'] as const)('cholesky and choleskyInverse on %s', (n
     const backward = (f: ArrayLike<number>) => Math.sqrt(nmse(product(f, f, n, n, n, false, true), a));
     expect(backward(l)).toBeLessThan(2 * backward(plain.l) + 1e-7);
     expect(residual(a, x, n)).toBeLessThan(3 * residual(a, plain.inverse, n));
+    const f = await inverseFactor(device, a, n);
+    expect(residual(a, product(f, f, n, n, n, false, true), n)).toBeLessThan(3 * residual(a, plain.inverse, n));
   });
 
   test('a matrix of no rows', async () => {
-    expect((await inverse(device, new Float32Array(0), 0)).length).toBe(0);
+    for (const op of [inverse, inverseFactor, inverseDiagonal])
+      expect((await op(device, new Float32Array(0), 0)).length).toBe(0);
   });
 
   test.each([
@@ -144,6 +184,11 @@ describe.each(['cpu', 'cuda'] as const)('cholesky and choleskyInverse on %s', (n
         code: 'NOT_POSITIVE_DEFINITE',
         message: `The matrix [${n}, ${n}] is not positive definite: pivot ${row + 1}`,
       });
+      for (const op of [inverseFactor, inverseDiagonal])
+        await expect(op(device, a, n)).rejects.toMatchObject({
+          code: 'NOT_POSITIVE_DEFINITE',
+          message: `The matrix [${n}, ${n}] is not positive definite: pivot ${row + 1}`,
+        });
     }
   });
 
@@ -174,10 +219,13 @@ describe('cholesky and choleskyInverse', () => {
       const a = conditioned(n <= 450 ? n : 1, 100);
       const data = n <= 450 ? a : diagonalPlusBand(n);
       const [l, x] = [await factor(devices.cpu, data, n), await inverse(devices.cpu, data, n)];
+      const [f, d] = [await inverseFactor(devices.cpu, data, n), await inverseDiagonal(devices.cpu, data, n)];
       for (const threads of [...threadCounts, ...threadCounts]) {
         const on = Device.open('cpu', { threads });
         expect(equalBits(await factor(on, data, n), l)).toBe(true);
         expect(equalBits(await inverse(on, data, n), x)).toBe(true);
+        expect(equalBits(await inverseFactor(on, data, n), f)).toBe(true);
+        expect(equalBits(await inverseDiagonal(on, data, n), d)).toBe(true);
       }
     }
   });

@@ -54,6 +54,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(diagonal);
   OP(cholesky);
   OP(choleskyInverse);
+  OP(inverseFactor);
+  OP(inverseDiagonal);
   OP(project);
   OP(projectRows);
   OP(maskChanges);

@@ -114,6 +114,20 @@ class Backend {
   // In place: lower factor L := (L Lᵀ)⁻¹, both triangles. split as in gemm: the relative error stays that of the
   // factor, but the inverse may no longer be positive definite.
   virtual void choleskyInverse(Tensor l, bool split = false) = 0;
+  // In place: symmetric positive definite a (both triangles given) := the lower L with a⁻¹ = L Lᵀ, zeros above. Fails
+  // as cholesky.
+  virtual void inverseFactor(Tensor a) {
+    cholesky(a);
+    choleskyInverse(a);
+    cholesky(a);
+  }
+  // out = diagonal of a⁻¹, for a symmetric positive definite a (both triangles given), which is undefined afterwards;
+  // split as in gemm. out f32 [n]. Fails as cholesky.
+  virtual void inverseDiagonal(Tensor a, Tensor out) {
+    cholesky(a);
+    choleskyInverse(a, true);
+    diagonal(a, out);
+  }
 
   // ---- top-k projection --------------------------------------------------------------------------------------------
   // mask[i] = 1 for the kept weights of |scores| (per segment, exact, ties to the lowest index), else 0.

@@ -238,6 +238,8 @@ void diagonal(const Tensor& a, const Tensor& out) {
 }
 void cholesky(const Tensor& a) { square("a", a); }
 void choleskyInverse(const Tensor& l, bool) { square("l", l); }
+void inverseFactor(const Tensor& a) { square("a", a); }
+void inverseDiagonal(const Tensor& a, const Tensor& out) { diagonal(a, out); }
 
 void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds,
              const Counts& keep) {

@@ -28,6 +28,8 @@ void addToDiagonal(const Tensor& a, const Tensor& values, double alpha);
 void diagonal(const Tensor& a, const Tensor& out);
 void cholesky(const Tensor& a);
 void choleskyInverse(const Tensor& l, bool split = false);
+void inverseFactor(const Tensor& a);
+void inverseDiagonal(const Tensor& a, const Tensor& out);
 void project(const Tensor& scores, const Tensor& mask, const Pattern& pattern, const Counts& rowEnds,
              const Counts& keep);
 void projectRows(const Tensor& scores, const Tensor& mask, int64_t keep);

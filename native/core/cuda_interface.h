@@ -10,7 +10,7 @@
 namespace alps {
 
 // Changes with anything that both sides see.
-constexpr int cudaInterfaceVersion = 11;
+constexpr int cudaInterfaceVersion = 12;
 
 struct CudaDevice {
   std::string name;

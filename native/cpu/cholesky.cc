@@ -1,7 +1,7 @@
 // Blocked Cholesky factor and inverse, in place, of the kernels' own products: what is multiplied is packed once a step
 // and its tiles are small. Inverted diagonal blocks stand in place of triangular solves.
 //
-// Both ops are a loop over block columns k. A step packs a panel [block, n] and adds ± panelᵀ · panel to a triangle,
+// All of it are loops over block columns k. A step packs a panel [block, n] and adds ± panelᵀ · panel to a triangle,
 // tile by tile. The tiles of all steps are one list of tasks: a task waits for those that it needs, which stand before
 // it in the list, so that no thread waits at the end of a step. Bounds of tiles depend on n only.
 #include <algorithm>
@@ -16,6 +16,8 @@
 namespace alps {
 
 void mirrorTriangle(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n, bool fromLower);  // cpu/gram.cc
+void sumSquares(ThreadPool& pool, const Kernels& kernels, const float* x, int64_t rows, int64_t n,
+                double* out);  // cpu/elementwise.cc
 
 namespace {
 
@@ -24,6 +26,8 @@ constexpr int64_t group = panelColumns, lanes = 16;  // columns of a panel that 
 // Width of a panel: narrow ones leave less work outside the products, wide ones pass over the matrix less often.
 constexpr int64_t largestBlock = 192;
 int64_t blockFor(int64_t n) { return n <= 768 ? 48 : n <= 4096 ? 96 : largestBlock; }
+
+constexpr int64_t rowsTogether = 16;  // of a task that moves rows
 
 // out [rows, columns] = alpha x b for a lower triangle x [rows, rows] with zeros above and a panel b.
 void multiplyTriangle(const FactorKernels& kernels, int64_t rows, int64_t columns, const float* x, int64_t ldx,
@@ -226,15 +230,9 @@ class Steps {
   std::atomic<bool> failed_{false};
 };
 
-}  // namespace
-
 // Of the upper triangle, row by row of U = Lᵀ; each block of it is turned to its place below the diagonal when it is
-// done.
-void CpuBackend::cholesky(Tensor matrix) {
-  float* a = matrix.as();
-  int64_t n = matrix.dim(0);
-  if (n == 0) return;
-  const FactorKernels& kernels = kernels_.factor;
+// done. fromEnd: rows and columns are counted from the end in what is told of a failure.
+void factorInPlace(ThreadPool& pool, const FactorKernels& kernels, float* a, int64_t n, bool fromEnd) {
   Steps steps(kernels, a, n, true);
   int64_t block = steps.block(), count = steps.count();
   for (int64_t k = 0; k < count; k++) {
@@ -258,7 +256,8 @@ void CpuBackend::cholesky(Tensor matrix) {
     float *corner = a + at * (n + 1), *u = square.data();
     for (int64_t i = 0; i < width; i++) std::copy_n(corner + i * n, width, u + i * width);
     if (int64_t pivot = factorBlock(kernels, u, steps.inverse(k), width, width, scratch.data()))
-      fail("NOT_POSITIVE_DEFINITE", "The matrix [", n, ", ", n, "] is not positive definite: pivot ", at + pivot);
+      fail("NOT_POSITIVE_DEFINITE", "The matrix [", n, ", ", n, "] is not positive definite: pivot ",
+           fromEnd ? n + 1 - (at + pivot) : at + pivot);
     for (int64_t i = 0; i < width; i++) std::fill_n(u + i * width, i, 0.0f);
     turnDown(u, width, width, width, at, at);
   };
@@ -273,25 +272,21 @@ void CpuBackend::cholesky(Tensor matrix) {
       turnDown(out, group, width, columns, at, column);
     }
   };
-  steps.run(pool_, diagonal, fill);
+  steps.run(pool, diagonal, fill);
 }
 
 // With X = L⁻¹, in place: before step k the rows from k on hold L, where block columns left of k hold M = L X (its sum
-// over the rows done) instead, and the rows above k hold the sum of XᵀX over the rows done. Row k of X, which is
-// −Ldiag⁻¹ M left of the diagonal and Ldiag⁻¹ on it, then completes: its outer product with itself goes to the rows
-// above and its product with column k of L to the rows below.
-void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
-  float* a = factor.as();
-  int64_t n = factor.dim(0);
-  if (n == 0) return;
-  const FactorKernels& kernels = kernels_.factor;
+// over the rows done) instead, and the rows above k hold X, or the sum of XᵀX over the rows done. Row k of X, which is
+// −Ldiag⁻¹ M left of the diagonal and Ldiag⁻¹ on it, then completes: it is stored, or its outer product with itself
+// goes to the rows above, and its product with column k of L goes to the rows below.
+void invertFactor(ThreadPool& pool, const FactorKernels& kernels, float* a, int64_t n, bool squares) {
   Steps steps(kernels, a, n, false);
   int64_t block = steps.block(), count = steps.count();
   steps.add(Task::diagonal, 0, 0, 0, count);
   for (int64_t k = 0; k < count; k++) {
     steps.add(Task::panel, k, k, 0, count);
     if (k + 1 < count) steps.add(Task::update, k, k + 1, 0, k + 1);  // first what the next step waits for
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = squares ? 0 : k + 2; i < count; i++)
       if (i != k + 1) steps.add(Task::update, k, i, 0, std::min(i, k) + 1);
   }
   auto diagonal = [&](int64_t k) {
@@ -314,10 +309,64 @@ void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
       } else {
         kernels.turn(a + column * n + at, n, columns, width, out, group, false);
       }
+      if (squares || j > k) continue;
+      for (int64_t r = 0; r < width; r++) std::copy_n(out + r * group, columns, a + (at + r) * n + column);
     }
   };
-  steps.run(pool_, diagonal, fill);
+  steps.run(pool, diagonal, fill);
+}
+
+}  // namespace
+
+void CpuBackend::cholesky(Tensor matrix) {
+  int64_t n = matrix.dim(0);
+  if (n > 0) factorInPlace(pool_, kernels_.factor, matrix.as(), n, false);
+}
+
+void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
+  float* a = factor.as();
+  int64_t n = factor.dim(0);
+  if (n == 0) return;
+  invertFactor(pool_, kernels_.factor, a, n, true);
   mirrorTriangle(pool_, kernels_, a, n, true);
+}
+
+// With J the turn of rows and columns, J a J = C Cᵀ gives a⁻¹ = L Lᵀ for L = J C⁻ᵀ J, which is lower as C is: half the
+// operations of an inverse with its own factor.
+void CpuBackend::inverseFactor(Tensor matrix) {
+  float* a = matrix.as();
+  int64_t n = matrix.dim(0);
+  if (n == 0) return;
+  auto turn = [&] {  // row i and row n − 1 − i change places, each from its end
+    pool_.ranges((n + 1) / 2, rowsTogether, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        float *row = a + i * n, *other = a + (n - 1 - i) * n;
+        if (row == other)
+          std::reverse(row, row + n);
+        else
+          for (int64_t j = 0; j < n; j++) std::swap(row[j], other[n - 1 - j]);
+      }
+    });
+  };
+  turn();
+  factorInPlace(pool_, kernels_.factor, a, n, true);
+  invertFactor(pool_, kernels_.factor, a, n, false);
+  turn();
+  mirrorTriangle(pool_, kernels_, a, n, false);
+  pool_.ranges(n, rowsTogether, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) std::fill(a + i * (n + 1) + 1, a + (i + 1) * n, 0.0f);
+  });
+}
+
+// The sums of the squares of L⁻¹'s columns.
+void CpuBackend::inverseDiagonal(Tensor matrix, Tensor out) {
+  int64_t n = matrix.dim(0);
+  if (n == 0) return;
+  cholesky(matrix);
+  invertFactor(pool_, kernels_.factor, matrix.as(), n, false);
+  std::vector<double> sums(static_cast<size_t>(n));
+  sumSquares(pool_, kernels_, matrix.as(), n, n, sums.data());
+  std::transform(sums.begin(), sums.end(), out.as(), [](double sum) { return static_cast<float>(sum); });
 }
 
 }  // namespace alps

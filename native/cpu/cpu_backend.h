@@ -44,6 +44,8 @@ class CpuBackend final : public Backend {
   void diagonal(Tensor a, Tensor out) override;
   void cholesky(Tensor a) override;
   void choleskyInverse(Tensor l, bool split = false) override;
+  void inverseFactor(Tensor a) override;
+  void inverseDiagonal(Tensor a, Tensor out) override;
   void project(Tensor scores, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep) override;
   void projectRows(Tensor scores, Tensor mask, int64_t keep) override;
   void maskChanges(Tensor mask, Tensor previous, Counts rowEnds, Tensor counts) override;

@@ -194,12 +194,20 @@ void sumStrips(ThreadPool& pool, int64_t rows, int64_t n, double* out, const Row
 }
 }  // namespace
 
+// out[j] += Σᵢ x[i, j]².
+void sumSquares(ThreadPool& pool, const Kernels& kernels, const float* x, int64_t rows, int64_t n, double* out) {
+  sumStrips(pool, rows, n, out, [&](int64_t row, size_t count, double* sums) {
+    kernels.columnSquares(x + row * n, count, static_cast<size_t>(n), sums);
+  });
+}
+
 void CpuBackend::columnSums(Tensor x, bool squares, Tensor out) {
   int64_t n = x.columns();
+  if (x.dtype == DType::f32 && squares) return sumSquares(pool_, kernels_, x.as(), x.rows(), n, out.as<double>());
   sumStrips(pool_, x.rows(), n, out.as<double>(), [&](int64_t row, size_t rows, double* sums) {
     auto width = static_cast<size_t>(n);
     if (x.dtype == DType::f32)
-      (squares ? kernels_.columnSquares : kernels_.columnSums)(x.as() + row * n, rows, width, sums);
+      kernels_.columnSums(x.as() + row * n, rows, width, sums);
     else
       (squares ? kernels_.columnSquares16 : kernels_.columnSums16)(x.as<bf16_t>() + row * n, rows, width, sums);
   });

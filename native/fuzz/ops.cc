@@ -236,6 +236,8 @@ constexpr Call ops[] = {
     OP(diagonal, "f:n,n f:n"),
     OP(cholesky, "f:n,n"),
     OP(choleskyInverse, "f:n,n"),
+    OP(inverseFactor, "f:n,n"),
+    OP(inverseDiagonal, "f:n,n f:n"),
     OP(admmStart, "f:m,n b:m,n f:m,n h:m,n"),
     OP(admmRescale, "f:m,n f:m,n b:m,n h:m,n"),
     OP(cgStart, "f:m,n b:m,n f:m,n d:m d:m"),

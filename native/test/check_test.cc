@@ -117,6 +117,10 @@ TEST_CASE("products and square matrices") {
   REFUSED("float32 for values", addToDiagonal(nn, f64({3}), 1));
   REFUSED("dtype float32 for a", cholesky(f64({3, 3})));
   REFUSED("matrix for l", choleskyInverse(f32({9})));
+  REFUSED("square matrix for a", inverseFactor(mn));
+  PASSES(inverseDiagonal(nn, f32({3})));
+  REFUSED("square matrix for a", inverseDiagonal(mn, f32({3})));
+  REFUSED("3 elements for out", inverseDiagonal(nn, f32({2})));
   PASSES(diagonal(nn, f32({3})));
   REFUSED("3 elements for out", diagonal(nn, f32({2})));
   PASSES(backsolve(nn, mn, mask, mn));

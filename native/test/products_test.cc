@@ -182,6 +182,19 @@ TEST_CASE("Cholesky factor and inverse") {
       Numbers identity(static_cast<size_t>(n * n));
       for (int64_t i = 0; i < n; i++) identity[static_cast<size_t>(i * n + i)] = 1;
       CHECK(nmse(product(numbersOf(factor), numbersOf(gram), n, n, n), identity) < 1e-8);
+
+      Tensor turned = zeros(DType::f32, {n, n}), diagonal = zeros(DType::f32, {n});
+      device->copy(gram, turned);
+      device->inverseFactor(turned);
+      l = numbersOf(turned);
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t j = i + 1; j < n; j++) REQUIRE(l[static_cast<size_t>(i * n + j)] == 0);
+      CHECK(nmse(product(l, l, n, n, n, false, true), numbersOf(factor)) < 1e-8);
+      device->copy(gram, turned);
+      device->inverseDiagonal(turned, diagonal);
+      Numbers expected(static_cast<size_t>(n));
+      for (int64_t i = 0; i < n; i++) expected[static_cast<size_t>(i)] = factor.as()[i * n + i];
+      CHECK(nmse(numbersOf(diagonal), expected) < 1e-9);
     }
   }
 }
@@ -195,12 +208,20 @@ TEST_CASE("Cholesky's tasks keep their order where threads have to wait for a co
     device.cholesky(out);
     device.choleskyInverse(out);
   };
-  inverse(*one, expected);
-  for (int i = 0; i < 200; i++) {
-    Tensor found = zeros(DType::f32, {n, n});
-    inverse(*many, found);
-    REQUIRE(bytesOf(found) == bytesOf(expected));
-  }
+  auto factor = [&](Backend& device, Tensor& out) {
+    device.copy(gram, out);
+    device.inverseFactor(out);
+  };
+  auto holds = [&](auto run) {
+    run(*one, expected);
+    for (int i = 0; i < 150; i++) {
+      Tensor found = zeros(DType::f32, {n, n});
+      run(*many, found);
+      REQUIRE(bytesOf(found) == bytesOf(expected));
+    }
+  };
+  holds(inverse);
+  holds(factor);
 }
 
 TEST_CASE("what is not positive definite is refused") {
@@ -213,6 +234,10 @@ TEST_CASE("what is not positive definite is refused") {
         CHECK(codeOf([&] { device->cholesky(a); }) == "NOT_POSITIVE_DEFINITE");
       }
       CHECK(codeOf([&] { device->choleskyInverse(zeros(DType::f32, {n, n})); }) == "NOT_POSITIVE_DEFINITE");
+      CHECK(codeOf([&] { device->inverseFactor(zeros(DType::f32, {n, n})); }) == "NOT_POSITIVE_DEFINITE");
+      CHECK(codeOf([&] {
+              device->inverseDiagonal(zeros(DType::f32, {n, n}), zeros(DType::f32, {n}));
+            }) == "NOT_POSITIVE_DEFINITE");
       CHECK(codeOf([&] {
               device->backsolve(zeros(DType::f32, {n, n}), zeros(DType::f32, {1, n}), randomMask({1, n}, 1, 1),
                                 zeros(DType::f32, {1, n}));

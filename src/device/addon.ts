@@ -124,6 +124,8 @@ export interface Addon {
   diagonal(stream: S, a: T, out: T): void;
   cholesky(stream: S, a: T): void;
   choleskyInverse(stream: S, l: T, split: boolean): void;
+  inverseFactor(stream: S, a: T): void;
+  inverseDiagonal(stream: S, a: T, out: T): void;
   project(stream: S, scores: T, mask: T, pattern: NativePattern, rowEnds: number[], keep: number[]): void;
   projectRows(stream: S, scores: T, mask: T, keep: number): void;
   maskChanges(stream: S, mask: T, previous: T, rowEnds: number[], counts: T): void;

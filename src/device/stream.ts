@@ -232,6 +232,14 @@ export class Stream {
   choleskyInverse(l: F32, { split = false } = {}): void {
     this.#op('choleskyInverse', l.handle, split);
   }
+  /** In place, a := the lower L with a⁻¹ = L Lᵀ, rejecting as {@link cholesky}. */
+  inverseFactor(a: F32): void {
+    this.#op('inverseFactor', a.handle);
+  }
+  /** out := the diagonal of a⁻¹, rejecting as {@link cholesky}; a is undefined afterwards. */
+  inverseDiagonal(a: F32, out: F32): void {
+    this.#op('inverseDiagonal', a.handle, out.handle);
+  }
 
   // ---- projection, ADMM, conjugate gradient -----------------------------------------------------------------------------
 

@@ -80,12 +80,10 @@ export async function solveAlps(
 async function obsScale(problem: LayerProblem, exponent: number): Promise<Float32Array<ArrayBuffer>> {
   const { stream, device, n } = problem;
   using scope = new Scope();
-  const inverse = scope.hold(device.empty('float32', [n, n], 'the inverse of the Gram matrix'));
+  const copy = scope.hold(device.empty('float32', [n, n], 'the Gram matrix to invert'));
   const diagonal = scope.hold(device.tensor('float32', [n]));
-  stream.copy(problem.gram, inverse);
-  stream.cholesky(inverse);
-  stream.choleskyInverse(inverse, { split: true });
-  stream.diagonal(inverse, diagonal);
+  stream.copy(problem.gram, copy);
+  stream.inverseDiagonal(copy, diagonal);
   // Something to do while the host is at it.
   const scaled = async () => problem.base;
   const [values] = await together([stream.read(diagonal), scaled()]);

@@ -34,9 +34,7 @@ export function wandaScores({ stream, device, group, diagonal }: LayerProblem): 
 export function inverseFactor({ stream, device, gram, n }: LayerProblem): F32 {
   const factor = device.empty('float32', [n, n], 'the factor of the inverse Gram matrix');
   stream.copy(gram, factor);
-  stream.cholesky(factor);
-  stream.choleskyInverse(factor);
-  stream.cholesky(factor);
+  stream.inverseFactor(factor);
   return factor;
 }
 
