@@ -72,6 +72,16 @@ export function invalidArgument(name: string, what: string, value: unknown): Alp
   );
 }
 
+/** Refuses what is neither a function nor undefined. */
+export function optionalFunction(name: string, value: unknown): void {
+  if (value !== undefined && typeof value !== 'function') throw invalidArgument(name, 'a function', value);
+}
+
+/** Refuses what is no object, such as the options of a call without any. */
+export function optionsObject(value: unknown, name = 'options'): void {
+  if (typeof value !== 'object' || value === null) throw invalidArgument(name, 'an object', value);
+}
+
 /** The error of a cancelled call; the signal's own reason is its cause. */
 export function aborted(signal?: AbortSignal): AlpsError {
   return new AlpsError('ABORTED', 'The operation was aborted', { cause: signal?.reason });

@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice } from './device/device.js';
-import { AlpsError, invalidArgument, throwIfAborted } from './errors.js';
+import { AlpsError, invalidArgument, optionsObject, throwIfAborted } from './errors.js';
 import { type TaskDefinition, type TaskItem, taskOf } from './evaluation/tasks/definitions.js';
 import { encodePair, type Likelihood, likelihoods, type TokenPair } from './evaluation/tasks/likelihood.js';
 import { readRecords } from './evaluation/tasks/records.js';
@@ -61,6 +61,7 @@ export interface TaskResult {
  * @throws AlpsError with a `code`
  */
 export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
+  optionsObject(options);
   const { signal, limit } = options;
   if (!Array.isArray(options.tasks) || options.tasks.length === 0)
     throw invalidArgument('tasks', 'at least one task', options.tasks);

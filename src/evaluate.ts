@@ -4,6 +4,7 @@ import type { TextSource } from './calibration/text.js';
 import type { TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice } from './device/device.js';
+import { optionalFunction, optionsObject } from './errors.js';
 import { type Perplexity, perplexity } from './evaluation/perplexity.js';
 import { DecoderModel, type Precision, readArchitecture } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
@@ -41,6 +42,8 @@ export interface Evaluation extends Perplexity {
  * @throws AlpsError with a `code`
  */
 export async function evaluatePerplexity(options: EvaluateOptions): Promise<Evaluation> {
+  optionsObject(options);
+  optionalFunction('onProgress', options.onProgress);
   const began = performance.now();
   const { signal } = options;
   const checkpoint = await Checkpoint.open(options.model, { signal });

@@ -2,7 +2,7 @@ import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } fr
 import { join, shortened, type TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice } from './device/device.js';
-import { invalidArgument, throwIfAborted } from './errors.js';
+import { invalidArgument, optionsObject, throwIfAborted } from './errors.js';
 import { passageLength, type WritingPlan, writeWindows } from './generation/writer.js';
 import type { DecoderConfig } from './model/config.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
@@ -64,6 +64,7 @@ export interface GeneratedText {
  * @throws AlpsError with a `code`; `OUT_OF_MEMORY` where the device does not hold the weights and one window
  */
 export async function generateText(options: GenerateOptions): Promise<GeneratedText> {
+  optionsObject(options);
   const began = performance.now();
   const { signal, windows = 16, seed = 0, temperature = 1 } = options;
   integerFrom('windows', windows, 1);

@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { dtypeBits } from './checkpoint/dtype.js';
 import { Checkpoint, quantizationOf } from './checkpoint/folder.js';
-import { AlpsError, throwIfAborted } from './errors.js';
+import { AlpsError, optionsObject, throwIfAborted } from './errors.js';
 import { readArchitecture } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
 import { linearsOf, tensorOf } from './model/shapes.js';
@@ -38,6 +38,7 @@ export async function inspectModel(
   folder: string,
   options: { pattern?: { keep: number; of: number }; signal?: AbortSignal } = {},
 ): Promise<ModelInspection> {
+  optionsObject(options);
   const checkpoint = await Checkpoint.open(folder, { signal: options.signal });
   try {
     const tensors: TensorInspection[] = [];

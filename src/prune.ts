@@ -13,7 +13,7 @@ import { CheckpointWriter } from './checkpoint/writer.js';
 import { fingerprint } from './compare/fingerprint.js';
 import type { Device, DeviceOptions } from './device/device.js';
 import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
-import { AlpsError, aborted, invalidArgument, throwIfAborted } from './errors.js';
+import { AlpsError, aborted, invalidArgument, optionalFunction, throwIfAborted } from './errors.js';
 import { calibrationKey, ownWindowsOf, withOwnWindows } from './generation/own-windows.js';
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
@@ -312,6 +312,8 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
     throw invalidArgument('propagation', '"sequential" or "block"', propagation);
   }
   checkPrecision(precision);
+  for (const name of ['overwrite', 'resume', 'restart'] as const) flag(name, options[name] ?? false);
+  optionalFunction('onEvent', options.onEvent);
   parseLogger(options.logger);
   const parsed = parsePruningOptions(options);
   parseDenseTarget(options.denseTarget, parsed);

@@ -3,6 +3,7 @@ import { chmod, mkdir, readdir, readFile, realpath, rename, rm, symlink, writeFi
 import { basename, join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { Checkpoint } from '../src/checkpoint/folder.js';
+import { makeFolder } from '../src/checkpoint/output-folder.js';
 import { CheckpointWriter } from '../src/checkpoint/writer.js';
 import {
   contents,
@@ -105,6 +106,38 @@ describe('outputs that are refused before anything is written', () => {
       }
     }
     expect(await contents(folder)).toEqual(before);
+  });
+
+  test('a folder that holds the working folder or the program, whatever is allowed', async () => {
+    const folder = await modelFolder({});
+    const scratch = await realpath(await temporaryFolder());
+    const [cwd, program] = [join(scratch, 'held', 'inside'), join(scratch, 'program', 'run.mjs')];
+    await mkdir(cwd, { recursive: true });
+    await mkdir(join(scratch, 'program'));
+    await writeFile(
+      program,
+      `import { Checkpoint } from ${JSON.stringify(`${lib}folder.js`)};
+       import { CheckpointWriter } from ${JSON.stringify(`${lib}writer.js`)};
+       const source = await Checkpoint.open(${JSON.stringify(folder)});
+       for (const out of [process.cwd(), '..', ${JSON.stringify(join(scratch, 'program'))}])
+         await CheckpointWriter.create({ source, out, overwrite: true }).catch((error) => console.log(error.message));`,
+    );
+    const { stdout } = spawnSync(process.execPath, [program], { cwd, encoding: 'utf8' });
+    expect(stdout.split('\n')).toEqual([
+      `The output ${cwd} must not hold ${cwd}, which this program runs in`,
+      `The output .. must not hold ${cwd}, which this program runs in`,
+      `The output ${join(scratch, 'program')} must not hold ${program}, which this program runs in`,
+      '',
+    ]);
+  });
+
+  test('parents of an output that several runs make at once', async () => {
+    for (let round = 0; round < 20; round++) {
+      const path = join(await temporaryFolder(), `${round}`, 'a', 'b');
+      await Promise.all(Array.from({ length: 8 }, (_, i) => makeFolder(join(path, `${i % 3}`))));
+      expect((await readdir(path)).sort()).toEqual(['0', '1', '2']);
+    }
+    await expect(makeFolder('/proc/none/of/these')).rejects.toMatchObject({ code: 'FILE_SYSTEM' });
   });
 
   test('a folder with files in it, unless overwriting is allowed', async () => {

@@ -209,6 +209,59 @@ describe('complaints', () => {
     await expect(documents(source)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
   });
 
+  test.each(['never answers', 'answers without end'])('an abort while a source %s', async (kind) => {
+    let isReturned = false;
+    const never = {
+      [Symbol.asyncIterator]: () => ({
+        next: () => new Promise<never>(() => {}),
+        return: async () => {
+          isReturned = true;
+          return { done: true as const, value: undefined };
+        },
+      }),
+    };
+    function* endless() {
+      try {
+        while (true) yield '';
+      } finally {
+        isReturned = true;
+      }
+    }
+    const documents: AsyncIterable<string> | Iterable<string> = kind === 'never answers' ? never : endless();
+    const reading = (async () => {
+      for await (const _ of readText({ documents }, { signal: AbortSignal.timeout(20) }));
+    })();
+    await expect(reading).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(isReturned).toBe(true);
+  });
+
+  test('a source is closed by a reader that stops early, and not when it ended or failed by itself', async () => {
+    let closed = 0;
+    const source = (end: 'ends' | 'fails') => ({
+      [Symbol.asyncIterator]() {
+        let count = 0;
+        return {
+          next: async () => {
+            if (++count === 3 && end === 'fails') throw new Error('broken');
+            return count < 3 ? { done: false as const, value: 'text' } : { done: true as const, value: undefined };
+          },
+          return: async () => {
+            closed++;
+            return { done: true as const, value: undefined };
+          },
+        };
+      },
+    });
+    for await (const _ of readText(source('ends'))) break;
+    expect(closed).toBe(1);
+    for await (const _ of readText(source('ends')));
+    const failing = (async () => {
+      for await (const _ of readText(source('fails')));
+    })();
+    await expect(failing).rejects.toThrow('broken');
+    expect(closed).toBe(1);
+  });
+
   test('an abort', async () => {
     const signal = AbortSignal.abort();
     const sources = [await file('abort.txt', 'x'), fixture('nulls-snappy.parquet'), { documents: ['x'] }];

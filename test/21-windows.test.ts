@@ -342,6 +342,8 @@ describe('calibration', () => {
       [10, [1, 1, 1], [4, 3, 3]],
       [3, [1000, 1, 1], [1, 1, 1]],
       [5, [0.9, 0.1], [4, 1]],
+      [1e15, [1, 3], [25e13, 75e13]],
+      [1000, [500, 1, 1, 1, 1, 1, 1, 1, 1, 1], [982, 2, 2, 2, 2, 2, 2, 2, 2, 2]],
     ])('%i windows by %j are %j', (windows, shares, counts) => {
       expect(divideWindows(windows, shares)).toEqual(counts);
     });

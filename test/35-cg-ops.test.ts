@@ -343,6 +343,7 @@ test('rows go to the op in pieces of so many operations, and the iterations of a
   expect(rowPieces(5, 0, 12)).toEqual([[0, 5]]);
   expect(iterationsIn(Uint32Array.from([4, 2, 0, 0, 4, 3, 1, 0]), 4)).toBe(3);
   expect(iterationsIn(Uint32Array.from([0, 0]), 2)).toBe(0);
+  expect(iterationsIn(new Uint32Array(1_000_000).fill(1, 0, 7), 500_000)).toBe(7);
 });
 
 test('pieces give the bits of the whole', async () => {

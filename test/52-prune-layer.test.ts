@@ -165,6 +165,38 @@ describe('pruneLayer', () => {
     expect(Math.abs(bf16.error / f32.error - 1)).toBeLessThan(0.02);
   });
 
+  test('of a Gram matrix that is not symmetric the upper triangle counts', async () => {
+    const broken = gram.map((x, i) => (i % n < Math.floor(i / n) ? 1e3 : x));
+    const options = { weight, shape, sparsity: 0.5 };
+    expect(await pruneLayer({ ...options, gram: broken })).toMatchObject({
+      weight: (await pruneLayer({ ...options, gram })).weight,
+    });
+  });
+
+  test.each(['alps', 'sparsegpt', 'wanda', 'magnitude'] as const)(
+    '%s: weights of any scale give one mask; an error whose sums are no float32 numbers is NaN',
+    async (method) => {
+      const run = (scale: number) =>
+        pruneLayer({ weight: weight.map((x) => scale * x), shape, gram, sparsity: 0.5, method });
+      const [plain, large, small] = [await run(1), await run(2 ** 70), await run(2 ** -60)];
+      for (const { mask, error } of [large, small]) {
+        expect(mask).toEqual(plain.mask);
+        expect(Math.abs(error / plain.error - 1)).toBeLessThan(1e-6);
+      }
+      expect((await run(2 ** 125)).error).toBeNaN();
+    },
+  );
+
+  test('more steps than the refit needs change nothing, and are not counted', async () => {
+    for (const sparsity of [0.5, 0.2]) {
+      const options = { weight, shape, gram, sparsity, schedule: 'short' } as const;
+      const enough = await pruneLayer({ ...options, refineIterations: 400 });
+      const many = await pruneLayer({ ...options, refineIterations: 5000 });
+      expect(many.weight).toEqual(enough.weight);
+      expect(many.refineIterations).toBe(enough.refineIterations);
+    }
+  });
+
   test('equal bits for any number of threads, and again', async () => {
     const { Device } = await import('../src/device/device.js');
     const { activations: _, ...wide } = syntheticLayer(130, 97, { seed: 5 });

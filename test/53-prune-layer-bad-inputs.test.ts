@@ -81,6 +81,11 @@ describe('bad options are refused in words', () => {
       'Expected an integer of at least 0 for refineIterations but received 0.5 of type number',
     ],
     [
+      'more iterations than are counted',
+      { refineIterations: 10_001 },
+      'Expected an integer of at most 10000 for refineIterations but received 10001 of type number',
+    ],
+    [
       'mixed precision that is no flag',
       { mixedPrecision: 'on' as unknown as boolean },
       'Expected true or false for mixedPrecision but received "on" of type string',
@@ -101,6 +106,14 @@ describe('bad options are refused in words', () => {
       code: 'INVALID_ARGUMENT',
       message: expect.stringContaining(message),
     });
+  });
+
+  test('no options at all', async () => {
+    for (const none of [undefined, null, 5] as unknown as PruneLayerOptions[])
+      await expect(pruneLayer(none)).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('Expected an object for options'),
+      });
   });
 
   test('an aborted signal', async () => {

@@ -148,6 +148,13 @@ describe('prune', () => {
       'Expected text or token ids for calibration',
     ],
     ['a missing model', { sparsity: 0.5, model: '/no/such/model' }, 'FILE_SYSTEM', '/no/such/model'],
+    ...(['overwrite', 'resume', 'restart'] as const).map((name): [string, Partial<PruneOptions>, string, string] => [
+      `${name} that is no flag`,
+      { sparsity: 0.5, [name]: 'false' as never },
+      'INVALID_ARGUMENT',
+      `Expected true or false for ${name}`,
+    ]),
+    ['no listener', { sparsity: 0.5, onEvent: 5 as never }, 'INVALID_ARGUMENT', 'Expected a function for onEvent'],
     ['the output is the model', { sparsity: 0.5, out: model }, 'INVALID_ARGUMENT', 'output'],
     [
       'a width that 7 does not divide',

@@ -1,8 +1,11 @@
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { RunLock } from '../src/checkpoint/run-lock.js';
 import { type PruneEvent, type PruneOptions, prune } from '../src/prune.js';
 import { digests } from './helpers/digests.mjs';
 import { random } from './helpers/numbers.js';
@@ -182,6 +185,20 @@ describe('two runs on one output', () => {
         `Another run works on the output ${join(scratch, 'out')}: process ${process.pid}.`,
       ),
     });
+  });
+
+  test('what a worker held that was terminated is free again', async () => {
+    const lock = join(scratch, 'lock');
+    const script = `import { RunLock } from ${JSON.stringify(new URL('../lib/checkpoint/run-lock.js', import.meta.url).href)};
+      import { parentPort } from 'node:worker_threads';
+      await RunLock.take(${JSON.stringify(lock)}, 'it');
+      parentPort.postMessage('held');
+      setInterval(() => {}, 1000);`;
+    const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(script)}`));
+    await once(worker, 'message');
+    await expect(RunLock.take(lock, 'it')).rejects.toMatchObject({ code: 'FILE_SYSTEM' });
+    await worker.terminate();
+    await (await RunLock.take(lock, 'it')).release();
   });
 
   test.each([

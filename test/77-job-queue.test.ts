@@ -128,6 +128,18 @@ describe('back-pressure', () => {
     await rm(out, { recursive: true });
   });
 
+  test.each([
+    ['OUT_OF_MEMORY', 1e5, 0],
+    ['INVALID_ARGUMENT', 1e9, Number.NaN],
+  ])('a model that is refused once its headers are read leaves its place: %s', async (code, memoryBudget, priority) => {
+    const queue = new JobQueue({ device, concurrency: 1, maxQueued: 0, memoryBudget });
+    const options = { model, out: join(tmpdir(), 'alps-refused'), sparsity: 0.5, method: 'magnitude' } as const;
+    const refused = expect(queue.prune(options, { priority })).rejects.toMatchObject({ code });
+    const ready = queue.ready();
+    await refused;
+    await ready;
+  });
+
   test('those who are let in and do nothing do not keep others out', async () => {
     const queue = new JobQueue({ device, concurrency: 1, maxQueued: 1 });
     const { open, work } = gate();
@@ -239,6 +251,30 @@ describe('cancellation', () => {
     const ends = [running, other.run(() => 2), other.ready()].map((promise) => promise.catch(({ code }) => code));
     await other.close({ cancel: true });
     expect(await Promise.all(ends)).toEqual(['ABORTED', 'ABORTED', 'DISPOSED']);
+  });
+
+  test('idle() and close() wait for models whose headers are being read; close({ cancel }) takes none of them', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'alps-closing-'));
+    const start = (queue: JobQueue, name: string) => {
+      let isDone = false;
+      const job = queue.prune({ model, out: join(folder, name), sparsity: 0.5, method: 'magnitude' });
+      const settled = job.then(
+        () => (isDone = true),
+        ({ code }) => code,
+      );
+      return { settled, isDone: () => isDone };
+    };
+    const [idle, closed, stopped] = [0, 1, 2].map(() => new JobQueue({ device, concurrency: 1 }));
+    const first = start(idle!, 'idle');
+    await idle!.idle();
+    expect(first.isDone()).toBe(true);
+    const second = start(closed!, 'closed');
+    await closed!.close();
+    expect(second.isDone()).toBe(true);
+    const third = start(stopped!, 'stopped');
+    await stopped!.close({ cancel: true });
+    expect(await third.settled).toBe('DISPOSED');
+    await rm(folder, { recursive: true });
   });
 });
 

@@ -171,7 +171,7 @@ class Backend {
 
   // ---- the other methods --------------------------------------------------------------------------------------------
   // SparseGPT's sweep over the columns, in place. factor: L with (XᵀX + damping)⁻¹ = L Lᵀ. Columns go in blocks of
-  // `block` (whole groups for N:M); each block's share of `keep` is taken by weight² / L[j, j]² in each segment, each
+  // `block` (whole groups for N:M); each block's share of `keep` is taken by |weight / L[j, j]| in each segment, each
   // group's when the sweep reaches it, and what a pruned weight leaves is spread over the columns after it.
   virtual void sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pattern, Counts rowEnds, Counts keep,
                          int64_t block) = 0;

@@ -64,8 +64,8 @@ struct PruningKernels {
   void (*supportTimes)(const float* packed, size_t size, const float* p, float* q);
 
   // ---- SparseGPT
-  // out = (x / y)²
-  void (*squaredRatios)(const float* x, const float* y, float* out, size_t n);
+  // out = x / y
+  void (*ratios)(const float* x, const float* y, float* out, size_t n);
   // The first `columns`, up to sweepColumns, of a block of `rest`, for all rows of a tile: weights [rest, sweepRows],
   // pruned all ones or 0 for each, `upper` [rest, rest] of the block in rows of `stride`. errors [columns, sweepRows]
   // := weight / pivot where pruned, else 0; what they leave is taken from the weights behind, the pruned ones are 0.

@@ -28,7 +28,7 @@ struct Block {
   int64_t width;
   std::vector<float> upper;   // the block's rows of Lᵀ, [width, width]
   std::vector<float> pivots;  // their diagonal
-  std::vector<float> scores;  // weight² / pivot², [m, width]
+  std::vector<float> scores;  // weight / pivot, whose square is what losing it costs, [m, width]
   std::vector<uint8_t> kept;  // their mask
   Lines<float> errors;        // what each pruned weight leaves, [width, sweepRows] for each tile
 };
@@ -51,7 +51,7 @@ void chooseGroup(const Kernels& kernels, Block& block, Tile& tile, int64_t row, 
   for (int64_t j = 0; j < group; j++) {
     const float* from = tile.weights.data() + (first + j) * sweepRows;
     float *to = tile.scores.data() + j * sweepRows, pivot = block.pivots[static_cast<size_t>(first + j)];
-    for (int64_t r = 0; r < sweepRows; r++) to[r] = from[r] / pivot * (from[r] / pivot);
+    for (int64_t r = 0; r < sweepRows; r++) to[r] = from[r] / pivot;
   }
   kernels.factor.turn(tile.scores.data(), sweepRows, group, rows, tile.turned.data(), group, false);
   kernels.pruning.groupMask(tile.turned.data(), tile.kept.data(), static_cast<size_t>(rows * group), pattern.kept,
@@ -111,8 +111,8 @@ void CpuBackend::sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pa
     if (pattern.group == 0) {
       pool_.ranges(m, sweepRows, [&](int64_t begin, int64_t last) {
         for (int64_t r = begin; r < last; r++)
-          kernels_.pruning.squaredRatios(w + r * n + start, block.pivots.data(), scores + r * width,
-                                         static_cast<size_t>(width));
+          kernels_.pruning.ratios(w + r * n + start, block.pivots.data(), scores + r * width,
+                                  static_cast<size_t>(width));
       });
       Counts budget;
       for (uint64_t k : keep) budget.push_back(shareBefore(k, end, n) - shareBefore(k, start, n));

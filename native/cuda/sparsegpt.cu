@@ -25,11 +25,8 @@ __global__ void upperKernel(const float* l, int64_t n, int64_t start, int width,
   }
 }
 
-// What it costs to prune a weight: (weight / L[j, j])².
-__device__ inline float scoreOf(float weight, float pivot) {
-  float ratio = weight / pivot;
-  return ratio * ratio;
-}
+// The root of what it costs to prune a weight, up to its sign: the square may not be a number of float32.
+__device__ inline float scoreOf(float weight, float pivot) { return weight / pivot; }
 
 // scores [m, width] of the columns from start on. A warp a row.
 __global__ void scoreKernel(const float* weight, const float* l, int64_t m, int64_t n, int64_t start, int64_t width,

@@ -151,9 +151,9 @@ async function loadMix(
 /** Windows in proportion to the shares, at least one each, all together exactly `windows`. */
 export function divideWindows(windows: number, shares: readonly number[]): number[] {
   const total = shares.reduce((sum, share) => sum + share, 0);
-  const counts = shares.map(() => 1);
-  // Each goes where the share is least fulfilled (Sainte-Laguë).
-  for (let left = windows - shares.length; left > 0; left--) {
+  // Nearly all go by the shares themselves, the others one by one where the share is least fulfilled (Sainte-Laguë).
+  const counts = shares.map((share) => Math.max(1, Math.floor((windows * share) / total) - 2 * shares.length));
+  for (let left = windows - counts.reduce((sum, count) => sum + count, 0); left > 0; left--) {
     const need = shares.map((share, i) => share / total / (2 * counts[i]! + 1));
     counts[need.indexOf(Math.max(...need))]!++;
   }

@@ -1,7 +1,9 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
+import { setImmediate } from 'node:timers/promises';
 import { createGunzip } from 'node:zlib';
-import { AlpsError, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
+import { onAbort } from '../abort.js';
+import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
 import { readParquet } from './parquet.js';
 import { decodeUtf8 } from './utf8.js';
 
@@ -78,8 +80,7 @@ async function* partsOf(
   if (typeof field !== 'string' || field === '') throw invalidArgument('field', 'a name', field);
   const documents = documentsOf(source);
   if (documents) {
-    for await (const text of documents) {
-      throwIfAborted(signal);
+    for await (const text of untilAborted(documents, signal)) {
       if (typeof text !== 'string') throw invalidArgument('documents', 'strings', text);
       if (text !== '' || rows) yield { text, end: true };
     }
@@ -91,6 +92,41 @@ async function* partsOf(
   }
   for (const path of paths) kindOf(path);
   for (const path of paths) yield* readFileText(path, { field, rows, signal });
+}
+
+/** What is iterated over, until the signal fires: also while the next one does not come, or none lets the event loop turn. */
+async function* untilAborted<T>(
+  items: Iterable<T> | AsyncIterable<T>,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<T> {
+  const iterator = Symbol.asyncIterator in items ? items[Symbol.asyncIterator]() : items[Symbol.iterator]();
+  let isDone = false;
+  let stop = () => {};
+  const release = onAbort(signal, () => stop());
+  const unlessStopped = (next: Promise<IteratorResult<T>>) =>
+    new Promise<IteratorResult<T>>((resolve, reject) => {
+      stop = () => reject(aborted(signal));
+      next.then(resolve, reject);
+    });
+  try {
+    for (let turned = performance.now(); ; ) {
+      throwIfAborted(signal);
+      const next = iterator.next();
+      const { done, value } = await (next instanceof Promise ? unlessStopped(next) : next);
+      isDone = done === true;
+      if (isDone) return;
+      yield value as T;
+      if (performance.now() - turned < 10) continue;
+      await setImmediate();
+      turned = performance.now();
+    }
+  } catch (error) {
+    isDone ||= !signal?.aborted; // it ended by itself
+    throw error;
+  } finally {
+    release();
+    if (!isDone) void Promise.resolve(iterator.return?.()).catch(() => undefined); // it may never answer
+  }
 }
 
 function documentsOf(source: TextSource): Iterable<string> | AsyncIterable<string> | undefined {

@@ -1,5 +1,6 @@
 import { lstat, mkdir, open, readdir, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { AlpsError, fileSystemError, invalidArgument, isCode } from '../errors.js';
 
 /**
@@ -53,6 +54,16 @@ function isInside(folder: string, path: string): boolean {
   return way !== '..' && !way.startsWith(`..${sep}`) && !isAbsolute(way);
 }
 
+/** The working folder, the program, and this package: what is to be replaced must not hold them. */
+function needed(): string[] {
+  const paths = [fileURLToPath(new URL('.', import.meta.url)), ...process.argv.slice(1, 2)];
+  try {
+    return [process.cwd(), ...paths];
+  } catch {
+    return paths; // it was removed
+  }
+}
+
 async function checkExisting(path: string, out: string, overwrite: boolean): Promise<void> {
   const failed = (cause: unknown) => {
     throw fileSystemError('use the folder', out, cause);
@@ -60,6 +71,10 @@ async function checkExisting(path: string, out: string, overwrite: boolean): Pro
   const info = await stat(path).catch(failed);
   if (!info.isDirectory()) throw new AlpsError('INVALID_ARGUMENT', `The output ${out} exists and is not a folder`);
   if (!overwrite && (await readdir(path).catch(failed)).length > 0) throw notEmpty(out);
+  for (const held of await Promise.all(needed().map((path) => realpath(path).catch(() => undefined)))) {
+    if (held !== undefined && isInside(path, held))
+      throw new AlpsError('INVALID_ARGUMENT', `The output ${out} must not hold ${held}, which this program runs in`);
+  }
   if (info.dev !== (await stat(dirname(path)).catch(failed)).dev) {
     throw new AlpsError(
       'INVALID_ARGUMENT',
@@ -124,9 +139,11 @@ export async function makeFolder(path: string): Promise<void> {
   } catch (error) {
     if (isCode(error, 'EEXIST', 'EISDIR') && (await stat(path).catch(failed)).isDirectory()) return;
     const parent = dirname(path);
-    if (!isCode(error, 'ENOENT') || parent === path || (await stat(parent).catch(() => undefined))) failed(error);
-    await makeFolder(parent);
-    await makeFolder(path);
+    if (!isCode(error, 'ENOENT') || parent === path) failed(error);
+    await makeFolder(parent); // it may be there by now: another run made it
+    await mkdir(path).catch(async (cause) => {
+      if (!isCode(cause, 'EEXIST') || !(await stat(path).catch(failed)).isDirectory()) failed(cause);
+    });
   }
 }
 

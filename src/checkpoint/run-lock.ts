@@ -1,9 +1,11 @@
 import { randomBytes } from 'node:crypto';
+import { readlinkSync } from 'node:fs';
 import { link, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
+import { basename } from 'node:path';
 import { AlpsError, fileSystemError, isCode } from '../errors.js';
 
-/** A file that keeps other processes out for as long as this one lives; one whose process is gone is taken over. */
+/** A file that keeps other processes out for as long as this one lives, and its thread; one whose holder is gone is taken over. */
 export class RunLock {
   readonly #path: string;
 
@@ -17,7 +19,9 @@ export class RunLock {
    */
   static async take(path: string, what: string): Promise<RunLock> {
     const own = `${path}.${randomBytes(6).toString('hex')}`;
-    const holder: Holder = { pid: process.pid, host: hostname(), started: await startOf(process.pid) };
+    const thread = ownThread();
+    const holder: Holder = { pid: process.pid, host: hostname(), started: await startOf(process.pid), thread };
+    if (thread) holder.threadStarted = await startOf(`${process.pid}/task/${thread}`);
     try {
       await writeFile(own, JSON.stringify(holder), { flag: 'wx' });
     } catch (cause) {
@@ -72,10 +76,22 @@ interface Holder {
   host: string;
   /** When the process began, in the system's own terms: process numbers come again, after a restart of a container at once. */
   started: string | undefined;
+  /** The thread of the process, which may be a worker that ends before it does, and when it began. */
+  thread?: string | undefined;
+  threadStarted?: string | undefined;
 }
 
-/** The boot and the clock tick at which a process began; undefined where the system does not tell. */
-async function startOf(pid: number): Promise<string | undefined> {
+/** The system's number of this thread; undefined where it does not tell. */
+function ownThread(): string | undefined {
+  try {
+    return basename(readlinkSync('/proc/thread-self')); // asynchronously it would be another thread's
+  } catch {
+    return undefined;
+  }
+}
+
+/** The boot and the clock tick at which a process, or a thread of it, began; undefined where the system does not tell. */
+async function startOf(pid: number | string): Promise<string | undefined> {
   try {
     const boot = await readFile('/proc/sys/kernel/random/boot_id', 'utf8');
     const status = await readFile(`/proc/${pid}/stat`, 'utf8');
@@ -104,10 +120,11 @@ export function isRunning(pid: number): boolean {
   }
 }
 
-/** Whether a lock's process may still run. One on another machine may. */
-async function isAlive({ pid, host, started }: Holder): Promise<boolean> {
+/** Whether a lock's process, and its thread, may still run. Those on another machine may. */
+async function isAlive({ pid, host, started, thread, threadStarted }: Holder): Promise<boolean> {
   if (host !== hostname()) return true;
   if (!isRunning(pid)) return false;
   const now = await startOf(pid);
-  return started === undefined || now === undefined || started === now;
+  if (started !== undefined && now !== undefined && started !== now) return false;
+  return now === undefined || threadStarted === undefined || threadStarted === (await startOf(`${pid}/task/${thread}`));
 }

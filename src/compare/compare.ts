@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { calibrationReport, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
-import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
+import { AlpsError, aborted, fileSystemError, invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
 import { describeProtocol } from '../evaluate.js';
 import { taskOf } from '../evaluation/tasks/definitions.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
@@ -26,6 +26,7 @@ import { parseMethods, patternTitle } from './method-spec.js';
  * @throws AlpsError with a `code`
  */
 export async function compare(options: CompareOptions): Promise<Comparison> {
+  optionsObject(options);
   const { signal, onEvent } = options;
   const methods = parseMethods(options.methods);
   const patterns = parsePatterns(options);

@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
-import { invalidArgument, throwIfAborted } from '../errors.js';
+import { invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
 import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
 import { DecoderModel, readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
@@ -73,6 +73,7 @@ const meant = (options: PruningOptions, sparsity: number) => parsePruningOptions
  * tasks, the change of the support by iteration, and conjugate gradients against the exact refit.
  */
 export async function reproducePaper(options: PaperOptions): Promise<PaperReport> {
+  optionsObject(options);
   await checkLayers(options);
   const comparison = await compare(options);
   const { signal, onEvent } = options;

@@ -1,4 +1,4 @@
-import { AlpsError, invalidArgument } from '../errors.js';
+import { AlpsError, invalidArgument, optionsObject } from '../errors.js';
 import { addon, type CudaLocation, type DType, type NativeDevice } from './addon.js';
 import { cudaForAuto, findCuda, noCudaError } from './cuda.js';
 import { Stream } from './stream.js';
@@ -80,9 +80,10 @@ export class Device {
   static open(name: DeviceName = 'auto', options: DeviceOptions = {}): Device {
     if (name !== 'auto' && name !== 'cpu' && !/^cuda(:\d{1,3})?$/.test(name))
       throw invalidArgument('device', '"auto", "cpu", "cuda" or "cuda:N"', name);
+    optionsObject(options);
     const { threads = 0, memoryLimit = 0, isa = '' } = options;
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
-      throw invalidArgument('threads', 'an integer from 1 to 1024', threads);
+      throw invalidArgument('threads', 'an integer from 1 to 1024, or 0 for all cores,', threads);
     }
     if (!Number.isSafeInteger(memoryLimit) || memoryLimit < 0) {
       throw invalidArgument('memoryLimit', 'a number of bytes', memoryLimit);

@@ -24,7 +24,7 @@ import {
 } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
-import { stepsPrecision } from '../pruning/refine.js';
+import { countBytes, stepsPrecision } from '../pruning/refine.js';
 import { matricesByName } from '../unknown-model.js';
 
 /** Small tensors (scales, counts, sums of rows), generously. */
@@ -60,7 +60,8 @@ export function solveBytes(
   }[method];
   const scaled = method === 'alps' ? 0 : 4 * matrix;
   const steps = method === 'alps' && stepsPrecision(parsed) === 'bfloat16' ? 2 * (square + matrix) : 0;
-  const refitted = { none: 0, pcg: scaled + 12 * matrix + steps, backsolve: scaled + 4 * matrix }[refit];
+  const counts = countBytes(m, n, parsed.refineIterations);
+  const refitted = { none: 0, pcg: scaled + 12 * matrix + steps + counts, backsolve: scaled + 4 * matrix }[refit];
   const gram = needsGram(parsed) ? 4 * square : 0;
   const solved = needsGram({ ...parsed, errors: false }) ? 4 * square + 4 * matrix : 0;
   const most = Math.max(search, refitted, errors ? 4 * matrix : 0);

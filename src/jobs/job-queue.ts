@@ -1,6 +1,6 @@
 import { onAbort } from '../abort.js';
 import { Device } from '../device/device.js';
-import { AlpsError, aborted, invalidArgument } from '../errors.js';
+import { AlpsError, aborted, invalidArgument, optionalFunction, optionsObject } from '../errors.js';
 import { type Logger, parseLogger } from '../logger.js';
 import { type PruneOptions, type PruneReport, parsePruneOptions, prune } from '../prune.js';
 import { type PruneLayerResult, parseLayer, pruneLayer } from '../pruning/prune-layer.js';
@@ -49,12 +49,16 @@ export class JobQueue {
   #estimating = 0;
   #lastId = 0;
   #closed = false;
+  /** Closed with `cancel`. */
+  #stopped = false;
 
   constructor(options: JobQueueOptions = {}) {
+    optionsObject(options);
     const { device = 'auto', concurrency = 2, memoryBudget, maxQueued = 1000, logger, onEvent } = options;
     integer('concurrency', concurrency, 1);
     integer('maxQueued', maxQueued, 0);
     if (memoryBudget !== undefined) integer('memoryBudget', memoryBudget, 1);
+    optionalFunction('onEvent', onEvent);
     this.#logger = parseLogger(logger);
     this.device = device instanceof Device ? device : Device.open(device);
     const { memoryLimit } = this.device.info();
@@ -112,7 +116,7 @@ export class JobQueue {
         bytes = await estimateModelBytes({ ...options, signal }, this.device);
       } catch (error) {
         this.#estimating--;
-        this.#room.changed();
+        this.#startWhatFits();
         throw error;
       }
       this.#estimating--; // #submit takes the place at once
@@ -127,7 +131,12 @@ export class JobQueue {
           this.#publish({ type: 'progress', job: info, load: this.load, event }, job.onEvent);
         },
       });
-    return this.#submit('model', start, { ...job, name, bytes }, reserved);
+    try {
+      return this.#submit('model', start, { ...job, name, bytes }, reserved);
+    } catch (error) {
+      if (reserved) this.#startWhatFits(); // the place is free again
+      throw error;
+    }
   }
 
   /**
@@ -138,6 +147,7 @@ export class JobQueue {
    */
   async run<T>(work: (context: { device: Device; signal: AbortSignal }) => Promise<T> | T, job: JobOptions = {}) {
     if (typeof work !== 'function') throw invalidArgument('work', 'a function', work);
+    optionsObject(job, 'job');
     return this.#submit('task', async (signal) => work({ device: this.device, signal }), job);
   }
 
@@ -147,19 +157,21 @@ export class JobQueue {
    * @throws AlpsError `DISPOSED` when the queue is closed, `ABORTED`
    */
   async ready(options: { signal?: AbortSignal } = {}): Promise<void> {
+    optionsObject(options);
     if (this.#closed) throw closedError();
     await this.#room.wait(options.signal);
   }
 
   /** Settles when nothing runs and nothing waits. */
   async idle(): Promise<void> {
-    if (this.#running.size === 0 && this.#line.size === 0) return;
+    if (this.#isIdle()) return;
     await new Promise<void>((resolve) => this.#idle.push(resolve));
   }
 
   /** Takes no more jobs, and settles when those it has are done, or with `cancel` when they are stopped. */
   async close({ cancel = false }: { cancel?: boolean } = {}): Promise<void> {
     this.#closed = true;
+    this.#stopped ||= cancel;
     this.#room.close(closedError());
     if (cancel) {
       const reason = new AlpsError('ABORTED', 'The queue was closed');
@@ -200,7 +212,7 @@ export class JobQueue {
     if (typeof key !== 'string') throw invalidArgument('key', 'a string', key);
     integer('bytes', bytes, 0);
     if (signal?.aborted) throw aborted(signal);
-    if (this.#closed) throw closedError();
+    if (reserved ? this.#stopped : this.#closed) throw closedError(); // what has a place already is one of its jobs
     if (bytes > this.memoryBudget) {
       const text = `${name} needs ${bytes} bytes, more than the queue's whole memory budget of ${this.memoryBudget}`;
       throw new AlpsError('OUT_OF_MEMORY', text);
@@ -246,7 +258,7 @@ export class JobQueue {
       void this.#execute(next);
     }
     this.#room.changed();
-    if (this.#running.size > 0 || this.#line.size > 0) return;
+    if (!this.#isIdle()) return;
     const idle = this.#idle;
     this.#idle = [];
     for (const resolve of idle) resolve();
@@ -308,6 +320,10 @@ export class JobQueue {
       }
     }
     if (jobChannel.hasSubscribers) jobChannel.publish(event);
+  }
+
+  #isIdle(): boolean {
+    return this.#running.size === 0 && this.#line.size === 0 && this.#estimating === 0;
   }
 
   /** Jobs that would be taken now. */

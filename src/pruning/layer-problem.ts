@@ -190,8 +190,9 @@ export function segmentsOf(group: Pick<LayerGroup, 'layers' | 'weight'>, pattern
   return { rowEnds, keep };
 }
 
+export const fewestTogether = 2 ** 34;
 /** Floating-point operations that one op may take up with its products: on a processor it holds the device so long, on a GPU it is queued. */
-export const productsTogether = (device: Device) => (device.name === 'cpu' ? 2 ** 34 : 2 ** 43);
+export const productsTogether = (device: Device) => (device.name === 'cpu' ? fewestTogether : 2 ** 43);
 
 /** Weights that all layers keep together. */
 export function keptOf({ keep }: Segments): number {

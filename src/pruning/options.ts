@@ -78,7 +78,7 @@ export interface PruningOptions {
   mixedPrecision?: boolean;
   /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
   ridge?: number;
-  /** Iterations of the conjugate gradient that refits the kept weights; 0 leaves them. Default 10. */
+  /** Iterations of the conjugate gradient that refits the kept weights, up to 10,000; 0 leaves them. Default 10. */
   refineIterations?: number;
   /** A row stops when its residual on the support has shrunk to this share. Default 1e-5. */
   refineTolerance?: number;
@@ -141,10 +141,10 @@ function between(name: string, value: unknown, low: number, high: number): numbe
   return value;
 }
 
-export function integerFrom(name: string, value: unknown, low: number): number {
-  if (!Number.isSafeInteger(value) || (value as number) < low) {
+export function integerFrom(name: string, value: unknown, low: number, high = Number.MAX_SAFE_INTEGER): number {
+  if (!Number.isSafeInteger(value) || (value as number) < low)
     throw invalidArgument(name, `an integer of at least ${low}`, value);
-  }
+  if ((value as number) > high) throw invalidArgument(name, `an integer of at most ${high}`, value);
   return value as number;
 }
 
@@ -185,7 +185,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     relaxation: between('relaxation', relaxation, 0, 2),
     mixedPrecision: flag('mixedPrecision', mixedPrecision),
     ridge: numberIn('ridge', ridge, 0, 1e6),
-    refineIterations: integerFrom('refineIterations', refineIterations, 0),
+    refineIterations: integerFrom('refineIterations', refineIterations, 0, 10_000),
     refineTolerance: numberIn('refineTolerance', refineTolerance, 0, 1),
     alpsSchedule: parseAlpsSchedule(options.alpsSchedule),
     traceEvery: options.traceEvery === undefined ? 0 : integerFrom('traceEvery', options.traceEvery, 1),

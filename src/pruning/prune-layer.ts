@@ -1,6 +1,6 @@
 import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
-import { invalidArgument, throwIfAborted } from '../errors.js';
+import { invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
 import { diagonalOf, type LayerGroup } from './layer-problem.js';
 import { needsGram, onDevices, type PruningOptions, parsePruningOptions } from './options.js';
@@ -11,11 +11,17 @@ import { solveGroup } from './solve-group.js';
 type Numbers = Float32Array<ArrayBuffer>;
 
 export interface PruneLayerOptions extends PruningOptions {
-  /** Ŵ: the layer's weights, row-major `[outputs, inputs]`, as PyTorch's `nn.Linear` stores them. Not changed. */
+  /**
+   * Ŵ: the layer's weights, row-major `[outputs, inputs]`, as PyTorch's `nn.Linear` stores them. Not changed. This array and the others are read while
+   * the call runs: until it settles they must neither change nor be transferred to another thread, whose memory they would be then.
+   */
   weight: Numbers;
   /** `[outputs, inputs]` */
   shape: readonly [outputs: number, inputs: number];
-  /** XᵀX, row-major `[inputs, inputs]`, symmetric; not normalised by the number of tokens, though any positive factor is fine. */
+  /**
+   * XᵀX, row-major `[inputs, inputs]`, symmetric (of one that is not, the upper triangle counts); not normalised by the number of tokens, though any
+   * positive factor is fine.
+   */
   gram?: Numbers;
   /** X, row-major `[tokens, inputs]`: the layer's calibration inputs, instead of `gram`. */
   activations?: Numbers;
@@ -41,7 +47,7 @@ export interface PruneLayerResult {
   /** Weights that stay (k). */
   kept: number;
   sparsity: number;
-  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ); NaN with `errors: false`. */
+  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ); NaN with `errors: false`, or where these sums are too large for float32. */
   error: number;
   /** The same with the ridge in XᵀX. */
   errorWithRidge: number;
@@ -72,6 +78,7 @@ export interface PruneLayerResult {
  * `NOT_POSITIVE_DEFINITE` for a `gram` that is no Gram matrix, `OUT_OF_MEMORY`, `ABORTED`.
  */
 export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
+  optionsObject(given);
   const options = withPreset(given);
   const parsed = parsePruningOptions(options);
   const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);
@@ -86,8 +93,10 @@ export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerRe
   let moments = givenMoments;
   let diagonal: Numbers | undefined;
   if (gram) {
-    if (gramTensor) stream.write(gramTensor, gram);
-    else diagonal = Float32Array.from({ length: inputs }, (_, j) => gram[j * inputs + j]!);
+    if (gramTensor) {
+      stream.write(gramTensor, gram);
+      stream.symmetrize(gramTensor); // ops read either triangle
+    } else diagonal = Float32Array.from({ length: inputs }, (_, j) => gram[j * inputs + j]!);
   } else if (activations) {
     const tokens = activations.length / inputs;
     using x = stream.upload('float32', [tokens, inputs], activations, `the inputs of ${name}`);

@@ -1,5 +1,5 @@
 import { Scope, type Tensor } from '../device/tensor.js';
-import { keptOf, type LayerProblem, productsTogether } from './layer-problem.js';
+import { fewestTogether, keptOf, type LayerProblem, productsTogether } from './layer-problem.js';
 import type { ParsedPruningOptions, Precision } from './options.js';
 
 /**
@@ -26,6 +26,10 @@ export function refit(
 
 /** Most steps that are taken in bfloat16. */
 const narrowSteps = 5;
+/** Steps that are queued before it is looked at whether any row still moves. */
+const stepsTogether = 64;
+/** Most steps of a row that it is expected to take, whatever was asked for. */
+const expectedSteps = 100;
 
 /**
  * What the products of the refit's steps are taken in behind ADMM. Its solution is close to the refit's, and what few steps change of it comes out the
@@ -58,35 +62,53 @@ function refine(
 ): () => Promise<number> {
   const { stream, device, m, n } = problem;
   const { iterations, tolerance, steps } = options;
-  using scope = new Scope();
+  const scope = new Scope();
   const difference = scope.hold(device.empty('float32', b.shape, 'the refit’s right-hand side'));
   const residual = scope.hold(device.empty('float32', b.shape, 'the refit’s residual'));
   // R = (B₀ − B) H' on the mask.
   stream.copy(problem.base, difference);
   stream.axpby(b, difference, -1, 1);
   stream.gemm(difference, problem.gram, residual, { split: true });
-  const perRow = (keptOf(problem.segments) / m) * 2 * n;
   const pieces = gathersSupports(problem, iterations, steps)
-    ? rowPieces(m, iterations * perRow, productsTogether(device))
+    ? rowPieces(m, rowOperations(keptOf(problem.segments) / m, n, iterations), productsTogether(device))
     : [];
   const active = device.tensor('uint32', [Math.max(1, pieces.length), iterations]);
+  let goOn: (() => Promise<void>) | undefined;
   try {
     if (pieces.length > 0) onSupports(problem, { b, mask, residual, tolerance, pieces, active });
-    else sideBySide(problem, { b, mask, residual, direction: difference, tolerance, active }, steps, scope);
+    else goOn = sideBySide(problem, { b, mask, residual, direction: difference, tolerance, active }, steps, scope);
   } catch (error) {
+    scope.dispose();
     active.dispose();
     throw error;
   }
+  if (!goOn) scope.dispose();
   return async () => {
     using _ = active;
+    try {
+      await goOn?.();
+    } finally {
+      scope.dispose();
+    }
     return iterationsIn(await stream.read(active), iterations);
   };
 }
 
+/** Of all steps of a row that keeps so many of n weights. */
+function rowOperations(kept: number, n: number, iterations: number): number {
+  return Math.min(iterations, expectedSteps) * kept * 2 * n;
+}
+
+/** Bytes that the steps are counted in, at most. */
+export function countBytes(m: number, n: number, iterations: number): number {
+  return 4 * iterations * rowPieces(m, rowOperations(n, n, iterations), fewestTogether).length;
+}
+
 /** Iterations in which some row moved, of the rows that did in [pieces, iterations]. */
 export function iterationsIn(moved: Uint32Array, iterations: number): number {
-  const numbers = Array.from({ length: iterations }, (_, i) => i);
-  return numbers.filter((i) => moved.some((rows, at) => at % iterations === i && rows > 0)).length;
+  const steps = new Uint8Array(iterations);
+  for (let at = 0; at < moved.length; at++) if (moved[at]! > 0) steps[at % iterations] = 1;
+  return steps.reduce((sum, step) => sum + step, 0);
 }
 
 interface Steps {
@@ -98,13 +120,16 @@ interface Steps {
   active: Tensor<'uint32'>;
 }
 
-/** All rows side by side: a product with the whole H' for each step. */
+/**
+ * All rows side by side: a product with the whole H' for each step.
+ * @returns what queues the other steps where these were many, and stops when no row moves any more; it needs what is in the scope
+ */
 function sideBySide(
   { stream, device, gram, m }: LayerProblem,
   { b, mask, residual, direction, tolerance, active }: Steps & { direction: Tensor<'float32'> },
   precision: Precision,
   scope: Scope,
-): void {
+): (() => Promise<void>) | undefined {
   const [rr, rr0] = [scope.hold(device.empty('float64', [m])), scope.hold(device.empty('float64', [m]))];
   const q = scope.hold(device.empty('float32', b.shape, 'the refit’s product'));
   const narrow = precision === 'bfloat16' && {
@@ -113,15 +138,27 @@ function sideBySide(
   };
   if (narrow) stream.copy(gram, narrow.gram);
   stream.cgStart(residual, mask, direction, rr, rr0);
-  using counts = active.reshape(active.size);
-  for (let i = 0; i < active.size; i++) {
-    if (narrow) {
-      stream.copy(direction, narrow.direction);
-      stream.gemm(narrow.direction, narrow.gram, q);
-    } else stream.gemm(direction, gram, q, { split: true });
-    using count = counts.rows(i, i + 1);
-    stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
-  }
+  const counts = scope.hold(active.reshape(active.size));
+  const queue = (from: number) => {
+    const end = Math.min(from + stepsTogether, active.size);
+    for (let i = from; i < end; i++) {
+      if (narrow) {
+        stream.copy(direction, narrow.direction);
+        stream.gemm(narrow.direction, narrow.gram, q);
+      } else stream.gemm(direction, gram, q, { split: true });
+      using count = counts.rows(i, i + 1);
+      stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
+    }
+    return end;
+  };
+  const first = queue(0);
+  if (first === active.size) return undefined;
+  return async () => {
+    for (let done = first; done < active.size; done = queue(done)) {
+      using last = counts.rows(done - 1, done);
+      if ((await stream.read(last))[0] === 0) return;
+    }
+  };
 }
 
 /** Each row on its own, with H' on its support. */

@@ -177,6 +177,8 @@ export async function layerErrors(
   });
 }
 
+/** NaN where the sums overflowed. */
 function ratio(part: number, whole: number): number {
+  if (!Number.isFinite(part) || !Number.isFinite(whole)) return Number.NaN;
   return whole > 0 ? Math.max(part, 0) / whole : 0;
 }

@@ -436,11 +436,8 @@ static void supportTimes(const float* packed, size_t size, const float* p, float
 // ---- SparseGPT
 // -------------------------------------------------------------------------------------------------------
 
-static void squaredRatios(const float* __restrict x, const float* __restrict y, float* __restrict out, size_t n) {
-  for (size_t i = 0; i < n; i++) {
-    float ratio = x[i] / y[i];
-    out[i] = ratio * ratio;
-  }
+static void ratios(const float* __restrict x, const float* __restrict y, float* __restrict out, size_t n) {
+  for (size_t i = 0; i < n; i++) out[i] = x[i] / y[i];
 }
 
 // Errors stay in registers for the weights behind. `columns` is a constant in the usual call.
@@ -480,6 +477,6 @@ static void sweep(float* weights, const uint32_t* pruned, const float* upper, si
 }
 
 static const PruningKernels pruningTable = {
-    histogram, collect, countAbove,   largestUpTo, countEqual,  maskAbove,    groupMask,     countChanges, admmState,
-    admmY,     admmY16, scaleOffMask, cgUpdate,    packSupport, supportTimes, squaredRatios, sweep,
+    histogram, collect, countAbove,   largestUpTo, countEqual,  maskAbove,    groupMask, countChanges, admmState,
+    admmY,     admmY16, scaleOffMask, cgUpdate,    packSupport, supportTimes, ratios,    sweep,
 };
