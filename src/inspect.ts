@@ -5,6 +5,7 @@ import { AlpsError, optionsObject, throwIfAborted } from './errors.js';
 import { readArchitecture } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
 import { linearsOf, tensorOf } from './model/shapes.js';
+import { parsePattern } from './pruning/pattern.js';
 
 export interface TensorInspection {
   name: string;
@@ -39,6 +40,7 @@ export async function inspectModel(
   options: { pattern?: { keep: number; of: number }; signal?: AbortSignal } = {},
 ): Promise<ModelInspection> {
   optionsObject(options);
+  if (options.pattern !== undefined) parsePattern({ pattern: options.pattern });
   const checkpoint = await Checkpoint.open(folder, { signal: options.signal });
   try {
     const tensors: TensorInspection[] = [];

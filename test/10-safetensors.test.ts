@@ -199,6 +199,10 @@ describe('a file that changes while it is open', () => {
     await file.close();
     await file.close();
     expect((await failure(file.read('a'))).code).toBe('DISPOSED');
+    const other = await SafetensorsFile.open(file.path);
+    const reads = Array.from({ length: 20 }, () => failure(other.read('a')));
+    await other.close();
+    expect(new Set((await Promise.all(reads)).map(({ code }) => code))).toEqual(new Set(['DISPOSED']));
   });
 });
 

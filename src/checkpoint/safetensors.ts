@@ -97,9 +97,13 @@ export class SafetensorsFile {
       const room = `an offset with ${out.length} bytes after it in tensor ${describe(name)} of ${byteLength} bytes`;
       throw invalidArgument('offset', room, offset);
     }
-    await this.#checkUnchanged();
-    await readFully(this.#handle, this.path, out, byteOffset + offset, signal);
-    await this.#checkUnchanged();
+    try {
+      await this.#checkUnchanged();
+      await readFully(this.#handle, this.path, out, byteOffset + offset, signal);
+      await this.#checkUnchanged();
+    } catch (error) {
+      throw this.#closed && isCode(error, 'FILE_SYSTEM') ? this.#disposed(name, error) : error;
+    }
   }
 
   /** Closes the file; a second call does nothing. */
@@ -114,11 +118,14 @@ export class SafetensorsFile {
   }
 
   #find(name: string): TensorInfo {
-    if (this.#closed)
-      throw new AlpsError('DISPOSED', `${this.path} was closed before tensor ${describe(name)} was read`);
+    if (this.#closed) throw this.#disposed(name);
     const tensor = this.tensors.get(name);
     if (!tensor) throw new AlpsError('INVALID_CHECKPOINT', `${this.path} has no tensor ${describe(name)}`);
     return tensor;
+  }
+
+  #disposed(name: string, cause?: unknown): AlpsError {
+    return new AlpsError('DISPOSED', `${this.path} was closed before tensor ${describe(name)} was read`, { cause });
   }
 
   /** The open file must be what it was, and the path must still lead to it. */

@@ -16,6 +16,7 @@ import { choosePrecision, type PruneOptions, parseRowWeights } from '../prune.js
 import { parseDenseTarget } from '../pruning/dense-target.js';
 import {
   needsGram,
+  numberIn,
   onDevices,
   type ParsedPruningOptions,
   type PruningOptions,
@@ -105,6 +106,7 @@ export function estimateLayerBytes(options: LayerSize): number {
   const parsed = parsePruningOptions(withPreset(options));
   const [m, n] = parseShape(options.shape);
   const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
+  numberIn('tokens', tokens, 0, Number.MAX_SAFE_INTEGER);
   // The weights come while the Gram matrix is summed; sums of squares are waited for.
   const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + small({ m, n });
   // On a device that is not known here, with or without.

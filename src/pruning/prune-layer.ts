@@ -138,6 +138,8 @@ function parseMoments(options: PruneLayerOptions, inputs: number): InputMoments 
     if (!ArrayBuffer.isView(value) || value.length !== inputs || !value.every(Number.isFinite))
       throw invalidArgument(name, `a Float32Array of ${inputs} finite numbers, as is the other of the two,`, value);
   }
+  if (inputVariance!.some((value) => value < 0))
+    throw invalidArgument('inputVariance', 'numbers of at least 0', inputVariance);
   const asDoubles = (values: Numbers) => Float64Array.from(values);
   return { mean: asDoubles(inputMean!), variance: asDoubles(inputVariance!), windowLength };
 }
