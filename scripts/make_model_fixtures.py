@@ -101,6 +101,7 @@ CONFIGS = {
     "qwen3-moe-fused": Qwen3MoeConfig(
         **SHAPE, head_dim=16, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True, tie_word_embeddings=False
     ),
+    "gpt2-by-layer": GPT2Config(vocab_size=120, n_embd=48, n_layer=2, n_head=6, n_positions=64, initializer_range=0.25, scale_attn_by_inverse_layer_idx=True),
 }
 
 

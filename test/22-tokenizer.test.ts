@@ -159,6 +159,12 @@ describe('complaints', () => {
     ['a bad id', { ...good, model: { ...model, vocab: { a: -1 } } }, 'INVALID_CHECKPOINT', /the id of "a" is -1/],
     ['bad merges', { ...good, model: { ...model, merges: [1] } }, 'INVALID_CHECKPOINT', /model.merges/],
     ['bad added tokens', { ...good, added_tokens: [{ id: 'x' }] }, 'INVALID_CHECKPOINT', /added_tokens/],
+    [
+      'a whole word',
+      { ...good, added_tokens: [{ id: 0, content: 'wordy', single_word: true }] },
+      'UNSUPPORTED_MODEL',
+      /the added token "wordy", which is taken in whole words only/,
+    ],
     ['a normalizer', { ...good, normalizer: { type: 'Precompiled' } }, 'UNSUPPORTED_MODEL', /normalizer "Precompiled"/],
     ['a pre-tokenizer', { ...good, pre_tokenizer: { type: 'Odd' } }, 'UNSUPPORTED_MODEL', /pre-tokenizer "Odd"/],
     ['a decoder', { ...good, decoder: { type: 'Odd' } }, 'UNSUPPORTED_MODEL', /Unknown Decoder type: Odd/],

@@ -62,6 +62,9 @@ describe('config.json', () => {
     expect(output.bias).toBe(false);
     expect(read({ model_type: 'qwen3' })).toMatchObject({ qkNorm: true, headDim: 128 });
     expect(read({ model_type: 'mistral', sliding_window: 7 }).slidingWindow).toEqual([7, 7, 7]);
+    expect(read({ model_type: 'mistral' }).slidingWindow).toEqual([4096, 4096, 4096]);
+    expect(read({ model_type: 'mistral', sliding_window: null }).slidingWindow).toEqual([0, 0, 0]);
+    expect(read({ model_type: 'mixtral' }).ropes[0]!.theta).toBe(1e6);
     expect(read({ model_type: 'qwen2', sliding_window: 7 }).slidingWindow).toEqual([0, 0, 0]);
     const some = { model_type: 'qwen2', sliding_window: 7, use_sliding_window: true };
     expect(read({ ...some, max_window_layers: 2 }).slidingWindow).toEqual([0, 0, 7]);
@@ -79,6 +82,11 @@ describe('config.json', () => {
       { tie_word_embeddings: 'yes' },
       'INVALID_CHECKPOINT',
       'expected true or false for tie_word_embeddings but found "yes"',
+    ],
+    [
+      { model_type: 'gemma3_text', use_bidirectional_attention: true },
+      'UNSUPPORTED_MODEL',
+      'use_bidirectional_attention is not supported',
     ],
     [{ hidden_act: 'mish' }, 'UNSUPPORTED_MODEL', 'the activation "mish" (hidden_act) is not supported'],
     [{ rope_scaling: { rope_type: 'yarn', factor: 2 } }, 'UNSUPPORTED_MODEL', 'the rope_type "yarn" is not supported'],
@@ -169,12 +177,12 @@ describe('tensors against config.json', () => {
     });
   });
 
-  test('tied embeddings with a head beside them are read', async () => {
+  test('a head beside tied embeddings counts', async () => {
     const withHead = (tensors: NewTensor[]) => {
       const table = tensors.find(({ name }) => name === 'model.embed_tokens.weight')!;
       return [...tensors, { ...table, name: 'lm_head.weight' }];
     };
-    await expect(open('qwen2-bias', withHead)).resolves.toMatchObject({ tiedEmbeddings: true });
+    await expect(open('qwen2-bias', withHead)).resolves.toMatchObject({ tiedEmbeddings: false });
   });
 
   test('auto_map is never loaded', async () => {

@@ -80,6 +80,16 @@ test.each([
   },
 );
 
+test('a head of its own counts, whatever config.json says of ties', async () => {
+  const folder = await doubled('llama-plain', () => undefined, { tie_word_embeddings: true });
+  const text = `${folder}-ids.json`;
+  await writeFile(text, JSON.stringify(tokenIds));
+  const [told, plain] = await Promise.all(
+    [folder, fixture('llama-plain')].map((model) => evaluatePerplexity({ model, text })),
+  );
+  expect(told!.perplexity).toBe(plain!.perplexity);
+});
+
 test.each([
   ['gpt2', /^transformer\./, ''],
   ['opt-pre', /^model\.decoder\./, 'decoder.'],

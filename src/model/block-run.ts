@@ -290,7 +290,7 @@ export class Activations {
 
   #attend(block: Block, x: Float, part: (tensor: Float) => Float, out: Float): void {
     const stream = this.#stream;
-    const { headDim, normEps, normOffset, ropeOf, attentionScale, attentionSoftCap } = this.model.config;
+    const { headDim, normEps, normOffset, ropeOf, attentionSoftCap } = this.model.config;
     const [q, k, v] = [part(this.#scratch.q), part(this.#scratch.k), part(this.#scratch.v)];
     this.#linear(block.attention.q, x, q);
     this.#linear(block.attention.k, x, k);
@@ -305,7 +305,8 @@ export class Activations {
       stream.rope(q, cosine, sine, headDim, this.length);
       stream.rope(k, cosine, sine, headDim, this.length);
     }
-    const how = { headDim, scale: attentionScale, window: block.slidingWindow, softCap: attentionSoftCap };
+    const { attentionScale: scale, slidingWindow: window } = block;
+    const how = { headDim, scale, window, softCap: attentionSoftCap };
     if (this.#cache) stream.attentionStep({ q, k, v, ...this.#cache.of(block.layer) }, out, { ...how, position });
     else stream.attention(q, k, v, out, { ...how, sequence: this.length });
   }

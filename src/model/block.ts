@@ -47,6 +47,8 @@ export interface Block {
   queryNorm: F32 | undefined;
   keyNorm: F32 | undefined;
   slidingWindow: number;
+  /** What scores are multiplied by. */
+  attentionScale: number;
   dispose(): void;
 }
 
@@ -97,6 +99,7 @@ export async function loadBlock(model: DecoderModel, layer: number, { settled = 
       queryNorm: await headNorm(spec.queryNorm),
       keyNorm: await headNorm(spec.keyNorm),
       slidingWindow: model.config.slidingWindow[layer] ?? 0,
+      attentionScale: model.config.attentionScale[layer]!,
       dispose: () => scope.dispose(),
     };
   } catch (error) {

@@ -53,7 +53,7 @@ export interface DecoderConfig {
   /** Each layer's place in `ropes`. */
   ropeOf: number[];
   /** What attention scores are multiplied by. */
-  attentionScale: number;
+  attentionScale: number[];
   /** Scores and logits become cap · tanh(x / cap); 0 for none. */
   attentionSoftCap: number;
   logitSoftCap: number;
@@ -163,10 +163,10 @@ export class ConfigReader {
   }
 
   /** A sliding window where `layer_types` (or `otherwise`, for files without it) has one. */
-  slidingWindows(layers: number, otherwise: (layer: number) => boolean): number[] {
-    const { sliding_window: window } = this.config;
+  slidingWindows(layers: number, otherwise: (layer: number) => boolean, usual?: number): number[] {
+    const { sliding_window: window = usual } = this.config;
     if (window === undefined || window === null) return new Array(layers).fill(0);
-    const size = this.size('sliding_window');
+    const size = this.size('sliding_window', usual);
     const types = this.names('layer_types');
     const slides = (layer: number) => (types ? types[layer] === 'sliding_attention' : otherwise(layer));
     return Array.from({ length: layers }, (_, layer) => (slides(layer) ? size : 0));

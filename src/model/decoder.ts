@@ -177,6 +177,8 @@ export function readArchitecture(checkpoint: Checkpoint): Architecture {
     );
   }
   const architecture = family.read(checkpoint.config, (name) => checkpoint.tensors.has(name));
+  // A head of its own counts, whatever config.json says of ties, as in transformers from version 5 on.
+  if (checkpoint.tensors.has(`${architecture.head}.weight`)) architecture.config.tiedEmbeddings = false;
   const { heads, kvHeads, ropes, headDim, experts } = architecture.config;
   if (heads % kvHeads !== 0) {
     throw new AlpsError(

@@ -37,6 +37,8 @@ export function checkTokenizer(path: string, tokenizer: Json): void {
   ) {
     throw new AlpsError('INVALID_CHECKPOINT', `${path}: added_tokens is not a list of {id, content}`);
   }
+  const word = (added as Json[]).find((token) => token.single_word === true);
+  if (word) throw unsupported(path, `the added token ${describe(word.content)}, which is taken in whole words only`);
   for (const normalizer of flatten(tokenizer.normalizer as Json | null, 'normalizers')) {
     if (['Strip', 'StripAccents', 'Precompiled', 'BertNormalizer'].includes(String(normalizer.type))) {
       throw unsupported(path, `the normalizer ${describe(normalizer.type)} with a BPE model`);

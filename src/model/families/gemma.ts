@@ -1,3 +1,4 @@
+import { AlpsError } from '../../errors.js';
 import { ConfigReader, type DecoderConfig, usualConfig } from '../config.js';
 import type { Family } from './family.js';
 import { llamaBlock, llamaNames } from './llama.js';
@@ -29,6 +30,8 @@ export const gemmaFamily: Family = {
 function readConfig(reader: ConfigReader): DecoderConfig {
   const modelType = String(reader.config.model_type);
   const third = modelType === 'gemma3_text';
+  if (reader.flag('use_bidirectional_attention', false))
+    throw new AlpsError('UNSUPPORTED_MODEL', 'config.json: use_bidirectional_attention is not supported');
   const hidden = reader.size('hidden_size');
   const layers = reader.count('num_hidden_layers');
   const headDim = reader.size('head_dim', 256);
@@ -59,7 +62,7 @@ function readConfig(reader: ConfigReader): DecoderConfig {
     ),
     ropes: third ? [global, local] : [global],
     ropeOf: slidingWindow.map((window) => (third && window > 0 ? 1 : 0)),
-    attentionScale: 1 / Math.sqrt(reader.positive('query_pre_attn_scalar', 256)),
+    attentionScale: new Array(layers).fill(1 / Math.sqrt(reader.positive('query_pre_attn_scalar', 256))),
     attentionSoftCap: cap('attn_logit_softcapping', third ? null : 50),
     logitSoftCap: cap('final_logit_softcapping', third ? null : 30),
     qkNorm: third,

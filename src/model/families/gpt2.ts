@@ -12,6 +12,8 @@ export const gpt2Family: Family = {
     const layers = reader.count('n_layer', 12);
     const maxPositions = reader.size('n_positions', 1024);
     const headDim = Math.floor(hidden / heads);
+    const scale = reader.flag('scale_attn_weights', true) ? 1 / Math.sqrt(headDim) : 1;
+    const byLayer = reader.flag('scale_attn_by_inverse_layer_idx', false);
     // The published checkpoint was saved without the outer module.
     const prefix = onePrefix(has, 'wte.weight', ['transformer.', '']);
     const linear = { bias: true, transposed: true };
@@ -33,7 +35,7 @@ export const gpt2Family: Family = {
         activation: reader.activation('activation_function', 'gelu_new'),
         ropes: [],
         ropeOf: [],
-        attentionScale: reader.flag('scale_attn_weights', true) ? 1 / Math.sqrt(headDim) : 1,
+        attentionScale: Array.from({ length: layers }, (_, layer) => scale / (byLayer ? layer + 1 : 1)),
         slidingWindow: new Array(layers).fill(0),
         embeddingSize: hidden,
         tiedEmbeddings: reader.flag('tie_word_embeddings', true),

@@ -41,11 +41,11 @@ export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
     kvHeads: reader.size('num_key_value_heads', heads),
     vocabulary: reader.size('vocab_size'),
     maxPositions: reader.size('max_position_embeddings', 2048),
-    normEps: reader.positive('rms_norm_eps', 1e-6),
+    normEps: reader.positive('rms_norm_eps', ['mixtral', 'phi3'].includes(modelType) ? 1e-5 : 1e-6),
     activation: reader.activation('hidden_act', 'silu'),
-    ropes: [reader.rope(headDim)],
+    ropes: [reader.rope(headDim, modelType === 'mixtral' ? { theta: 1e6 } : {})],
     ropeOf: new Array(layers).fill(0),
-    attentionScale: 1 / Math.sqrt(headDim),
+    attentionScale: new Array(layers).fill(1 / Math.sqrt(headDim)),
     qkNorm: qwen3,
     slidingWindow: slidingWindows(reader, modelType, layers),
     embeddingSize: hidden,
@@ -90,5 +90,5 @@ function slidingWindows(reader: ConfigReader, modelType: string, layers: number)
   const used = everywhere || (modelType.startsWith('qwen') && reader.config.use_sliding_window === true);
   if (!used) return new Array(layers).fill(0);
   const first = everywhere ? 0 : Number(reader.config.max_window_layers ?? 28);
-  return reader.slidingWindows(layers, (layer) => layer >= first);
+  return reader.slidingWindows(layers, (layer) => layer >= first, modelType === 'mistral' ? 4096 : undefined);
 }

@@ -61,7 +61,7 @@ function readConfig(reader: ConfigReader): DecoderConfig {
     activation: reader.activation('activation_function', 'relu'),
     ropes: [],
     ropeOf: [],
-    attentionScale: 1 / Math.sqrt(Math.floor(hidden / heads)),
+    attentionScale: new Array(layers).fill(1 / Math.sqrt(Math.floor(hidden / heads))),
     slidingWindow: new Array(layers).fill(0),
     embeddingSize: reader.size('word_embed_proj_dim', hidden),
     tiedEmbeddings: reader.flag('tie_word_embeddings', true),
