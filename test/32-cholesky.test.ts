@@ -213,6 +213,21 @@ describe.each(['cpu', 'cuda'] as const)('cholesky and choleskyInverse on %s', (n
   });
 });
 
+test('a GPU keeps a stream’s failure whatever many other streams do meanwhile', async () => {
+  const device = devices.cuda;
+  using scope = new Scope();
+  const first = scope.hold(device.stream());
+  first.cholesky(scope.hold(device.tensor('float32', [3, 3])));
+  const table = scope.hold(device.tensor('float32', [2, 4]));
+  const ids = scope.hold(device.tensor('uint32', [1]));
+  const out = scope.hold(device.tensor('float32', [1, 4]));
+  const others = Array.from({ length: 1100 }, () => scope.hold(device.stream()));
+  for (const stream of others) stream.embedding(table, ids, out);
+  await others.at(-1)!.sync();
+  await expect(first.sync()).rejects.toMatchObject({ code: 'NOT_POSITIVE_DEFINITE' });
+  await Promise.all(others.map((stream) => stream.sync()));
+});
+
 describe('cholesky and choleskyInverse', () => {
   test('equal bits for any number of threads, and again', async () => {
     for (const n of [100, 450, 900]) {

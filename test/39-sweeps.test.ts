@@ -115,6 +115,19 @@ test('backsolve: more rows than there is memory for at once if all supports were
   expect(nmse(await backsolve(cuda, given), solved(given))).toBeLessThan(1e-10);
 });
 
+test('backsolve by more threads than OpenBLAS has work buffers for; the first row that cannot be solved is told', async () => {
+  const given = solveInputs(3000, 60, () => 0.9);
+  const many = Device.open('cpu', { threads: 200 });
+  const first = await backsolve(Device.open('cpu', { threads: 1 }), given);
+  expect(equalBits(await backsolve(many, given), first)).toBe(true);
+  const broken = given.gram.map((x, i) => (i === 0 ? -1 : x));
+  const firstRow = given.mask.findIndex((kept, i) => kept === 1 && i % 60 === 0) / 60;
+  for (let i = 0; i < 10; i++)
+    await expect(backsolve(many, { ...given, gram: broken })).rejects.toMatchObject({
+      message: `The Gram matrix on the support of row ${firstRow} is not positive definite`,
+    });
+});
+
 test('backsolve: equal bits in any order of blocks and threads', async () => {
   const given = solveInputs(5, 150, (row) => row / 5);
   const first = await backsolve(cuda, given);

@@ -102,8 +102,8 @@ using Counter = std::atomic<int32_t>;
 
 // A task of step k: a part of its panel, block columns [from, to), or those tiles of block row `row`.
 struct Task {
-  enum Kind { diagonal, panel, update } kind;
-  int64_t k, row, from, to;
+  enum Kind : int32_t { diagonal, panel, update } kind;
+  int32_t k, row, from, to;
 };
 
 // The tasks of all steps and how far they are. Each needs earlier ones only.
@@ -136,7 +136,8 @@ class Steps {
   void add(Task::Kind kind, int64_t k, int64_t row, int64_t from, int64_t to) {
     const int64_t most = std::max<int64_t>(1, 192 / block_);  // blocks that make up for a task's cost
     for (; from < to; from += most) {
-      tasks_.push_back({kind, k, row, from, std::min(to, from + most)});
+      auto number = [](int64_t value) { return static_cast<int32_t>(value); };
+      tasks_.push_back({kind, number(k), number(row), number(from), number(std::min(to, from + most))});
       if (kind == Task::update) updates_[static_cast<size_t>(k)]++;
     }
   }

@@ -97,7 +97,13 @@ std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes, Contents contents) {
   uint64_t peak = account_->peak;
   while (used > peak && !account_->peak.compare_exchange_weak(peak, used)) {
   }
-  return std::make_shared<CpuStorage>(data, bytes, account_);
+  try {
+    return std::make_shared<CpuStorage>(data, bytes, account_);
+  } catch (...) {
+    account_->pages.give(data, bytes);
+    account_->used -= bytes;
+    throw;
+  }
 }
 
 void CpuBackend::upload(const void* from, Tensor out) {

@@ -1,6 +1,6 @@
 #include "cpu/parallel.h"
 
-#include <system_error>
+#include <exception>
 
 #include "core/stream.h"
 
@@ -36,7 +36,7 @@ extern thread_local const std::atomic<bool>* runningFlag;  // core/stream.cc
 ThreadPool::ThreadPool(int threads) {
   try {
     for (int i = 1; i < threads; i++) workers_.emplace_back([this] { loop(); });
-  } catch (const std::system_error& error) {  // the system's limit of threads
+  } catch (const std::exception& error) {  // the system's limit of threads, or no memory for one
     size_t started = workers_.size();
     stop();
     fail("NO_DEVICE", "The system gave ", started, " of ", threads - 1, " worker threads: ", error.what());

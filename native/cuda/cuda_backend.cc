@@ -96,8 +96,17 @@ Failure* CudaBackend::failure() {
   auto found = slots_.find(job_);
   if (found == slots_.end()) {
     if (freeSlots_.empty()) {
-      // Jobs whose stream was closed without a last wait (a worker that was terminated) never gave theirs back. The
-      // oldest one makes room.
+      // Jobs whose stream was closed without a last wait (a worker that was terminated) never gave theirs back. Those
+      // that have not failed so far need none until their next op.
+      std::vector<Failure> failures(failureSlots);
+      runtime_->download(failures_, failures.data(), failureSlots * sizeof(Failure));
+      for (auto slot = slots_.begin(); slot != slots_.end();) {
+        bool failed = failures[static_cast<size_t>(slot->second)].kind != noFailure;
+        if (!failed) freeSlots_.push_back(slot->second);
+        slot = failed ? std::next(slot) : slots_.erase(slot);
+      }
+    }
+    if (freeSlots_.empty()) {  // all have: the oldest one makes room
       auto oldest = slots_.begin();
       runtime_->zero(failures_ + oldest->second, sizeof(Failure));
       freeSlots_.push_back(oldest->second);
