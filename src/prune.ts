@@ -76,7 +76,7 @@ export interface PruneOptions extends PruningOptions {
   memoryLimit?: number;
   /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. See also `mixedPrecision`. */
   precision?: Precision | 'auto';
-  /** Whether an existing folder may be replaced. Default false. */
+  /** Whether an existing folder may be replaced. Default false; not one that holds the working folder, the program or this package. */
   overwrite?: boolean;
   /**
    * Whether the next call may go on where this one is killed, aborted or fails: behind the last finished block, with the same files in the
