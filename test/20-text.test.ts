@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
 import { joinedText, readText, type TextOptions, type TextSource } from '../src/calibration/text.js';
 
@@ -246,6 +247,7 @@ describe('complaints', () => {
             return count < 3 ? { done: false as const, value: 'text' } : { done: true as const, value: undefined };
           },
           return: async () => {
+            await setImmediate();
             closed++;
             return { done: true as const, value: undefined };
           },

@@ -1,7 +1,9 @@
+import { setTimeout } from 'node:timers/promises';
 import fc from 'fast-check';
 import { Device } from '../src/device/device.js';
 import { pruneLayer } from '../src/pruning/prune-layer.js';
 import { syntheticLayer } from './helpers/layers.js';
+import { normal } from './helpers/numbers.js';
 import { exactRefit, referenceAlps, relativeError, type TestPattern, topMask } from './helpers/reference-alps.js';
 
 const layer = syntheticLayer(24, 40);
@@ -186,6 +188,53 @@ describe('pruneLayer', () => {
       expect((await run(2 ** 125)).error).toBeNaN();
     },
   );
+
+  test.each(['cpu', 'cuda:0'] as const)(
+    'a refit of more steps than are queued together on %s goes on in the layer’s scaled variables',
+    async (name) => {
+      // Inputs that depend on one another and differ in size: after 64 steps the rows still move.
+      const [outputs, inputs] = [4, 192];
+      const noise = normal(3, 200 * inputs);
+      const x = noise.map(() => 0);
+      for (let i = 0; i < x.length; i++) x[i] = (i % inputs ? 0.995 * x[i - 1]! : 0) + noise[i]!;
+      const activations = x.map((value, i) => value * 10 ** (i % 5));
+      const given = { weight: normal(4, outputs * inputs), shape: [outputs, inputs], activations } as const;
+      const options = { ...given, sparsity: 0.1, ridge: 1e-8, schedule: 'short', device: Device.open(name) } as const;
+      const refitted = (refineIterations: number) => pruneLayer({ ...options, refineIterations, refineTolerance: 0 });
+      const [first, ...others] = [await refitted(64), await refitted(65), await refitted(200)];
+      for (const { mask, errorWithRidge, refineIterations } of others) {
+        expect(mask).toEqual(first!.mask);
+        expect(errorWithRidge).toBeLessThan(1.0001 * first!.errorWithRidge);
+        expect(refineIterations).toBeGreaterThan(64);
+      }
+    },
+  );
+
+  test('where a refit’s memory ends nothing of it is kept', async () => {
+    const wide = syntheticLayer(64, 64);
+    const options = {
+      weight: wide.weight,
+      shape: wide.shape,
+      gram: wide.gram,
+      sparsity: 0.1,
+      method: 'wanda',
+      refit: 'pcg',
+    } as const;
+    const ends = [];
+    for (let part = 20; part < 40; part++) {
+      const device = Device.open('cpu', { memoryLimit: part * 64 * 64 + 17 });
+      ends.push(
+        await pruneLayer({ ...options, device }).then(
+          () => 'done',
+          ({ code }) => code,
+        ),
+      );
+      // What the call queued lets go of its tensors a little later.
+      for (let i = 0; i < 100 && device.info().memoryUsed > 0; i++) await setTimeout(5);
+      expect(device.info().memoryUsed).toBe(0);
+    }
+    expect(new Set(ends)).toEqual(new Set(['OUT_OF_MEMORY', 'done']));
+  });
 
   test('more steps than the refit needs change nothing, and are not counted', async () => {
     for (const sparsity of [0.5, 0.2]) {

@@ -557,6 +557,23 @@ test.each<[string, Partial<Record<keyof JobQueueOptions, unknown>>, string]>([
   );
 });
 
+test('no job, no options, and no listener are refused', async () => {
+  const queue = new JobQueue({ device });
+  const none = null as never;
+  for (const wrong of [
+    queue.run(() => 1, none),
+    queue.run(() => 1, { onEvent: 'x' as never }),
+    queue.pruneLayer({ ...layer, sparsity: 0.5 }, none),
+    queue.pruneLayer(none),
+    queue.prune({ model, out: 'x', sparsity: 0.5, method: 'magnitude' }, none),
+    queue.prune({ model, out: 'x', sparsity: 0.5, method: 'magnitude' }, { onEvent: 5 as never }),
+    queue.ready(none),
+    queue.close(none),
+  ])
+    await expect(wrong).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  await queue.idle();
+});
+
 test('wrong job options are refused in words', async () => {
   const queue = new JobQueue({ device });
   const refused = (promise: Promise<unknown>, message: string) =>

@@ -98,7 +98,8 @@ void CpuBackend::sparseGpt(Tensor weight, Tensor factor, Tensor mask, Pattern pa
   block.scores.resize(pattern.group == 0 ? static_cast<size_t>(m * blockSize) : 0);
   block.kept.resize(static_cast<size_t>(m * blockSize));
   block.errors.resize(static_cast<size_t>((m + sweepRows - 1) / sweepRows * sweepRows * blockSize));
-  Lines<float> panels(static_cast<size_t>((n + panelColumns - 1) / panelColumns * panelColumns * blockSize));
+  Lines<float> panels(
+      static_cast<size_t>((n - blockSize + panelColumns - 1) / panelColumns * panelColumns * blockSize));
   for (int64_t start = 0; start < n; start += blockSize) {
     throwIfCancelled();
     int64_t width = block.width = std::min(blockSize, n - start), end = start + width;

@@ -99,7 +99,8 @@ async function* untilAborted<T>(
   items: Iterable<T> | AsyncIterable<T>,
   signal: AbortSignal | undefined,
 ): AsyncGenerator<T> {
-  const iterator = Symbol.asyncIterator in items ? items[Symbol.asyncIterator]() : items[Symbol.iterator]();
+  const isAsync = Symbol.asyncIterator in items;
+  const iterator = isAsync ? items[Symbol.asyncIterator]() : items[Symbol.iterator]();
   let isDone = false;
   let stop = () => {};
   const release = onAbort(signal, () => stop());
@@ -112,7 +113,7 @@ async function* untilAborted<T>(
     for (let turned = performance.now(); ; ) {
       throwIfAborted(signal);
       const next = iterator.next();
-      const { done, value } = await (next instanceof Promise ? unlessStopped(next) : next);
+      const { done, value } = await (isAsync ? unlessStopped(Promise.resolve(next)) : next);
       isDone = done === true;
       if (isDone) return;
       yield value as T;
@@ -125,7 +126,11 @@ async function* untilAborted<T>(
     throw error;
   } finally {
     release();
-    if (!isDone) void Promise.resolve(iterator.return?.()).catch(() => undefined); // it may never answer
+    if (!isDone) {
+      const closed = (async () => iterator.return?.())();
+      if (!signal?.aborted) await closed;
+      else closed.catch(() => undefined); // it may never answer
+    }
   }
 }
 

@@ -55,13 +55,17 @@ function isInside(folder: string, path: string): boolean {
 }
 
 /** The working folder, the program, and this package: what is to be replaced must not hold them. */
-function needed(): string[] {
-  const paths = [fileURLToPath(new URL('.', import.meta.url)), ...process.argv.slice(1, 2)];
+async function needed(): Promise<string[]> {
+  const paths = [fileURLToPath(new URL('.', import.meta.url))];
   try {
-    return [process.cwd(), ...paths];
+    paths.unshift(process.cwd());
   } catch {
-    return paths; // it was removed
+    // It was removed.
   }
+  const program = process.argv[1]; // of `node -e` an argument like any other
+  if (program !== undefined && (await stat(program).catch(() => undefined))?.isFile()) paths.push(program);
+  const found = await Promise.all(paths.map((path) => realpath(path).catch(() => undefined)));
+  return found.filter((path) => path !== undefined);
 }
 
 async function checkExisting(path: string, out: string, overwrite: boolean): Promise<void> {
@@ -71,7 +75,7 @@ async function checkExisting(path: string, out: string, overwrite: boolean): Pro
   const info = await stat(path).catch(failed);
   if (!info.isDirectory()) throw new AlpsError('INVALID_ARGUMENT', `The output ${out} exists and is not a folder`);
   if (!overwrite && (await readdir(path).catch(failed)).length > 0) throw notEmpty(out);
-  for (const held of await Promise.all(needed().map((path) => realpath(path).catch(() => undefined)))) {
+  for (const held of await needed()) {
     if (held !== undefined && isInside(path, held))
       throw new AlpsError('INVALID_ARGUMENT', `The output ${out} must not hold ${held}, which this program runs in`);
   }

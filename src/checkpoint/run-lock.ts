@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { readlinkSync } from 'node:fs';
-import { link, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { link, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename } from 'node:path';
 import { AlpsError, fileSystemError, isCode } from '../errors.js';
@@ -126,5 +126,17 @@ async function isAlive({ pid, host, started, thread, threadStarted }: Holder): P
   if (!isRunning(pid)) return false;
   const now = await startOf(pid);
   if (started !== undefined && now !== undefined && started !== now) return false;
-  return now === undefined || threadStarted === undefined || threadStarted === (await startOf(`${pid}/task/${thread}`));
+  return now === undefined || threadStarted === undefined || !(await isThreadGone(pid, thread!, threadStarted));
+}
+
+/** Whether a process that runs has no thread of this number any more, or another one. */
+async function isThreadGone(pid: number, thread: string, started: string): Promise<boolean> {
+  const now = await startOf(`${pid}/task/${thread}`);
+  if (now !== undefined) return now !== started;
+  try {
+    await stat(`/proc/${pid}/task/${thread}`);
+    return false;
+  } catch (error) {
+    return isCode(error, 'ENOENT', 'ESRCH'); // not where it could not be read
+  }
 }

@@ -84,12 +84,14 @@ export class JobQueue {
     options: LayerOptions | ((signal: AbortSignal) => Promise<LayerOptions>),
     job: JobOptions = {},
   ): Promise<PruneLayerResult> {
+    optionsObject(job, 'job');
     if (typeof options === 'function') {
       integer('bytes', job.bytes, 0);
       const start = async (signal: AbortSignal) =>
         pruneLayer({ ...(await options(signal)), device: this.device, signal });
       return this.#submit('layer', start, { name: 'a layer', ...job });
     }
+    optionsObject(options);
     parseLayer(options);
     const estimate = estimateLayerBytes(options);
     const { name = options.name ?? 'a layer', bytes = estimate } = job;
@@ -107,6 +109,7 @@ export class JobQueue {
     job: JobOptions = {},
   ): Promise<PruneReport> {
     parsePruneOptions(options);
+    optionsObject(job, 'job');
     const { signal, name = options.model } = job;
     const reserved = job.bytes === undefined;
     let { bytes } = job;
@@ -162,14 +165,16 @@ export class JobQueue {
     await this.#room.wait(options.signal);
   }
 
-  /** Settles when nothing runs and nothing waits. */
+  /** Settles when nothing runs and nothing waits, nor is about to: a model whose headers are being read. */
   async idle(): Promise<void> {
     if (this.#isIdle()) return;
     await new Promise<void>((resolve) => this.#idle.push(resolve));
   }
 
   /** Takes no more jobs, and settles when those it has are done, or with `cancel` when they are stopped. */
-  async close({ cancel = false }: { cancel?: boolean } = {}): Promise<void> {
+  async close(options: { cancel?: boolean } = {}): Promise<void> {
+    optionsObject(options);
+    const { cancel = false } = options;
     this.#closed = true;
     this.#stopped ||= cancel;
     this.#room.close(closedError());
@@ -186,6 +191,7 @@ export class JobQueue {
 
   /** Takes a place for a model before its files are opened: a full queue opens none. */
   #reserve({ name, key = '', priority = 0, signal, onEvent }: JobOptions & { name: string }): void {
+    optionalFunction('onEvent', onEvent);
     if (signal?.aborted) throw aborted(signal);
     if (this.#closed) throw closedError();
     if (this.#places() <= 0)
@@ -211,6 +217,7 @@ export class JobQueue {
       throw invalidArgument('priority', 'a finite number', priority);
     if (typeof key !== 'string') throw invalidArgument('key', 'a string', key);
     integer('bytes', bytes, 0);
+    optionalFunction('onEvent', onEvent);
     if (signal?.aborted) throw aborted(signal);
     if (reserved ? this.#stopped : this.#closed) throw closedError(); // what has a place already is one of its jobs
     if (bytes > this.memoryBudget) {

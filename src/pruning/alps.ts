@@ -63,9 +63,7 @@ export async function solveAlps(
     await together([admm.settle(), inOwnUnits()]);
     const refitted = refit(problem, weight, mask, options, stepsPrecision(options));
     clock.leave();
-    // The last op is something to do while the host goes on.
-    const unscaled = async () => problem.unscale(weight);
-    const [refineIterations] = await together([refitted(), unscaled()]);
+    const refineIterations = await refitted(() => problem.unscale(weight));
     const time = { factorise: clock.spent('factorise'), admm: clock.spent('admm'), refine: clock.spent('refine') };
     return { weight, mask, refineIterations, time, ...run };
   } catch (error) {

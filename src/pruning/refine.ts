@@ -1,4 +1,5 @@
 import { Scope, type Tensor } from '../device/tensor.js';
+import { together } from '../together.js';
 import { fewestTogether, keptOf, type LayerProblem, productsTogether } from './layer-problem.js';
 import type { ParsedPruningOptions, Precision } from './options.js';
 
@@ -6,7 +7,6 @@ import type { ParsedPruningOptions, Precision } from './options.js';
  * Refits the kept weights in the way that was asked for.
  * @param b scaled weights, zero off the mask; refitted in place
  * @param steps number format of the products of the conjugate gradient's steps, see {@link stepsPrecision}
- * @returns waits for what is queued so far, and gives the iterations of the conjugate gradient
  */
 export function refit(
   problem: LayerProblem,
@@ -14,15 +14,23 @@ export function refit(
   mask: Tensor<'uint8'>,
   options: Pick<ParsedPruningOptions, 'refit' | 'refineIterations' | 'refineTolerance'>,
   steps: Precision = 'float32',
-): () => Promise<number> {
+): Refitting {
   const { refit, refineIterations: iterations, refineTolerance: tolerance } = options;
   if (refit === 'pcg' && iterations > 0) return refine(problem, b, mask, { iterations, tolerance, steps });
   if (refit === 'backsolve') backsolve(problem, b, mask);
-  return async () => {
-    await problem.stream.sync();
+  return async (last) => {
+    await together([problem.stream.sync(), afterwards(last)]);
     return 0;
   };
 }
+
+/**
+ * Waits for a refit, and gives the iterations in which some row moved.
+ * @param last queues what comes behind the refit's last op, for the device to do while the host waits
+ */
+type Refitting = (last?: () => void) => Promise<number>;
+
+const afterwards = async (last: (() => void) | undefined) => last?.();
 
 /** Most steps that are taken in bfloat16. */
 const narrowSteps = 5;
@@ -52,45 +60,47 @@ function backsolve({ stream, device, base, gram }: LayerProblem, b: Tensor<'floa
  * (docs/algorithm.md, "Refit"). H' has a unit diagonal, so the Jacobi preconditioner is the scaling itself.
  *
  * @param b scaled weights, zero off the mask; refined in place
- * @returns gives the iterations in which some row moved
  */
 function refine(
   problem: LayerProblem,
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
   options: { iterations: number; tolerance: number; steps: Precision },
-): () => Promise<number> {
+): Refitting {
   const { stream, device, m, n } = problem;
   const { iterations, tolerance, steps } = options;
   const scope = new Scope();
-  const difference = scope.hold(device.empty('float32', b.shape, 'the refit’s right-hand side'));
-  const residual = scope.hold(device.empty('float32', b.shape, 'the refit’s residual'));
-  // R = (B₀ − B) H' on the mask.
-  stream.copy(problem.base, difference);
-  stream.axpby(b, difference, -1, 1);
-  stream.gemm(difference, problem.gram, residual, { split: true });
-  const pieces = gathersSupports(problem, iterations, steps)
-    ? rowPieces(m, rowOperations(keptOf(problem.segments) / m, n, iterations), productsTogether(device))
-    : [];
-  const active = device.tensor('uint32', [Math.max(1, pieces.length), iterations]);
+  let active: Tensor<'uint32'> | undefined;
   let goOn: (() => Promise<void>) | undefined;
   try {
+    const difference = scope.hold(device.empty('float32', b.shape, 'the refit’s right-hand side'));
+    const residual = scope.hold(device.empty('float32', b.shape, 'the refit’s residual'));
+    // R = (B₀ − B) H' on the mask.
+    stream.copy(problem.base, difference);
+    stream.axpby(b, difference, -1, 1);
+    stream.gemm(difference, problem.gram, residual, { split: true });
+    const pieces = gathersSupports(problem, iterations, steps)
+      ? rowPieces(m, rowOperations(keptOf(problem.segments) / m, n, iterations), productsTogether(device))
+      : [];
+    active = device.tensor('uint32', [Math.max(1, pieces.length), iterations]);
     if (pieces.length > 0) onSupports(problem, { b, mask, residual, tolerance, pieces, active });
     else goOn = sideBySide(problem, { b, mask, residual, direction: difference, tolerance, active }, steps, scope);
   } catch (error) {
     scope.dispose();
-    active.dispose();
+    active?.dispose();
     throw error;
   }
   if (!goOn) scope.dispose();
-  return async () => {
-    using _ = active;
+  const counts = active;
+  return async (last) => {
+    using _ = counts;
     try {
       await goOn?.();
     } finally {
       scope.dispose();
     }
-    return iterationsIn(await stream.read(active), iterations);
+    const [moved] = await together([stream.read(counts), afterwards(last)]);
+    return iterationsIn(moved, iterations);
   };
 }
 

@@ -22,6 +22,16 @@ export const llamaFamily: Family = {
 /** The names outside the blocks. */
 export const llamaNames = { embedding: 'model.embed_tokens', finalNorm: 'model.norm', head: 'lm_head' } as const;
 
+/** The library's defaults that are not Llama's. */
+const usualPositions: Partial<Record<string, number>> = {
+  mistral: 131072,
+  mixtral: 131072,
+  qwen2: 32768,
+  qwen3: 32768,
+  qwen3_moe: 32768,
+  phi3: 4096,
+};
+
 /** What decoders in the manner of Llama have in their config.json. */
 export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
   const modelType = String(reader.config.model_type);
@@ -38,9 +48,9 @@ export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
     heads,
     headDim,
     intermediate: reader.size('intermediate_size'),
-    kvHeads: reader.size('num_key_value_heads', heads),
+    kvHeads: reader.size('num_key_value_heads', modelType.startsWith('mi') ? 8 : heads),
     vocabulary: reader.size('vocab_size'),
-    maxPositions: reader.size('max_position_embeddings', 2048),
+    maxPositions: reader.size('max_position_embeddings', usualPositions[modelType] ?? 2048),
     normEps: reader.positive('rms_norm_eps', ['mixtral', 'phi3'].includes(modelType) ? 1e-5 : 1e-6),
     activation: reader.activation('hidden_act', 'silu'),
     ropes: [reader.rope(headDim, modelType === 'mixtral' ? { theta: 1e6 } : {})],
@@ -90,5 +100,9 @@ function slidingWindows(reader: ConfigReader, modelType: string, layers: number)
   const used = everywhere || (modelType.startsWith('qwen') && reader.config.use_sliding_window === true);
   if (!used) return new Array(layers).fill(0);
   const first = everywhere ? 0 : Number(reader.config.max_window_layers ?? 28);
-  return reader.slidingWindows(layers, (layer) => layer >= first, modelType === 'mistral' ? 4096 : undefined);
+  return reader.slidingWindows(
+    layers,
+    (layer) => layer >= first,
+    /^(mistral$|qwen)/.test(modelType) ? 4096 : undefined,
+  );
 }
