@@ -13,7 +13,7 @@ import { CheckpointWriter } from './checkpoint/writer.js';
 import { fingerprint } from './compare/fingerprint.js';
 import type { Device, DeviceOptions } from './device/device.js';
 import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
-import { AlpsError, aborted, invalidArgument, optionalFunction, throwIfAborted } from './errors.js';
+import { AlpsError, aborted, invalidArgument, optionalFunction, optionsObject, throwIfAborted } from './errors.js';
 import { calibrationKey, ownWindowsOf, withOwnWindows } from './generation/own-windows.js';
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
@@ -301,7 +301,7 @@ export async function fingerprintOf(run: {
 
 /** Checks all options that can be checked without reading the model. */
 export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
-  if (typeof given !== 'object' || given === null) throw invalidArgument('options', 'an object', given);
+  optionsObject(given);
   const options = withPreset(given);
   for (const name of ['model', 'out'] as const) {
     if (typeof options[name] !== 'string' || options[name] === '')

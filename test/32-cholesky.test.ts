@@ -7,28 +7,20 @@ type Floats = Float32Array<ArrayBuffer>;
 const devices = { cpu: Device.open('cpu'), cuda: opDevice('cuda') };
 const equalBits = (a: Floats, b: Floats) => Buffer.compare(Buffer.from(a.buffer), Buffer.from(b.buffer)) === 0;
 
-async function factor(on: Device, a: Floats, n: number): Promise<Floats> {
-  using stream = on.stream();
-  using tensor = stream.upload('float32', [n, n], a);
-  stream.cholesky(tensor);
-  return stream.read(tensor);
-}
+/** What these ops, one after the other, make of a matrix [n, n]. */
+const inPlace =
+  (...ops: ('cholesky' | 'choleskyInverse' | 'inverseFactor')[]) =>
+  async (on: Device, a: Floats, n: number): Promise<Floats> => {
+    using stream = on.stream();
+    using tensor = stream.upload('float32', [n, n], a);
+    for (const op of ops) stream[op](tensor);
+    return stream.read(tensor);
+  };
 
-async function inverse(on: Device, a: Floats, n: number): Promise<Floats> {
-  using stream = on.stream();
-  using tensor = stream.upload('float32', [n, n], a);
-  stream.cholesky(tensor);
-  stream.choleskyInverse(tensor);
-  return stream.read(tensor);
-}
-
+const factor = inPlace('cholesky');
+const inverse = inPlace('cholesky', 'choleskyInverse');
 /** L with a⁻¹ = L Lᵀ. */
-async function inverseFactor(on: Device, a: Floats, n: number): Promise<Floats> {
-  using stream = on.stream();
-  using tensor = stream.upload('float32', [n, n], a);
-  stream.inverseFactor(tensor);
-  return stream.read(tensor);
-}
+const inverseFactor = inPlace('inverseFactor');
 
 async function inverseDiagonal(on: Device, a: Floats, n: number): Promise<Floats> {
   using stream = on.stream();

@@ -75,8 +75,8 @@ describe('pruneLayer', () => {
         await pruneLayer({ ...given, mixedPrecision: true }),
         await pruneLayer({ ...given, precision: 'bfloat16' }),
       ];
-      expect(mixed.mask).toEqual(bf16Products ? narrow.mask : wide.mask);
-      expect(narrow.mask).not.toEqual(wide.mask);
+      expect(mixed.weight).toEqual(bf16Products ? narrow.weight : wide.weight);
+      expect(narrow.weight).not.toEqual(wide.weight);
       expect(Math.abs(narrow.error / wide.error - 1)).toBeLessThan(0.01);
     },
   );

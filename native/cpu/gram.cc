@@ -106,7 +106,7 @@ void CpuBackend::quadraticForms(Tensor a, Tensor s, Tensor out) {
   constexpr int64_t longest = 1024;  // numbers of a float sum
   const FactorKernels& kernels = kernels_.factor;
   int64_t m = a.dim(0), n = a.dim(1);
-  int64_t tiles = std::max(8, 4 * pool_.threads());
+  int64_t tiles = std::max<int64_t>(8, pool_.enoughTasks());
   int64_t rowTile = std::clamp<int64_t>((m / tiles + block - 1) / block * block, block, mostRows);
   double* sums = out.as<double>();
   std::fill_n(sums, m, 0.0);

@@ -55,15 +55,12 @@ void dropLarge(Lines<uint32_t>& packed) {
 
 namespace {
 
-// Tasks of a product that keep so many threads busy to the end.
-int64_t enoughFor(int threads) { return 4 * int64_t{threads}; }
-
 // Tiles of a triangle: few and large enough to read packed pairs seldom, many enough for the threads.
-int64_t tileFor(int64_t n, int threads) {
+int64_t tileFor(int64_t n, int64_t enough) {
   int64_t tile = n < 4 * 288 ? 96 : 288;
   for (int64_t smaller : {144, 96, 48}) {
     int64_t count = (n + tile - 1) / tile;
-    if (count * (count + 1) / 2 < enoughFor(threads)) tile = std::min(tile, smaller);
+    if (count * (count + 1) / 2 < enough) tile = std::min(tile, smaller);
   }
   return tile;
 }
@@ -179,8 +176,7 @@ void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out
 
 // out [rows, columns] of the left factor and the packed right one.
 void CpuBackend::pairTiles(const LeftPairs& left, int64_t rows, int64_t columns, int64_t k, const PairOutput& out) {
-  const int64_t enoughTiles =
-      std::max<int64_t>(32, enoughFor(pool_.threads()));  // the last of a few leave threads idle
+  const int64_t enoughTiles = std::max<int64_t>(32, pool_.enoughTasks());
   int64_t height = 4 * pairColumns, width = 4 * pairColumns;
   auto count = [](int64_t size, int64_t tile) { return (size + tile - 1) / tile; };
   while (count(rows, height) * count(columns, width) < enoughTiles && height > pairColumns)
@@ -206,7 +202,7 @@ void CpuBackend::pairTiles(const LeftPairs& left, int64_t rows, int64_t columns,
 // below it.
 void CpuBackend::pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram) {
   constexpr int64_t narrow = pairColumns / 3;  // columns of one vector
-  int64_t k = x.dim(0), n = x.dim(1), tile = tileFor(n, pool_.threads()), depth = depthFor(n);
+  int64_t k = x.dim(0), n = x.dim(1), tile = tileFor(n, pool_.enoughTasks()), depth = depthFor(n);
   std::vector<std::pair<int64_t, int64_t>> tiles;  // those on the diagonal last, they take less time
   for (int64_t i = 0; i < n; i += tile)
     for (int64_t j = i + tile; j < n; j += tile) tiles.emplace_back(i, j);

@@ -20,6 +20,8 @@ class ThreadPool {
   explicit ThreadPool(int threads);
   ~ThreadPool();
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  // Tasks, of about one size, that keep all threads busy nearly to the end.
+  int64_t enoughTasks() const { return 4 * int64_t{threads()}; }
 
   // Runs task(0) ... task(count − 1) on all threads, the caller's among them, and returns when all are done. Between
   // tasks the running stream's cancellation is looked at. The first exception is thrown again here. Not reentrant.

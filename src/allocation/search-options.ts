@@ -1,5 +1,5 @@
 import type { CalibrationOptions } from '../calibration/calibration.js';
-import { AlpsError, invalidArgument } from '../errors.js';
+import { AlpsError, invalidArgument, optionsObject } from '../errors.js';
 import { type PruneEvent, type PruneOptions, parsePruneOptions } from '../prune.js';
 import { integerFrom, numberIn, oneOf, type ParsedPruningOptions } from '../pruning/options.js';
 import type { Pattern } from '../pruning/pattern.js';
@@ -92,7 +92,7 @@ export interface ParsedSearch {
 
 /** Checks all options that can be checked without reading the model. */
 export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch {
-  if (typeof given !== 'object' || given === null) throw invalidArgument('options', 'an object', given);
+  optionsObject(given);
   const { work, model, calibration, evaluation = {}, objective = 'crossEntropy', timeLimit = Infinity } = given;
   for (const [name, path] of Object.entries({ model, work }))
     if (typeof path !== 'string' || path === '') throw invalidArgument(name, 'the path of a folder', path);

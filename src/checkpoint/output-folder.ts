@@ -76,7 +76,7 @@ async function checkExisting(path: string, out: string, overwrite: boolean): Pro
   if (!info.isDirectory()) throw new AlpsError('INVALID_ARGUMENT', `The output ${out} exists and is not a folder`);
   if (!overwrite && (await readdir(path).catch(failed)).length > 0) throw notEmpty(out);
   for (const held of await needed()) {
-    if (held !== undefined && isInside(path, held))
+    if (isInside(path, held))
       throw new AlpsError('INVALID_ARGUMENT', `The output ${out} must not hold ${held}, which this program runs in`);
   }
   if (info.dev !== (await stat(dirname(path)).catch(failed)).dev) {
@@ -138,16 +138,17 @@ export async function makeFolder(path: string): Promise<void> {
   const failed = (cause: unknown) => {
     throw fileSystemError('make the folder', path, cause);
   };
+  const make = () =>
+    mkdir(path).catch(async (error) => {
+      if (!isCode(error, 'EEXIST', 'EISDIR') || !(await stat(path)).isDirectory()) throw error;
+    });
   try {
-    await mkdir(path);
+    await make();
   } catch (error) {
-    if (isCode(error, 'EEXIST', 'EISDIR') && (await stat(path).catch(failed)).isDirectory()) return;
     const parent = dirname(path);
     if (!isCode(error, 'ENOENT') || parent === path) failed(error);
     await makeFolder(parent); // it may be there by now: another run made it
-    await mkdir(path).catch(async (cause) => {
-      if (!isCode(cause, 'EEXIST') || !(await stat(path).catch(failed)).isDirectory()) failed(cause);
-    });
+    await make().catch(failed);
   }
 }
 

@@ -190,6 +190,7 @@ export function segmentsOf(group: Pick<LayerGroup, 'layers' | 'weight'>, pattern
   return { rowEnds, keep };
 }
 
+/** See {@link productsTogether}: on a processor. */
 export const fewestTogether = 2 ** 34;
 /** Floating-point operations that one op may take up with its products: on a processor it holds the device so long, on a GPU it is queued. */
 export const productsTogether = (device: Device) => (device.name === 'cpu' ? fewestTogether : 2 ** 43);

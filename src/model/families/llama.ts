@@ -22,14 +22,24 @@ export const llamaFamily: Family = {
 /** The names outside the blocks. */
 export const llamaNames = { embedding: 'model.embed_tokens', finalNorm: 'model.norm', head: 'lm_head' } as const;
 
-/** The library's defaults that are not Llama's. */
-const usualPositions: Partial<Record<string, number>> = {
-  mistral: 131072,
-  mixtral: 131072,
-  qwen2: 32768,
-  qwen3: 32768,
-  qwen3_moe: 32768,
-  phi3: 4096,
+interface Defaults {
+  maxPositions?: number;
+  kvHeads?: number;
+  normEps?: number;
+  theta?: number;
+  /** Of the sliding window, where one is used. */
+  window?: number;
+}
+
+const qwen: Defaults = { maxPositions: 32768, window: 4096 };
+/** What transformers takes for a missing key, where that is not what it takes for Llama. */
+const defaultsOf: Partial<Record<string, Defaults>> = {
+  mistral: { maxPositions: 131072, kvHeads: 8, window: 4096 },
+  mixtral: { maxPositions: 131072, kvHeads: 8, normEps: 1e-5, theta: 1e6 },
+  qwen2: qwen,
+  qwen3: qwen,
+  qwen3_moe: qwen,
+  phi3: { maxPositions: 4096, normEps: 1e-5 },
 };
 
 /** What decoders in the manner of Llama have in their config.json. */
@@ -38,6 +48,7 @@ export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
   const hidden = reader.size('hidden_size');
   const layers = reader.count('num_hidden_layers');
   const heads = reader.size('num_attention_heads');
+  const { maxPositions = 2048, kvHeads = heads, normEps = 1e-6, theta = 1e4, window } = defaultsOf[modelType] ?? {};
   const qwen3 = modelType.startsWith('qwen3');
   const headDim = reader.size('head_dim', qwen3 ? 128 : Math.floor(hidden / heads));
   return {
@@ -48,16 +59,16 @@ export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
     heads,
     headDim,
     intermediate: reader.size('intermediate_size'),
-    kvHeads: reader.size('num_key_value_heads', modelType.startsWith('mi') ? 8 : heads),
+    kvHeads: reader.size('num_key_value_heads', kvHeads),
     vocabulary: reader.size('vocab_size'),
-    maxPositions: reader.size('max_position_embeddings', usualPositions[modelType] ?? 2048),
-    normEps: reader.positive('rms_norm_eps', ['mixtral', 'phi3'].includes(modelType) ? 1e-5 : 1e-6),
+    maxPositions: reader.size('max_position_embeddings', maxPositions),
+    normEps: reader.positive('rms_norm_eps', normEps),
     activation: reader.activation('hidden_act', 'silu'),
-    ropes: [reader.rope(headDim, modelType === 'mixtral' ? { theta: 1e6 } : {})],
+    ropes: [reader.rope(headDim, { theta })],
     ropeOf: new Array(layers).fill(0),
     attentionScale: new Array(layers).fill(1 / Math.sqrt(headDim)),
     qkNorm: qwen3,
-    slidingWindow: slidingWindows(reader, modelType, layers),
+    slidingWindow: slidingWindows(reader, modelType, layers, window),
     embeddingSize: hidden,
     tiedEmbeddings: reader.flag('tie_word_embeddings', false),
   };
@@ -95,14 +106,10 @@ export function llamaBlock(
 }
 
 /** Mistral, Mixtral: every layer. Qwen: the layers from `max_window_layers` on, or those that `layer_types` names. Llama: none. */
-function slidingWindows(reader: ConfigReader, modelType: string, layers: number): number[] {
+function slidingWindows(reader: ConfigReader, modelType: string, layers: number, usual: number | undefined): number[] {
   const everywhere = modelType === 'mistral' || modelType === 'mixtral' || modelType === 'phi3';
   const used = everywhere || (modelType.startsWith('qwen') && reader.config.use_sliding_window === true);
   if (!used) return new Array(layers).fill(0);
   const first = everywhere ? 0 : Number(reader.config.max_window_layers ?? 28);
-  return reader.slidingWindows(
-    layers,
-    (layer) => layer >= first,
-    /^(mistral$|qwen)/.test(modelType) ? 4096 : undefined,
-  );
+  return reader.slidingWindows(layers, (layer) => layer >= first, usual);
 }
