@@ -18,7 +18,7 @@ function architecture() {
 }
 
 export function machineOf(device) {
-  const { name, details, isa, bf16Products, threads } = device.info();
+  const { name, details, isa, bf16Products, int8Products, threads } = device.info();
   return {
     date: new Date().toISOString(),
     version,
@@ -29,6 +29,6 @@ export function machineOf(device) {
     cores: cpus().length,
     memory: totalmem(),
     loadBefore: loadavg()[0],
-    device: { name, details, isa, bf16Products, threads },
+    device: { name, details, isa, bf16Products, int8Products, threads },
   };
 }

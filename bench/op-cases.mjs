@@ -195,6 +195,10 @@ export function cases(n, tokens) {
       return { run: () => s.gemm(x, y, z, { transposeB: true }) };
     });
   }
+  add('int8Gemm', 'int8', 2 * n * square, 8 * square, (t, s) => {
+    const [x, y, z] = [t.floats(h, n, n), t.floats(h, n, n), t.zeros(f, n, n)];
+    return { run: () => s.int8Gemm(x, y, z) };
+  });
   for (const dtype of [f, h]) {
     // One triangle.
     const bytes = (dtype === f ? 4 : 2) * rows + 4 * square;

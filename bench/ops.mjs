@@ -10,6 +10,7 @@ import { parseArgs } from 'node:util';
 import { profile } from '../lib/device/profile.js';
 import { Device } from '../lib/index.js';
 import { cases, largest, Maker } from './op-cases.mjs';
+import { atRates } from './phases.mjs';
 import { disturbed, watchWaiting } from './waiting.mjs';
 
 /** Milliseconds of `count` calls, to the end of the work. */
@@ -58,7 +59,7 @@ async function measure(stream, { run, restore }, least) {
   }
 }
 
-/** FLOP/s of products of n × n in both formats, of the best n, and B/s (read and written) of a copy of `bytes`. */
+/** FLOP/s of products of n × n in all formats that the device has, of the best n, and B/s (read and written) of a copy of `bytes`. */
 export async function measureCeilings(
   device,
   {
@@ -80,6 +81,14 @@ export async function measureCeilings(
     for (const n of sizes) {
       const [a, b, c] = [t.floats(dtype, n, n), t.floats(dtype, n, n), t.zeros('float32', n, n)];
       rate[dtype] = Math.max(rate[dtype], (2 * n ** 3) / (await best(() => stream.gemm(a, b, c))));
+      t.clear();
+    }
+  }
+  if (device.info().int8Products) {
+    rate.int8 = 0;
+    for (const n of sizes) {
+      const [a, b, c] = [t.floats('bfloat16', n, n), t.floats('bfloat16', n, n), t.zeros('float32', n, n)];
+      rate.int8 = Math.max(rate.int8, (2 * n ** 3) / (await best(() => stream.int8Gemm(a, b, c))));
       t.clear();
     }
   }
@@ -125,7 +134,7 @@ export async function measureOps(device, { sizes, tokens: given, only = '', rate
           const waiting = watchWaiting();
           const [best, median] = await measure(stream, op, least);
           const seconds = median / 1000;
-          const atLeast = { products: flops / rates[dtype], memory: bytes / rates.copy };
+          const atLeast = atRates({ flops, bytes, dtype }, rates);
           Object.assign(result, {
             milliseconds: median,
             best,

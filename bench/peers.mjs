@@ -125,7 +125,7 @@ async function layers() {
     (name) =>
       peers[ours[name].checkout ?? ours[name].against] &&
       !/bf16/.test(name) &&
-      (!/mixed/.test(name) || device.info().bf16Products),
+      (!/mixed/.test(name) || device.info().bf16Products || device.info().int8Products),
   );
   const methods = [...new Set(names.map((name) => ours[name].against))];
   const onEntry = (entry) => {

@@ -13,6 +13,7 @@ function parse(text) {
 /** Operations of ops whose cost is in products, from their tensors and integers. The others are bound by memory. */
 const products = {
   gemm: ([a, , out]) => (2 * out.size * a.size) / out.shape[0],
+  int8Gemm: ([a, b]) => 2 * a.size * b.shape[1],
   quadraticForms: ([a, s]) => a.size * (s.shape[0] + 1),
   gramAccumulate: ([x, gram]) => x.size * (gram.shape[0] + 1),
   differenceGram: ([x, , gram]) => x.size * (gram.shape[0] + 1),
@@ -21,6 +22,7 @@ const products = {
   inverseFactor: ([a]) => (2 * a.shape[0] ** 3) / 3,
   inverseDiagonal: ([a]) => (2 * a.shape[0] ** 3) / 3,
   admmIterate: ([operator, base], [count]) => count * 2 * base.size * operator.shape[0],
+  admmIterateInt8: ([operator, base], [count]) => count * 2 * base.size * operator.shape[0],
   // Gathering is none; all rows take all steps.
   cgOnSupport: ([, mask, , , active], [kept]) => (2 * active.size * kept ** 2) / mask.shape[0],
   sparseGpt: ([weight, factor]) => weight.size * factor.shape[0],
@@ -57,14 +59,17 @@ export function costOf({ op, arguments: list, calls }) {
   // The rows of the sequences so far, of the keys and of the values.
   if (op === 'attentionStep') bytes += 2 * ((integers[1] + 1) * tensors[1].bytes - tensors[3].bytes);
   // b, B0 and S are read, b, S and Y written, each time; the mask both.
-  if (op === 'admmIterate') bytes = integers[0] * (tensors[0].bytes + (22 + sizes[tensors[0].dtype]) * tensors[1].size);
+  if (op.startsWith('admmIterate'))
+    bytes = integers[0] * (tensors[0].bytes + (22 + sizes[tensors[0].dtype]) * tensors[1].size);
   // Of a square matrix the diagonal alone.
   if (/diagonal$/i.test(op)) bytes += (op === 'diagonal' ? 4 : 8) * tensors[0].shape[0] - tensors[0].bytes;
-  return {
-    flops: calls * flops,
-    bytes: calls * bytes,
-    dtype: tensors[0]?.dtype === 'bfloat16' ? 'bfloat16' : 'float32',
-  };
+  const dtype = /int8/i.test(op) ? 'int8' : tensors[0]?.dtype === 'bfloat16' ? 'bfloat16' : 'float32';
+  return { flops: calls * flops, bytes: calls * bytes, dtype };
+}
+
+/** Seconds at the measured rates. A device that does not multiply integers takes bfloat16. */
+export function atRates({ flops, bytes, dtype }, rates) {
+  return { products: flops / (rates[dtype] ?? rates.bfloat16), memory: bytes / rates.copy };
 }
 
 /**
@@ -74,14 +79,15 @@ export function costOf({ op, arguments: list, calls }) {
 export function phasesOf(entries, rates) {
   const phases = {};
   for (const entry of entries) {
-    const { flops, bytes, dtype } = costOf(entry);
+    const cost = costOf(entry);
+    const { products, memory } = atRates(cost, rates);
     const name = entry.phase || 'start'; // before the first phase
     phases[name] ??= { milliseconds: 0, flops: 0, bytes: 0, atCeiling: 0 };
     const phase = phases[name];
     phase.milliseconds += entry.milliseconds;
-    phase.flops += flops;
-    phase.bytes += bytes;
-    phase.atCeiling += 1000 * Math.max(flops / rates[dtype], bytes / rates.copy);
+    phase.flops += cost.flops;
+    phase.bytes += cost.bytes;
+    phase.atCeiling += 1000 * Math.max(products, memory);
   }
   for (const phase of Object.values(phases)) phase.share = phase.atCeiling / phase.milliseconds;
   return phases;
@@ -92,7 +98,8 @@ export function gapsOf(entries, rates, count) {
   return entries
     .map((entry) => {
       const { flops, bytes, dtype } = costOf(entry);
-      const atCeiling = 1000 * Math.max(flops / rates[dtype], bytes / rates.copy);
+      const { products, memory } = atRates({ flops, bytes, dtype }, rates);
+      const atCeiling = 1000 * Math.max(products, memory);
       return { ...entry, flops, bytes, atCeiling, lost: entry.milliseconds - atCeiling };
     })
     .sort((a, b) => b.lost - a.lost)

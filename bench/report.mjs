@@ -27,7 +27,7 @@ function machineText({ machine, ceilings, quick }, results) {
   });
   const reached = ceilings
     ? ` Products of the device reach ${giga(ceilings.float32)} GFLOP/s in float32 and ${giga(ceilings.bfloat16)} in bfloat16` +
-      `${device.bf16Products ? '' : ' (which it does not have in hardware)'}, a large copy ${giga(ceilings.copy)} GB/s${mark(ceilings)}.`
+      `${device.bf16Products ? '' : ' (which it does not have in hardware)'}${ceilings.int8 ? `, of 8-bit integers ${giga(ceilings.int8)}` : ''}, a large copy ${giga(ceilings.copy)} GB/s${mark(ceilings)}.`
     : '';
   return (
     `Measured on ${day}: ${cpu}${architecture ? ` (${architecture})` : ''}, ${device.details}, ${cores} cores, ${(memory / 2 ** 30).toFixed(0)} GiB, ` +
@@ -235,7 +235,7 @@ function peersText(results) {
   const parts = [];
   if (layers.length > 0)
     parts.push(
-      'Synthetic layers (outputs × inputs) of float32, the same for both (`balanced` has ADMM’s products in bfloat16 where the processor multiplies it), as many threads for both; the best of three. Ours is the whole call, with copies, ' +
+      'Synthetic layers (outputs × inputs) of float32, the same for both (`balanced` has the products of ADMM and of the refit’s steps in 8-bit integers or bfloat16 where the processor multiplies them), as many threads for both; the best of three. Ours is the whole call, with copies, ' +
         'checks and, for ALPS and SparseGPT, the error (the others run with `errors: false`); the published code starts with the Gram matrix (Wanda, DSnoT: the sums) and ends with the pruned weight, as the solve ' +
         'does. Ratios of times above 1 are in our favour, of errors below 1.\n\n' +
         table(layerTitles, layers.map(layerRow)),
@@ -291,9 +291,9 @@ export function compared(a, b, limit) {
     .sort((x, y) => y.ratio - x.ratio);
   const slower = rows.filter(({ ratio }) => ratio > limit);
   const mean = Math.exp(rows.reduce((sum, { ratio }) => sum + Math.log(ratio), 0) / rows.length);
-  const rates = ['float32', 'bfloat16', 'copy'].map(
-    (name) => `${name} ${(b.ceilings[name] / a.ceilings[name]).toFixed(3)}`,
-  );
+  const rates = ['float32', 'bfloat16', 'int8', 'copy']
+    .filter((name) => a.ceilings[name] && b.ceilings[name])
+    .map((name) => `${name} ${(b.ceilings[name] / a.ceilings[name]).toFixed(3)}`);
   const text =
     table(
       ['', 'A', 'B', 'B / A', 'of medians', ''],

@@ -168,8 +168,8 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
   let writer: CheckpointWriter | undefined;
   try {
     const devices = openDevices(options.device ?? 'auto', deviceOptions(options));
-    const parsed = onDevices(asked, devices);
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, ...devices);
+    const parsed = onDevices(asked, devices, precision);
     await using team = new Team(devices, signal);
     const models = openModels(checkpoint, team, precision, options);
     const model = models?.[0];
@@ -293,8 +293,8 @@ export async function fingerprintOf(run: {
     ...reported,
     // Several devices sum in their order.
     device: devices.map((device) => {
-      const { name, isa, bf16Products } = device.info();
-      return `${name} ${isa}${bf16Products ? ' bfloat16' : ''}${takesLargeChunks(device) ? ' large chunks' : ''}`;
+      const { name, isa, bf16Products, int8Products } = device.info();
+      return `${name} ${isa}${bf16Products ? ' bfloat16' : ''}${int8Products ? ' int8' : ''}${takesLargeChunks(device) ? ' large chunks' : ''}`;
     }),
   };
 }

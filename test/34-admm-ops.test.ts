@@ -164,11 +164,15 @@ for (const isa of opDevices())
         ['2 of 4', { keep: 2, of: 4 }],
         ['1 of 3', { keep: 1, of: 3 }],
       ])('iterations have the bits of products and updates one after the other: %s', async (_, pattern) => {
-        const [shape, parts] = [[7, 36] as [number, number], { rowEnds: [3, 7], keep: [40, 60] }];
-        const data = inputs(7 * 36);
+        const [shape, parts] = [[50, 36] as [number, number], { rowEnds: [3, 50], keep: [40, 600] }];
+        const data = inputs(50 * 36);
         const samples = normal(5, 50 * 36);
         const gram = product(samples, samples, 36, 36, 50, true).map((x) => x / 100);
-        for (const count of [0, 1, 3, 9]) {
+        for (const [count, int8] of [0, 1, 3, 9].flatMap((count) => [
+          [count, false] as const,
+          [count, true] as const,
+        ])) {
+          if (int8 && dtype === 'float32') continue;
           const results = [];
           for (const together of [true, false])
             results.push(
@@ -178,9 +182,10 @@ for (const isa of opDevices())
                   dtype === 'float32' ? f32 : stream.upload('bfloat16', [36, 36], toBf16(Float32Array.from(gram)));
                 stream.admmStart(base, mask, state, y);
                 if (together)
-                  stream.admmIterate(operator, { base, b, state, mask, y }, relaxation, pattern, parts, count);
+                  stream.admmIterate(operator, { base, b, state, mask, y }, relaxation, pattern, parts, count, int8);
                 for (let i = 0; i < count && !together; i++) {
-                  stream.gemm(y, operator, b);
+                  if (int8) stream.int8Gemm(y as Tensor<'bfloat16'>, operator as Tensor<'bfloat16'>, b);
+                  else stream.gemm(y, operator, b);
                   stream.admmUpdate({ b, base, state, mask, y }, relaxation, pattern, parts);
                 }
               }),

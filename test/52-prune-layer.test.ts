@@ -64,8 +64,60 @@ describe('pruneLayer', () => {
     expect(relaxed.weight).not.toEqual(plain.weight);
   });
 
+  const int8 = Device.open('cpu').info().int8Products;
+  (int8 ? describe : describe.skip)('mixed precision on a device that multiplies 8-bit integers', () => {
+    const large = syntheticLayer(60, 40); // large enough for them
+    const given = { weight: large.weight, shape: large.shape, gram: large.gram };
+
+    test.each(patterns)('%j: the search by integers, and as good', async (pattern) => {
+      const options = { ...given, ...optionsOf(pattern), device: Device.open('cpu') };
+      const [wide, mixed, narrow] = [
+        await pruneLayer(options),
+        await pruneLayer({ ...options, mixedPrecision: true }),
+        await pruneLayer({ ...options, precision: 'bfloat16', mixedPrecision: false }),
+      ];
+      expect(mixed.weight).not.toEqual(wide.weight);
+      expect(mixed.weight).not.toEqual(narrow.weight);
+      // The default with a ladder in bfloat16, and not with the published schedule.
+      expect((await pruneLayer({ ...options, precision: 'bfloat16' })).weight).toEqual(mixed.weight);
+      const paper = { ...options, precision: 'bfloat16', ...published } as const;
+      expect((await pruneLayer(paper)).weight).toEqual((await pruneLayer({ ...paper, mixedPrecision: false })).weight);
+      expect(Math.abs(mixed.error / wide.error - 1)).toBeLessThan(0.01);
+      const differing = mixed.mask.reduce((sum, bit, i) => sum + (bit === wide.mask[i] ? 0 : 1), 0);
+      expect(differing).toBeLessThan(0.1 * mixed.kept);
+    });
+
+    test('up to 5 steps of the refit as well', async () => {
+      for (const refineIterations of [5, 6]) {
+        const options = { ...given, sparsity: 0.5, refineIterations, device: Device.open('cpu'), mixedPrecision: true };
+        const mixed = await pruneLayer(options);
+        // The same mask by magnitude of what has been found, refitted in float32.
+        const exact = exactRefit(large.weight, large.gram, mixed.mask, large.m, large.n);
+        const best = relativeError(large.weight, exact, large.gram, large.m, large.n);
+        expect(mixed.error).toBeLessThan(1.02 * best);
+      }
+    });
+
+    test('equal bits for any number of threads, and one iteration or several in an op', async () => {
+      const results = [];
+      for (const threads of [1, 2, 5])
+        for (const traceEvery of [undefined, 1])
+          results.push(
+            await pruneLayer({
+              ...given,
+              sparsity: 0.7,
+              preset: 'balanced',
+              ...(traceEvery ? { traceEvery } : {}),
+              device: Device.open('cpu', { threads }),
+            }),
+          );
+      for (const { weight, mask } of results)
+        expect({ weight, mask }).toEqual({ weight: results[0]!.weight, mask: results[0]!.mask });
+    });
+  });
+
   test.each(['cpu', 'cuda:0'] as const)(
-    'mixed precision on %s: the search in bfloat16 where the device has it',
+    'mixed precision on %s: the search in bfloat16 where the device has it, and the layer is too small for integers',
     async (name) => {
       const device = Device.open(name);
       const given = { weight, shape, gram, sparsity: 0.7, device };
@@ -88,7 +140,7 @@ describe('pruneLayer', () => {
       const given = { weight, shape, gram, sparsity: 0.5, precision: 'bfloat16', device } as const;
       for (const refineIterations of [4, 5, 6]) {
         const mixed = await pruneLayer({ ...given, refineIterations, mixedPrecision: true });
-        const wide = await pruneLayer({ ...given, refineIterations });
+        const wide = await pruneLayer({ ...given, refineIterations, mixedPrecision: false });
         const isNarrow = device.info().bf16Products && refineIterations <= 5;
         expect(mixed.mask).toEqual(wide.mask);
         if (isNarrow) expect(mixed.weight).not.toEqual(wide.weight);

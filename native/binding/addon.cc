@@ -46,6 +46,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(differenceSquares);
   OP(transpose);
   OP(gemm);
+  OP(int8Gemm);
   OP(gramAccumulate);
   OP(differenceGram);
   OP(symmetrize);
@@ -62,6 +63,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(admmStart);
   OP(admmUpdate);
   OP(admmIterate);
+  OP(admmIterateInt8);
   OP(admmRescale);
   OP(cgStart);
   OP(cgStep);

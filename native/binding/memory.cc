@@ -98,6 +98,7 @@ Napi::Value deviceInfo(const Napi::CallbackInfo& info) {
     object.Set("details", device.details);
     object.Set("isa", device.isa);
     object.Set("bf16Products", device.bf16Products);
+    object.Set("int8Products", device.int8Products);
     object.Set("threads", device.threads);
     object.Set("memoryLimit", static_cast<double>(device.memoryLimit));
     object.Set("memoryUsed", static_cast<double>(device.memoryUsed));

@@ -26,6 +26,7 @@ struct DeviceInfo {
   std::string details;  // "AVX-512, bfloat16 products, 2 threads"
   std::string isa;      // instruction set of the hand-written loops: avx512bf16, avx512, avx2, scalar
   bool bf16Products = false;
+  bool int8Products = false;  // whether int8Gemm takes integers
   int threads = 1;
   uint64_t memoryLimit = 0;  // bytes, as are the next two
   uint64_t memoryUsed = 0;
@@ -95,6 +96,10 @@ class Backend {
   // that is faster; then they must be finite and below 2^127.
   virtual void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
                     bool split = false) = 0;
+  // out = a b, a bf16 [m, n], b bf16 [n, n], out f32, for corrections that need no more than two digits: where the
+  // device has int8Products, the rows of a and the columns of b without its diagonal are rounded to integers up to 127,
+  // each by a scale of its own; what comes by the diagonal is as exact as bf16. Elsewhere gemm.
+  virtual void int8Gemm(Tensor a, Tensor b, Tensor out) { gemm(a, b, out, false, false, 1, 0); }
   // Upper triangle of gram += xᵀ x; what lies below it is undefined. x [tokens, n] f32 or bf16, gram f32 [n, n].
   virtual void gramAccumulate(Tensor x, Tensor gram) = 0;
   // The same of x − y, rounded to their dtype. y may be overwritten.
@@ -148,6 +153,11 @@ class Backend {
   // when cancelled.
   virtual void admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                            Pattern pattern, Counts rowEnds, Counts keep, int64_t count) = 0;
+  // The same by int8Gemm, with bf16.
+  virtual void admmIterateInt8(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+                               Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+    admmIterate(op, base, b, state, mask, y, relaxation, pattern, rowEnds, keep, count);
+  }
   // New ρ: S *= factor off the mask (factor = ρ_old / ρ_new), and Y again.
   virtual void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) = 0;
 

@@ -200,6 +200,13 @@ void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, 
   require(out.dtype == DType::f32 || beta == 0, "Expected beta = 0 for a bfloat16 out but received ", beta);
 }
 
+void int8Gemm(const Tensor& a, const Tensor& b, const Tensor& out) {
+  dtype("a", a, DType::bf16);
+  dtype("out", out, DType::f32);
+  gemm(a, b, out, false, false, 1, 0, false);
+  require(b.dim(0) == b.dim(1), "Expected a square b but received ", describe(b));
+}
+
 void gramAccumulate(const Tensor& x, const Tensor& gram) {
   dtypeFloat("x", x);
   matrix("x", x);
@@ -289,6 +296,13 @@ void admmIterate(const Tensor& op, const Tensor& base, const Tensor& b, const Te
   require(op.dim(0) == base.dim(1) && op.dim(1) == base.dim(1), "Expected a square operator as wide as base, ",
           describe(base), ", but received ", describe(op));
   require(count >= 0, "Expected at least 0 iterations but received ", count);
+}
+
+void admmIterateInt8(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
+                     const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds,
+                     const Counts& keep, int64_t count) {
+  dtype("y", y, DType::bf16);
+  admmIterate(op, base, b, state, mask, y, relaxation, pattern, rowEnds, keep, count);
 }
 
 void admmRescale(const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double factor) {

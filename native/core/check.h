@@ -20,6 +20,7 @@ void differenceSquares(const Tensor& x, const Tensor& y, const Tensor& out);
 void transpose(const Tensor& a, const Tensor& out);
 void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, double alpha,
           double beta, bool split = false);
+void int8Gemm(const Tensor& a, const Tensor& b, const Tensor& out);
 void gramAccumulate(const Tensor& x, const Tensor& gram);
 void differenceGram(const Tensor& x, const Tensor& y, const Tensor& gram);
 void symmetrize(const Tensor& a);
@@ -40,6 +41,9 @@ void admmUpdate(const Tensor& b, const Tensor& base, const Tensor& state, const 
 void admmIterate(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
                  const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds, const Counts& keep,
                  int64_t count);
+void admmIterateInt8(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
+                     const Tensor& y, double relaxation, const Pattern& pattern, const Counts& rowEnds,
+                     const Counts& keep, int64_t count);
 void admmRescale(const Tensor& base, const Tensor& state, const Tensor& mask, const Tensor& y, double factor);
 void cgStart(const Tensor& residual, const Tensor& mask, const Tensor& direction, const Tensor& rr, const Tensor& rr0);
 void cgStep(const Tensor& q, const Tensor& mask, const Tensor& x, const Tensor& residual, const Tensor& direction,

@@ -10,7 +10,7 @@
 namespace alps {
 
 // Changes with anything that both sides see.
-constexpr int cudaInterfaceVersion = 12;
+constexpr int cudaInterfaceVersion = 13;
 
 struct CudaDevice {
   std::string name;

@@ -88,6 +88,18 @@ void CpuBackend::admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Ten
   dropLarge(leftPairs_), dropLarge(rightPairs_);
 }
 
+void CpuBackend::admmIterateInt8(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
+                                 double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
+  if (!goesByInt8(y)) return admmIterate(op, base, b, state, mask, y, relaxation, pattern, rowEnds, keep, count);
+  std::vector<Expected> expected;
+  for (int64_t i = 0; i < count; i++) {
+    throwIfCancelled();
+    int8Product(y, op, b, i > 0);
+    admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, i + 1 == count, &expected);
+  }
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
+}
+
 void CpuBackend::admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) {
   forGroups(pool_, base.size(), 1, [&](int64_t at, int64_t n) {
     kernels_.pruning.scaleOffMask(state.as() + at, mask.as<uint8_t>() + at, static_cast<float>(factor),

@@ -45,6 +45,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       account_(std::make_shared<Account>()),
       kernels_(chooseKernels(options.isa)),
       products_(chooseProducts(options.isa, kernels_)),
+      int8_(chooseInt8(options.isa, kernels_)),
       pool_(options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency())) {
   if (options_.memoryLimit == 0) options_.memoryLimit = machineMemory() / 10 * 9;
 }
@@ -54,11 +55,13 @@ DeviceInfo CpuBackend::info() const {
   info.name = "cpu";
   info.isa = kernels_.isa;
   info.bf16Products = bf16InHardware();
+  info.int8Products = int8_ && kernels_.isa != std::string("scalar");
   info.threads = pool_.threads();
   info.memoryLimit = options_.memoryLimit;
   info.memoryUsed = account_->used;
   info.memoryPeak = account_->peak;
-  info.details = info.isa + (info.bf16Products ? ", bfloat16 products, " : ", ") + std::to_string(info.threads) +
+  info.details = info.isa + (info.bf16Products ? ", bfloat16 products" : "") +
+                 (info.int8Products ? ", int8 products, " : ", ") + std::to_string(info.threads) +
                  (info.threads == 1 ? " thread" : " threads");
   return info;
 }

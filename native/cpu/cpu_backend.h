@@ -36,6 +36,7 @@ class CpuBackend final : public Backend {
   void transpose(Tensor a, Tensor out) override;
   void gemm(Tensor a, Tensor b, Tensor out, bool transposeA, bool transposeB, double alpha, double beta,
             bool split = false) override;
+  void int8Gemm(Tensor a, Tensor b, Tensor out) override;
   void gramAccumulate(Tensor x, Tensor gram) override;
   void differenceGram(Tensor x, Tensor y, Tensor gram) override;
   void symmetrize(Tensor a) override;
@@ -54,6 +55,8 @@ class CpuBackend final : public Backend {
                   Counts rowEnds, Counts keep) override;
   void admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                    Pattern pattern, Counts rowEnds, Counts keep, int64_t count) override;
+  void admmIterateInt8(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
+                       Pattern pattern, Counts rowEnds, Counts keep, int64_t count) override;
   void admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) override;
   void cgStart(Tensor residual, Tensor mask, Tensor direction, Tensor rr, Tensor rr0) override;
   void cgStep(Tensor q, Tensor mask, Tensor x, Tensor residual, Tensor direction, Tensor rr, Tensor rr0,
@@ -96,6 +99,11 @@ class CpuBackend final : public Backend {
   void pairTiles(const LeftPairs& left, int64_t rows, int64_t columns, int64_t k, const PairOutput& out);
   void pairProduct(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, bool transposeB, float alpha,
                    float beta);
+  static int64_t int8Columns(int64_t k);
+  bool goesByInt8(const Tensor& a) const;
+  void packInt8(const Tensor& b, int64_t column, int64_t columns);
+  void int8Product(const Tensor& a, const Tensor& b, const Tensor& out, bool again);
+  void multiplyInt8(const Tensor& y, const Tensor& out, int64_t column, int64_t columns);
   void pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                 Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected);
@@ -105,7 +113,10 @@ class CpuBackend final : public Backend {
   std::shared_ptr<Account> account_;
   const Kernels& kernels_;                  // the loops for this machine's instruction set
   const ProductKernels* products_;          // null: oneDNN multiplies bfloat16
+  const Int8Kernels* int8_;                 // null: 8-bit integers are not multiplied
   Lines<uint32_t> leftPairs_, rightPairs_;  // packed factors of the product that runs, kept for the next
+  Lines<float> rowScales_, columnScales_;   // of integers among them
+  Lines<int32_t> rowSums_;
   ThreadPool pool_;
 };
 

@@ -14,6 +14,7 @@ namespace alps {
 namespace scalar {
 extern const Kernels table;
 extern const ProductKernels products;
+extern const Int8Kernels int8Products;
 }  // namespace scalar
 #if defined(__x86_64__)
 namespace avx2 {
@@ -26,6 +27,9 @@ namespace avx512bf16 {
 extern const Kernels table;
 extern const ProductKernels products;
 }  // namespace avx512bf16
+namespace avx512vnni {
+extern const Int8Kernels products;
+}
 
 namespace {
 // __builtin_cpu_supports() of Clang does not know it.
@@ -63,6 +67,15 @@ const ProductKernels* chooseProducts(const std::string& asked, [[maybe_unused]] 
   if (asked == "scalar") return &scalar::products;
 #if defined(__x86_64__)
   if (hasBf16Products(kernels) && !multipliesTiles()) return &avx512bf16::products;
+#endif
+  return nullptr;
+}
+
+const Int8Kernels* chooseInt8(const std::string& asked, [[maybe_unused]] const Kernels& kernels) {
+  if (asked == "scalar") return &scalar::int8Products;
+#if defined(__x86_64__)
+  bool has512 = kernels.isa == std::string("avx512") || hasBf16Products(kernels);
+  if (has512 && __builtin_cpu_supports("avx512vnni") && !multipliesTiles()) return &avx512vnni::products;
 #endif
   return nullptr;
 }

@@ -7,6 +7,7 @@
 
 #include "core/tensor.h"
 #include "cpu/kernels_factor.h"
+#include "cpu/kernels_int8.h"
 #include "cpu/kernels_products.h"
 #include "cpu/kernels_pruning.h"
 #include "cpu/kernels_transformer.h"
@@ -51,5 +52,9 @@ bool hasBf16Products(const Kernels& kernels);
 // The loops of bfloat16 products, null where oneDNN's are the better ones: without instructions for them, and with
 // tiles (AMX). Where the scalar set was asked for, its own, so that they are tested on any machine.
 const ProductKernels* chooseProducts(const std::string& asked, const Kernels& kernels);
+
+// The loops of products of 8-bit integers, null where they would not be faster than those of bfloat16: without
+// instructions for them, and with tiles for bfloat16. The scalar set has its own, for tests.
+const Int8Kernels* chooseInt8(const std::string& asked, const Kernels& kernels);
 
 }  // namespace alps

@@ -176,15 +176,8 @@ void CpuBackend::pairProduct(const Tensor& a, const Tensor& b, const Tensor& out
 
 // out [rows, columns] of the left factor and the packed right one.
 void CpuBackend::pairTiles(const LeftPairs& left, int64_t rows, int64_t columns, int64_t k, const PairOutput& out) {
-  const int64_t enoughTiles = std::max<int64_t>(32, pool_.enoughTasks());
-  int64_t height = 4 * pairColumns, width = 4 * pairColumns;
-  auto count = [](int64_t size, int64_t tile) { return (size + tile - 1) / tile; };
-  while (count(rows, height) * count(columns, width) < enoughTiles && height > pairColumns)
-    (height < width ? width : height) /= 2;
-  int64_t down = count(rows, height), pairs = pairsOf(k);
-  pool_.run(down * count(columns, width), [&](int64_t task) {
-    int64_t i = task % down * height, j = task / down * width;
-    int64_t tileRows = std::min(height, rows - i), tileColumns = std::min(width, columns - j);
+  int64_t pairs = pairsOf(k);
+  forTiles(pool_, rows, columns, pairColumns, [&](int64_t i, int64_t j, int64_t tileRows, int64_t tileColumns) {
     RightPairs right{rightPairs_.data() + j * pairs, pairs};
     PairOutput tile = out.at(i, j);
     if (!tile.narrow || pairs <= pairsTogether)

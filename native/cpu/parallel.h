@@ -2,6 +2,7 @@
 // and each output element belongs to one task, so results do not depend on it either. Reductions go into one slot a
 // task and are summed in order by the caller.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -50,5 +51,20 @@ class ThreadPool {
   std::atomic<int64_t> next_{0};
   std::exception_ptr failure_;
 };
+
+// Cuts [rows, columns] into tiles, down and across multiples of a panel, as large as leaves enough of them, and runs
+// tile(row, column, height, width). Large tiles read packed panels seldom.
+template <typename Tile>
+void forTiles(ThreadPool& pool, int64_t rows, int64_t columns, int64_t panel, const Tile& tile) {
+  const int64_t enough = std::max<int64_t>(32, pool.enoughTasks());
+  int64_t height = 4 * panel, width = 4 * panel;
+  auto count = [](int64_t size, int64_t piece) { return (size + piece - 1) / piece; };
+  while (count(rows, height) * count(columns, width) < enough && height > panel) (height < width ? width : height) /= 2;
+  int64_t down = count(rows, height);
+  pool.run(down * count(columns, width), [&](int64_t task) {
+    int64_t i = task % down * height, j = task / down * width;
+    tile(i, j, std::min(height, rows - i), std::min(width, columns - j));
+  });
+}
 
 }  // namespace alps

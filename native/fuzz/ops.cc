@@ -96,8 +96,9 @@ void admmUpdate(Backend& backend, Arguments& from) {
       op.arguments);
 }
 
+template <auto Method, auto Check>
 void admmIterate(Backend& backend, Arguments& from) {
-  Op<&Backend::admmIterate, check::admmIterate> op;
+  Op<Method, Check> op;
   bool right = op.read(from, "h:n,n f:m,n f:m,n f:m,n b:m,n h:m,n #w");
   toRelaxation(std::get<6>(op.arguments));
   std::get<10>(op.arguments) %= 4;  // any number of iterations is allowed: time is what it takes
@@ -209,13 +210,15 @@ constexpr Call ops[] = {
     project,
     projectRows,
     admmUpdate,
-    admmIterate,
+    admmIterate<&Backend::admmIterate, check::admmIterate>,
+    admmIterate<&Backend::admmIterateInt8, check::admmIterateInt8>,
     sparseGpt,
     dsnot,
     gemm,
     transpose,
     maskChanges,
     topExperts,
+    OP(int8Gemm, "h:m,n h:n,n f:m,n"),
     OP(fill, "y:m,n"),
     OP(copy, "y:m,n y:m,n"),
     OP(axpby, "h:m,n h:m,n"),

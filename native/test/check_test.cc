@@ -94,6 +94,11 @@ TEST_CASE("products and square matrices") {
   REFUSED("one dtype for a and b", gemm(mn, bf16({3, 3}), mn, false, false, 1, 0));
   REFUSED("matrix for b", gemm(mn, f32({9}), mn, false, false, 1, 0));
   REFUSED("op(b) [k, n]", gemm(mn, mn, mn, false, false, 1, 0));
+  PASSES(int8Gemm(bf16({2, 3}), bf16({3, 3}), mn));
+  REFUSED("dtype bfloat16 for a", int8Gemm(mn, nn, mn));
+  REFUSED("dtype float32 for out", int8Gemm(bf16({2, 3}), bf16({3, 3}), bf16({2, 3})));
+  REFUSED("one dtype for a and b", int8Gemm(bf16({2, 3}), nn, mn));
+  REFUSED("square b", int8Gemm(bf16({2, 3}), bf16({3, 2}), f32({2, 2})));
   REFUSED("beta = 0", gemm(mn, nn, bf16({2, 3}), false, false, 1, 1));
   REFUSED("beta = 0", gemm(mn, nn, bf16({2, 3}), false, false, 1, notANumber));
   PASSES(gramAccumulate(bf16({2, 3}), nn));
@@ -163,6 +168,7 @@ TEST_CASE("ADMM, conjugate gradient and sweeps") {
   PASSES(admmIterate(nn, mn, mn, mn, mask, mn, 1, free_, {2}, {1}, 3));
   REFUSED("dtype float32 for operator", admmIterate(bf16({3, 3}), mn, mn, mn, mask, mn, 1, free_, {2}, {1}, 3));
   REFUSED("square operator as wide as base", admmIterate(f32({2, 2}), mn, mn, mn, mask, mn, 1, free_, {2}, {1}, 3));
+  REFUSED("dtype bfloat16 for y", admmIterateInt8(nn, mn, mn, mn, mask, mn, 1, free_, {2}, {1}, 3));
   REFUSED("at least 0 iterations", admmIterate(nn, mn, mn, mn, mask, mn, 1, free_, {2}, {1}, -1));
   PASSES(admmRescale(mn, mn, mask, mn, 0.5));
   for (double factor : {0.0, -1.0, notANumber, infinity})

@@ -67,6 +67,107 @@ TEST_CASE("bfloat16 products that are packed in parts, copied, or kept in bfloat
   }
 }
 
+// What int8Gemm is where integers are multiplied: everything but the last sum as it is rounded.
+struct Integers {
+  std::vector<int> values;
+  double scale;
+};
+static Integers integersOf(const Numbers& x) {
+  float peak = 0;
+  for (double number : x) peak = std::max(peak, std::fabs(static_cast<float>(number)));
+  float factor = peak > 0 ? 127 / peak : 0;
+  Integers integers{{}, peak / 127};
+  for (double number : x)
+    integers.values.push_back(static_cast<int>(std::nearbyint(static_cast<float>(number) * factor)));
+  return integers;
+}
+
+static bool takesIntegers(const NamedBackend& device) {
+  return device->info().int8Products || device->info().isa == "scalar";
+}
+
+TEST_CASE("int8Gemm") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    // Fewer rows than are packed for, odd sizes, sums in two pieces, a right factor in two parts.
+    for (auto [m, n] : {std::pair<int64_t, int64_t>{5, 9},
+                        {47, 60},
+                        {48, 1},
+                        {51, 131},
+                        {203, 97},
+                        {64, 192},
+                        {49, 2050},
+                        {48, 5830}}) {
+      if (n > 5000 && !device->info().int8Products) continue;
+      CAPTURE(n);
+      Tensor a = normal(DType::bf16, {m, n}, 1), b = normal(DType::bf16, {n, n}, 2),
+             out = normal(DType::f32, {m, n}, 3);
+      Numbers left = numbersOf(a), right = numbersOf(b);
+      for (int64_t j = 0; j < n; j++)
+        right[static_cast<size_t>(j * n + j)] += 100;  // beyond what the columns' scales have
+      for (int64_t j = 0; j < n; j++) left[static_cast<size_t>(2 * n + j)] = 0;
+      a = tensorOf(DType::bf16, {m, n}, left), b = tensorOf(DType::bf16, {n, n}, right);
+      right = numbersOf(b);
+      device->int8Gemm(a, b, out);
+      if (!takesIntegers(device) || m < 48) {
+        Tensor plain = zeros(DType::f32, {m, n});
+        device->gemm(a, b, plain, false, false, 1, 0);
+        CHECK(bytesOf(out) == bytesOf(plain));
+        continue;
+      }
+      std::vector<Integers> columns;
+      for (int64_t j = 0; j < n; j++) {
+        Numbers column;
+        for (int64_t l = 0; l < n; l++) column.push_back(l == j ? 0 : right[static_cast<size_t>(l * n + j)]);
+        columns.push_back(integersOf(column));
+      }
+      Numbers got = numbersOf(out), expected, some;
+      for (int64_t i = 0; i<m; i += n> 1000 ? 47 : 1) {
+        Integers row = integersOf(Numbers(left.begin() + i * n, left.begin() + (i + 1) * n));
+        for (int64_t j = 0; j < n; j++) {
+          int64_t sum = 0;
+          for (size_t l = 0; l < row.values.size(); l++)
+            sum += row.values[l] * columns[static_cast<size_t>(j)].values[l];
+          size_t at = static_cast<size_t>(i * n + j);
+          expected.push_back(row.scale * columns[static_cast<size_t>(j)].scale * static_cast<double>(sum) +
+                             right[static_cast<size_t>(j * n + j)] * left[at]);
+          some.push_back(got[at]);
+        }
+      }
+      CHECK(nmse(some, expected) < 1e-13);
+    }
+  }
+}
+
+TEST_CASE("int8Gemm keeps what is not finite to its rows and columns, and what is tiny exact to its digits") {
+  for (const NamedBackend& device : backends()) {
+    if (!takesIntegers(device)) continue;
+    CAPTURE(device.name);
+    const int64_t m = 50, n = 60;
+    Numbers left = numbersOf(normal(DType::bf16, {m, n}, 1)), right = numbersOf(normal(DType::bf16, {n, n}, 2));
+    auto run = [&] {
+      Tensor out = zeros(DType::f32, {m, n});
+      device->int8Gemm(tensorOf(DType::bf16, {m, n}, left), tensorOf(DType::bf16, {n, n}, right), out);
+      return numbersOf(out);
+    };
+    Numbers usual = run();
+    left[3 * n + 7] = NAN, left[5 * n] = INFINITY, right[9 * n + 11] = -INFINITY, right[59 * n + 58] = NAN;
+    Numbers marked = run();
+    for (int64_t i = 0; i < m; i++)
+      for (int64_t j = 0; j < n; j++) {
+        size_t at = static_cast<size_t>(i * n + j);
+        bool lost = i == 3 || i == 5 || j == 11 || j == 58;
+        CHECK(std::isnan(marked[at]) == lost);
+        if (!lost) CHECK(marked[at] == usual[at]);
+      }
+    left = numbersOf(normal(DType::bf16, {m, n}, 1, 0x1p-100)),
+    right = numbersOf(normal(DType::bf16, {n, n}, 2, 0x1p60));
+    Numbers scaled = run();
+    for (double& x : scaled) x *= 0x1p40;
+    CHECK(nmse(scaled, usual) < 1e-12);
+  }
+}
+
 TEST_CASE("a product over nothing is beta times what was there") {
   for (const NamedBackend& device : backends()) {
     Tensor out = normal(DType::f32, {3, 5}, 1);

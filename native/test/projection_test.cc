@@ -201,6 +201,7 @@ TEST_CASE("many ADMM iterations in one op have the bits of products and passes o
       {64, 1100, {2, 4}, {64}, {0}, 0},
       {70, 99, {1, 3}, {70}, {0}, 0},
       {48, 50, {2, 5}, {48}, {0}, 0},
+      {50, 2100, {}, {50}, {9000}, 0},
   };
   for (const NamedBackend& device : backends()) {
     for (const Case& c : cases) {
@@ -216,17 +217,21 @@ TEST_CASE("many ADMM iterations in one op have the bits of products and passes o
       Tensor base = tensorOf(DType::f32, shape, values), mask0 = randomMask(shape, 3);
       Tensor op =
           c.levels > 0 ? zeros(DType::bf16, {c.n, c.n}) : normal(DType::bf16, {c.n, c.n}, 2, 0.3 / std::sqrt(c.n));
-      for (int count : {0, 1, 2, 6}) {
+      for (auto [count, int8] : {std::pair{0, false}, {1, false}, {2, false}, {6, false}, {1, true}, {6, true}}) {
         CAPTURE(count);
+        CAPTURE(int8);
         std::vector<std::vector<uint8_t>> results[2];
         for (bool together : {false, true}) {
           Tensor mask = zeros(DType::u8, shape), state = zeros(DType::f32, shape), y = zeros(DType::bf16, shape),
                  b = zeros(DType::f32, shape);
           device->copy(mask0, mask);
           device->admmStart(base, mask, state, y);
-          if (together) device->admmIterate(op, base, b, state, mask, y, 1.3, c.pattern, c.ends, c.keep, count);
+          if (together && int8)
+            device->admmIterateInt8(op, base, b, state, mask, y, 1.3, c.pattern, c.ends, c.keep, count);
+          else if (together)
+            device->admmIterate(op, base, b, state, mask, y, 1.3, c.pattern, c.ends, c.keep, count);
           for (int i = 0; i < count && !together; i++) {
-            device->gemm(y, op, b, false, false, 1, 0);
+            int8 ? device->int8Gemm(y, op, b) : device->gemm(y, op, b, false, false, 1, 0);
             device->admmUpdate(b, base, state, mask, y, 1.3, c.pattern, c.ends, c.keep);
           }
           for (const Tensor& tensor : {b, state, mask, y}) results[together].push_back(bytesOf(tensor));

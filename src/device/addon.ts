@@ -19,6 +19,7 @@ export interface NativeDeviceInfo {
   details: string;
   isa: string;
   bf16Products: boolean;
+  int8Products: boolean;
   threads: number;
   memoryLimit: number;
   memoryUsed: number;
@@ -116,6 +117,7 @@ export interface Addon {
     beta: number,
     split: boolean,
   ): void;
+  int8Gemm(stream: S, a: T, b: T, out: T): void;
   gramAccumulate(stream: S, x: T, gram: T): void;
   differenceGram(stream: S, x: T, y: T, gram: T): void;
   symmetrize(stream: S, a: T): void;
@@ -143,6 +145,20 @@ export interface Addon {
     keep: number[],
   ): void;
   admmIterate(
+    stream: S,
+    operator: T,
+    base: T,
+    b: T,
+    state: T,
+    mask: T,
+    y: T,
+    relaxation: number,
+    pattern: NativePattern,
+    rowEnds: number[],
+    keep: number[],
+    count: number,
+  ): void;
+  admmIterateInt8(
     stream: S,
     operator: T,
     base: T,

@@ -28,6 +28,8 @@ export interface DeviceInfo {
   isa: string;
   /** Whether matrix products of bfloat16 run in hardware. */
   bf16Products: boolean;
+  /** Whether those of 8-bit integers do, and `mixedPrecision` uses them. */
+  int8Products: boolean;
   threads: number;
   /** Bytes, as are the next two. */
   memoryLimit: number;

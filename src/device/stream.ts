@@ -199,6 +199,13 @@ export class Stream {
     const { transposeA = false, transposeB = false, alpha = 1, beta = 0, split = false } = options;
     this.#op('gemm', a.handle, b.handle, out.handle, transposeA, transposeB, alpha, beta, split);
   }
+  /**
+   * out = a b with b [n, n], both bfloat16, for corrections that need no more than two digits: on devices with `int8Products` the rows of a
+   * and the columns of b without its diagonal are rounded to 8-bit integers, each by a scale of its own; elsewhere as {@link gemm}.
+   */
+  int8Gemm(a: Tensor<'bfloat16'>, b: Tensor<'bfloat16'>, out: F32): void {
+    this.#op('int8Gemm', a.handle, b.handle, out.handle);
+  }
   /** Upper triangle of gram += xᵀx; see {@link symmetrize}. */
   gramAccumulate(x: Float, gram: F32): void {
     this.#op('gramAccumulate', x.handle, gram.handle);
@@ -278,7 +285,10 @@ export class Stream {
       segments.keep,
     );
   }
-  /** `count` times { b = Y K; {@link admmUpdate} } with K the operator [n, n], of Y's dtype. Leaves B in b. */
+  /**
+   * `count` times { b = Y K; {@link admmUpdate} } with K the operator [n, n], of Y's dtype. Leaves B in b.
+   * @param int8 whether the products are those of {@link int8Gemm}; for bfloat16
+   */
   admmIterate(
     operator: Float,
     { base, b, state, mask, y }: AdmmTensors,
@@ -286,9 +296,10 @@ export class Stream {
     pattern: NativePattern,
     segments: Segments,
     count: number,
+    int8 = false,
   ): void {
     this.#op(
-      'admmIterate',
+      int8 ? 'admmIterateInt8' : 'admmIterate',
       operator.handle,
       base.handle,
       b.handle,

@@ -22,10 +22,11 @@ import {
   type PruningOptions,
   parsePruningOptions,
   searchPrecision,
+  wantsMixed,
 } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
 import { parseShape } from '../pruning/prune-layer.js';
-import { countBytes, stepsPrecision } from '../pruning/refine.js';
+import { countBytes, stepsProducts } from '../pruning/refine.js';
 import { matricesByName } from '../unknown-model.js';
 
 /** Small tensors (scales, counts, sums of rows), generously. */
@@ -60,7 +61,7 @@ export function solveBytes(
     dsnot: (dsnot.initial === 'sparsegpt' ? 4 * square : 0) + 8 * matrix,
   }[method];
   const scaled = method === 'alps' ? 0 : 4 * matrix;
-  const steps = method === 'alps' && stepsPrecision(parsed) === 'bfloat16' ? 2 * (square + matrix) : 0;
+  const steps = method === 'alps' && stepsProducts(parsed) !== 'float32' ? 2 * (square + matrix) : 0;
   const counts = countBytes(m, n, parsed.refineIterations);
   const refitted = { none: 0, pcg: scaled + 12 * matrix + steps + counts, backsolve: scaled + 4 * matrix }[refit];
   const gram = needsGram(parsed) ? 4 * square : 0;
@@ -110,8 +111,8 @@ export function estimateLayerBytes(options: LayerSize): number {
   // The weights come while the Gram matrix is summed; sums of squares are waited for.
   const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + small({ m, n });
   // On a device that is not known here, with or without.
-  const solves = [parsed, { ...parsed, mixedPrecision: false }].map((options) =>
-    solveBytes({ m, n }, options, precision),
+  const solves = [wantsMixed(parsed, precision), false].map((mixedPrecision) =>
+    solveBytes({ m, n }, { ...parsed, mixedPrecision }, precision),
   );
   return Math.max(upload, ...solves);
 }
@@ -126,10 +127,11 @@ export function estimateLayerBytes(options: LayerSize): number {
  */
 export async function estimateModelBytes(given: PruneOptions, device: Device): Promise<number> {
   const options = withPreset(given);
-  const parsed = onDevices(parsePruningOptions(options), [device]);
+  const asked = parsePruningOptions(options);
   const checkpoint = await Checkpoint.open(options.model, { signal: options.signal });
   try {
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
+    const parsed = onDevices(asked, [device], precision);
     let architecture: Architecture;
     try {
       architecture = readArchitecture(checkpoint);

@@ -4,7 +4,7 @@ import { together } from '../together.js';
 import type { LayerProblem } from './layer-problem.js';
 import { keptOf, nativePattern, productsTogether } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
-import { refit, stepsPrecision } from './refine.js';
+import { refit, stepsProducts } from './refine.js';
 import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
@@ -61,7 +61,7 @@ export async function solveAlps(
     };
     // When it settles, ADMM's memory is free for the refit.
     await together([admm.settle(), inOwnUnits()]);
-    const refitted = refit(problem, weight, mask, options, stepsPrecision(options));
+    const refitted = refit(problem, weight, mask, options, stepsProducts(options));
     clock.leave();
     const refineIterations = await refitted(() => problem.unscale(weight));
     const time = { factorise: clock.spent('factorise'), admm: clock.spent('admm'), refine: clock.spent('refine') };
@@ -193,12 +193,12 @@ class Admm {
     const { stream, device, base, segments, m, n } = this.#problem;
     const pattern = nativePattern(this.#options.pattern);
     const iterate = { base, ...this.#iterate };
-    const { relaxation } = this.#options;
+    const { relaxation, int8 } = this.#options;
     // An op holds its device: large layers go one iteration at a time, small ones several.
     const together = Math.max(1, Math.floor(productsTogether(device) / (2 * m * n * n)));
     for (let done = 0; done < count; done += together) {
       const iterations = Math.min(together, count - done);
-      stream.admmIterate(this.#operator, iterate, relaxation, pattern, segments, iterations);
+      stream.admmIterate(this.#operator, iterate, relaxation, pattern, segments, iterations, int8);
     }
     this.#iteration += count;
   }

@@ -70,10 +70,10 @@ export interface PruningOptions {
    */
   relaxation?: number;
   /**
-   * ALPS: whether the products of the search for the support are in bfloat16 where the device (of several: all) multiplies it in hardware, and not
-   * only where `precision` says so, and with them those of the refit's steps, if these are at most 5. Only corrections go through them
-   * (docs/algorithm.md, "ADMM" and "Refit"). Default false; with `preset: 'balanced'` true unless `precision` is `float32`. Reports say whether it was
-   * done.
+   * ALPS: whether the products of the search for the support are in what the device (of several: all) multiplies fastest, 8-bit integers or bfloat16,
+   * and with them those of the refit's steps, if these are at most 5. Only corrections go through them (docs/algorithm.md, "ADMM" and "Refit").
+   * Default: with the ladders whether the run is in bfloat16; with `preset: 'balanced'` true unless `precision` is `float32`. Reports say what was
+   * done (`mixedPrecision`, `int8`).
    */
   mixedPrecision?: boolean;
   /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
@@ -109,7 +109,10 @@ export interface ParsedPruningOptions {
   metric: Metric;
   obsExponent: number;
   relaxation: number;
-  mixedPrecision: boolean;
+  /** Undefined before {@link onDevices}: where it was not given. */
+  mixedPrecision: boolean | undefined;
+  /** Whether the products of `mixedPrecision` are those of 8-bit integers; known from {@link onDevices} on. */
+  int8: boolean;
   ridge: number;
   refineIterations: number;
   refineTolerance: number;
@@ -161,7 +164,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     refit = method === 'alps' ? 'pcg' : 'none',
     comparisonGroup = method === 'wanda' || method === 'dsnot' ? 'row' : 'layer',
     schedule = options.metric === 'diagonal' ? 'alps' : 'ladder',
-    mixedPrecision = false,
+    mixedPrecision,
     ridge = 0.01,
     refineIterations = 10,
     refineTolerance = 1e-5,
@@ -183,7 +186,8 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     metric: oneOf('metric', ['diagonal', 'obs'], metric),
     obsExponent: numberIn('obsExponent', obsExponent, 0, 1),
     relaxation: between('relaxation', relaxation, 0, 2),
-    mixedPrecision: flag('mixedPrecision', mixedPrecision),
+    mixedPrecision: mixedPrecision === undefined ? undefined : flag('mixedPrecision', mixedPrecision),
+    int8: false,
     ridge: numberIn('ridge', ridge, 0, 1e6),
     refineIterations: integerFrom('refineIterations', refineIterations, 0, 10_000),
     refineTolerance: numberIn('refineTolerance', refineTolerance, 0, 1),
@@ -214,10 +218,25 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
   return parsed;
 }
 
-/** The options as these devices take them. One that does not multiply bfloat16 in hardware keeps all from it: a result does not depend on who does what. */
-export function onDevices(parsed: ParsedPruningOptions, devices: readonly Device[]): ParsedPruningOptions {
-  const mixedPrecision = parsed.mixedPrecision && devices.every((device) => device.info().bf16Products);
-  return { ...parsed, mixedPrecision };
+/** Whether reduced precision is wanted where a device has it, in a run of this one: see {@link PruningOptions.mixedPrecision}. */
+export function wantsMixed({ mixedPrecision, schedule }: ParsedPruningOptions, precision: Precision): boolean {
+  return mixedPrecision ?? (precision === 'bfloat16' && isLadder(schedule));
+}
+
+/**
+ * The options as these devices take them, in a run of this precision. One that does not multiply a format in hardware keeps all from it: a result
+ * does not depend on who does what.
+ */
+export function onDevices(
+  parsed: ParsedPruningOptions,
+  devices: readonly Device[],
+  precision: Precision,
+): ParsedPruningOptions & { mixedPrecision: boolean } {
+  const infos = devices.map((device) => device.info());
+  const wanted = wantsMixed(parsed, precision);
+  const int8 = wanted && infos.every(({ int8Products }) => int8Products);
+  const mixedPrecision = int8 || (wanted && infos.every(({ bf16Products }) => bf16Products));
+  return { ...parsed, mixedPrecision, int8 };
 }
 
 /** Of ADMM's products. @param options of {@link onDevices} */

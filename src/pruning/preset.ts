@@ -4,8 +4,8 @@ import { oneOf, type PruningOptions } from './options.js';
 /**
  * Sets of options under one name.
  * - `paper`: ALPS as published (NeurIPS 2024)
- * - `balanced`: ALPS in two thirds of the time to solve a layer (half where bfloat16 is multiplied in hardware), at errors up to some 1 % larger, 2 %
- *   with N:M
+ * - `balanced`: ALPS in two thirds of the time to solve a layer (half where bfloat16 is multiplied in hardware, a third where 8-bit integers are), at
+ *   errors up to some 1 % larger, 2 % with N:M
  */
 export type Preset = 'paper' | 'balanced';
 

@@ -117,7 +117,7 @@ export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerRe
   const weightTensor = scope.hold(stream.upload('float32', [outputs, inputs], weight, `the weights of ${name}`));
   const layers = [{ name, outputs }];
   const group: LayerGroup = { layers, weight: weightTensor, gram: gramTensor, diagonal, moments };
-  const result = await solveGroup(stream, group, onDevices(parsed, [device]), precision);
+  const result = await solveGroup(stream, group, onDevices(parsed, [device], precision), precision);
   scope.hold(result.weight);
   scope.hold(result.mask);
   const [prunedWeight, mask] = await Promise.all([stream.read(result.weight), stream.read(result.mask)]);

@@ -6,14 +6,14 @@ import type { ParsedPruningOptions, Precision } from './options.js';
 /**
  * Refits the kept weights in the way that was asked for.
  * @param b scaled weights, zero off the mask; refitted in place
- * @param steps number format of the products of the conjugate gradient's steps, see {@link stepsPrecision}
+ * @param steps what the products of the conjugate gradient's steps are taken in, see {@link stepsProducts}
  */
 export function refit(
   problem: LayerProblem,
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
   options: Pick<ParsedPruningOptions, 'refit' | 'refineIterations' | 'refineTolerance'>,
-  steps: Precision = 'float32',
+  steps: StepsProducts = 'float32',
 ): Refitting {
   const { refit, refineIterations: iterations, refineTolerance: tolerance } = options;
   if (refit === 'pcg' && iterations > 0) return refine(problem, b, mask, { iterations, tolerance, steps });
@@ -39,13 +39,17 @@ const stepsTogether = 64;
 /** Most steps of a row that it is expected to take, whatever was asked for. */
 const expectedSteps = 100;
 
+/** Number format of products; int8: of bfloat16 by `int8Gemm`. */
+type StepsProducts = Precision | 'int8';
+
 /**
  * What the products of the refit's steps are taken in behind ADMM. Its solution is close to the refit's, and what few steps change of it comes out the
- * same with H' and the directions in bfloat16, which many steps, or steps from a mask alone, do not (docs/algorithm.md, "Refit").
+ * same with H' and the directions in bfloat16 or integers, which many steps, or steps from a mask alone, do not (docs/algorithm.md, "Refit").
  * @param options of `onDevices`
  */
-export function stepsPrecision({ mixedPrecision, refineIterations }: ParsedPruningOptions): Precision {
-  return mixedPrecision && refineIterations <= narrowSteps ? 'bfloat16' : 'float32';
+export function stepsProducts({ mixedPrecision, int8, refineIterations }: ParsedPruningOptions): StepsProducts {
+  if (!mixedPrecision || refineIterations > narrowSteps) return 'float32';
+  return int8 ? 'int8' : 'bfloat16';
 }
 
 /** The exact minimum over the weights on the mask: H'[S, S] b[S] = (B₀ H')[S] for each row's support S. */
@@ -65,7 +69,7 @@ function refine(
   problem: LayerProblem,
   b: Tensor<'float32'>,
   mask: Tensor<'uint8'>,
-  options: { iterations: number; tolerance: number; steps: Precision },
+  options: { iterations: number; tolerance: number; steps: StepsProducts },
 ): Refitting {
   const { stream, device, m, n } = problem;
   const { iterations, tolerance, steps } = options;
@@ -137,12 +141,12 @@ interface Steps {
 function sideBySide(
   { stream, device, gram, m }: LayerProblem,
   { b, mask, residual, direction, tolerance, active }: Steps & { direction: Tensor<'float32'> },
-  precision: Precision,
+  products: StepsProducts,
   scope: Scope,
 ): (() => Promise<void>) | undefined {
   const [rr, rr0] = [scope.hold(device.empty('float64', [m])), scope.hold(device.empty('float64', [m]))];
   const q = scope.hold(device.empty('float32', b.shape, 'the refit’s product'));
-  const narrow = precision === 'bfloat16' && {
+  const narrow = products !== 'float32' && {
     gram: scope.hold(device.empty('bfloat16', gram.shape, 'the refit’s Gram matrix in bfloat16')),
     direction: scope.hold(device.empty('bfloat16', b.shape, 'the refit’s direction in bfloat16')),
   };
@@ -154,7 +158,8 @@ function sideBySide(
     for (let i = from; i < end; i++) {
       if (narrow) {
         stream.copy(direction, narrow.direction);
-        stream.gemm(narrow.direction, narrow.gram, q);
+        if (products === 'int8') stream.int8Gemm(narrow.direction, narrow.gram, q);
+        else stream.gemm(narrow.direction, narrow.gram, q);
       } else stream.gemm(direction, gram, q, { split: true });
       using count = counts.rows(i, i + 1);
       stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);
@@ -188,10 +193,10 @@ function onSupports(
 
 /**
  * Whether each row on its own is faster. It is on a processor for the sparser layers: gathering H'[S, S] takes as long as a share of 4 |S| / n of
- * a row's product with the whole H', a step with it 1.6 (|S| / n)², or 2.8 where it is too large for a core's cache, and one in
- * bfloat16 half of one in float32 (docs/performance.md).
+ * a row's product with the whole H', a step with it 1.6 (|S| / n)², or 2.8 where it is too large for a core's cache, one in
+ * bfloat16 half of one in float32, and one of integers a quarter (docs/performance.md).
  */
-function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: number, steps: Precision): boolean {
+function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: number, steps: StepsProducts): boolean {
   if (device.name !== 'cpu') return false;
   let cost = 0;
   for (const [i, keep] of segments.keep.entries()) {
@@ -200,7 +205,7 @@ function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: n
     if (kept > 1100) return false;
     cost += rows * ((4 * kept) / n + (kept > 700 ? 2.8 : 1.6) * iterations * (kept / n) ** 2);
   }
-  return cost < m * iterations * (steps === 'bfloat16' ? 0.5 : 1);
+  return cost < m * iterations * { float32: 1, bfloat16: 0.5, int8: 0.25 }[steps];
 }
 
 /** Ranges of rows that one op takes up, of at most so many operations where a row does not have more. */

@@ -1,5 +1,6 @@
 #define ALPS_ISA scalar
 #include "cpu/kernels/all.inl"
+#include "cpu/kernels_int8.h"
 #include "cpu/kernels_products.h"
 
 namespace alps::scalar {
@@ -8,5 +9,11 @@ namespace alps::scalar {
 
 extern const ProductKernels products;
 const ProductKernels products = productTable;
+
+namespace int8 {
+#include "cpu/kernels/int8.inl"
+}
+extern const Int8Kernels int8Products;
+const Int8Kernels int8Products = int8::int8Table;
 
 }  // namespace alps::scalar

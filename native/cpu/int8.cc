@@ -1,0 +1,151 @@
+// Products of 8-bit integers, for corrections that need no more: the search for a support (docs/algorithm.md, "ADMM").
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <mutex>
+
+#include "cpu/cpu_backend.h"
+
+namespace alps {
+
+namespace {
+
+constexpr int64_t quadsOf(int64_t k) { return (k + 3) / 4; }
+
+// Quads that are summed in one go: a panel's piece stays in the second cache, and sums fit into 32 bits.
+constexpr int64_t quadsTogether = 512;
+
+constexpr int64_t piecesOf(int64_t k) { return (quadsOf(k) + quadsTogether - 1) / quadsTogether; }
+
+float number(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+// What turns numbers of at most this magnitude into integers up to 127, and back. Of what is not finite nothing comes
+// out but NaN.
+struct Scale {
+  float to = 0, from = 0;
+  explicit Scale(uint16_t peak) {
+    constexpr uint16_t infinite = 0x7f80;
+    constexpr float least = 0x1p-118f;  // 127 divided by less may be infinite
+    float magnitude = number(peak);
+    if (peak >= infinite)
+      from = std::numeric_limits<float>::quiet_NaN();
+    else if (magnitude >= least)
+      to = 127 / magnitude, from = magnitude / 127;
+  }
+};
+
+template <typename T>
+void fit(Lines<T>& lines, int64_t size) {
+  if (lines.size() < static_cast<size_t>(size)) lines.resize(static_cast<size_t>(size));
+}
+
+}  // namespace
+
+// Columns of a right factor of so many rows that are packed at a time.
+int64_t CpuBackend::int8Columns(int64_t k) {
+  return std::max(mostPacked / (4 * quadsOf(k) * quadColumns), int64_t{8}) * quadColumns;
+}
+
+// Columns of b [k, n] as integers, each by its own scale, its diagonal aside.
+void CpuBackend::packInt8(const Tensor& b, int64_t column, int64_t columns) {
+  int64_t k = b.dim(0), n = b.dim(1), apart = quadsOf(k) * quadColumns;
+  const bf16_t* x = b.as<bf16_t>() + column;
+  std::vector<uint16_t> peaks(static_cast<size_t>(columns), 0);
+  std::mutex merging;
+  pool_.ranges(k, 64, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<uint16_t> found;
+    found.assign(peaks.size(), 0);
+    for (int64_t l = begin; l < end; l++) {  // a row without its entry of the diagonal
+      int64_t before = std::clamp<int64_t>(l - column, 0, columns),
+              after = std::clamp<int64_t>(l + 1 - column, 0, columns);
+      const bf16_t* row = x + l * n;
+      int8_->columnPeaks(row, n, 1, static_cast<size_t>(before), found.data());
+      int8_->columnPeaks(row + after, n, 1, static_cast<size_t>(columns - after), found.data() + after);
+    }
+    std::lock_guard lock(merging);
+    for (size_t j = 0; j < peaks.size(); j++) peaks[j] = std::max(peaks[j], found[j]);
+  });
+  fit(columnScales_, 3 * columns);
+  float *from = columnScales_.data(), *diagonal = from + columns, *to = diagonal + columns;
+  for (int64_t j = 0; j < columns; j++) {
+    Scale scale(peaks[static_cast<size_t>(j)]);
+    from[j] = scale.from, to[j] = scale.to;
+    diagonal[j] = number(x[(column + j) * n + j].bits);
+  }
+  makeRoom(rightPairs_, (columns + quadColumns - 1) / quadColumns * apart);
+  pool_.ranges(quadsOf(k), 16, [&](int64_t begin, int64_t end) {
+    int8_->packColumns(x + 4 * begin * n, n, std::min(4 * end, k) - 4 * begin, columns, to,
+                       rightPairs_.data() + begin * quadColumns, apart);
+    for (int64_t l = std::max(4 * begin, column); l < std::min(4 * end, column + columns); l++) {
+      int64_t j = l - column;
+      uint32_t& quad =
+          rightPairs_[static_cast<size_t>(j / quadColumns * apart + l / 4 * quadColumns + j % quadColumns)];
+      int64_t shift = 8 * (l % 4);
+      quad = (quad & ~(0xffu << shift)) | 128u << shift;
+    }
+  });
+}
+
+bool CpuBackend::goesByInt8(const Tensor& a) const {
+  return int8_ && a.dtype == DType::bf16 && a.dim(0) >= enoughRows && a.dim(1) > 0;
+}
+
+void CpuBackend::int8Gemm(Tensor a, Tensor b, Tensor out) {
+  if (!goesByInt8(a)) return gemm(a, b, out, false, false, 1, 0);
+  int8Product(a, b, out, false);
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
+}
+
+// again: by the b of the last product.
+void CpuBackend::int8Product(const Tensor& a, const Tensor& b, const Tensor& out, bool again) {
+  int64_t n = b.dim(1), part = int8Columns(n);
+  for (int64_t column = 0; column < n; column += part) {
+    int64_t columns = std::min(part, n - column);
+    if (!again || n > part) packInt8(b, column, columns);
+    multiplyInt8(a, out, column, columns);
+  }
+}
+
+// Columns of out = y b, which are packed.
+void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column, int64_t columns) {
+  int64_t m = y.dim(0), n = y.dim(1), pieces = piecesOf(n);
+  int64_t apart = (4 * quadsOf(n) + 31) / 64 * 64 + 32;  // an odd number of half lines of the cache
+  int64_t part = std::max(mostPacked / apart / 8 * 8, int64_t{512});
+  for (int64_t row = 0; row < m; row += part) {
+    int64_t rows = std::min(part, m - row);
+    makeRoom(leftPairs_, rows * apart / 4);
+    fit(rowScales_, rows), fit(rowSums_, rows * pieces);
+    int8_t* left = reinterpret_cast<int8_t*>(leftPairs_.data());
+    const bf16_t* x = y.as<bf16_t>() + row * n;
+    pool_.ranges(rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        Scale scale(int8_->peak(x + i * n, static_cast<size_t>(n), 0));
+        rowScales_[static_cast<size_t>(i)] = scale.from;
+        for (int64_t p = 0; p < pieces; p++) {
+          int64_t l = p * 4 * quadsTogether, length = std::min(4 * quadsTogether, n - l);
+          rowSums_[static_cast<size_t>(i * pieces + p)] =
+              int8_->integers(x + i * n + l, scale.to, static_cast<size_t>(length), left + i * apart + l);
+        }
+      }
+    });
+    const float *from = columnScales_.data(), *diagonal = from + columns;
+    int64_t at = row * n + column;
+    QuadOutput whole{out.as() + at, y.as<bf16_t>() + at, n, rowScales_.data(), from, diagonal, false};
+    forTiles(pool_, rows, columns, quadColumns, [&](int64_t i, int64_t j, int64_t height, int64_t width) {
+      for (int64_t p = 0; p < pieces; p++) {
+        int64_t first = p * quadsTogether, quads = std::min(quadsTogether, quadsOf(n) - first);
+        for (int64_t c = j; c < j + width; c += quadColumns) {
+          const uint32_t* panel = rightPairs_.data() + (c / quadColumns * quadsOf(n) + first) * quadColumns;
+          for (int64_t r = i; r < i + height; r += quadRows) {
+            QuadOutput block = whole.at(r, c);
+            block.adds = p > 0;
+            int8_->quads(std::min(quadRows, i + height - r), std::min(quadColumns, j + width - c), quads,
+                         left + r * apart + 4 * first, apart, rowSums_.data() + r * pieces + p, pieces, panel, block);
+          }
+        }
+      }
+    });
+  }
+}
+
+}  // namespace alps

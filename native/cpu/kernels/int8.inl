@@ -1,0 +1,202 @@
+// Purpose: the loops of kernels_int8.h. Included in the namespace of a set that has them.
+
+static inline uint16_t magnitude(bf16_t x) { return x.bits & 0x7fff; }
+
+#if defined(__AVX512VNNI__)
+
+static inline __m512i words(const bf16_t* x, size_t n, size_t i) {
+  __mmask32 mask = static_cast<__mmask32>(n - i >= 32 ? 0xffffffff : (1u << (n - i)) - 1);
+  return _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, x + i), _mm512_set1_epi16(0x7fff));
+}
+
+static uint16_t peak(const bf16_t* x, size_t n, uint16_t least) {
+  __m512i peaks = _mm512_set1_epi16(static_cast<short>(least));
+  for (size_t i = 0; i < n; i += 32) peaks = _mm512_maskz_max_epu16(~__mmask32{0}, peaks, words(x, n, i));
+  uint16_t lanes[32], result = 0;
+  _mm512_storeu_si512(lanes, peaks);
+  for (uint16_t lane : lanes) result = lane > result ? lane : result;
+  return result;
+}
+
+static void columnPeaks(const bf16_t* x, int64_t ld, int64_t rows, size_t n, uint16_t* peaks) {
+  for (size_t j = 0; j < n; j += 32) {
+    __mmask32 mask = static_cast<__mmask32>(n - j >= 32 ? 0xffffffff : (1u << (n - j)) - 1);
+    __m512i most = _mm512_maskz_loadu_epi16(mask, peaks + j);
+    for (int64_t i = 0; i < rows; i++) most = _mm512_maskz_max_epu16(~__mmask32{0}, most, words(x + i * ld, n, j));
+    _mm512_mask_storeu_epi16(peaks + j, mask, most);
+  }
+}
+
+// x · factor, rounded, of the lanes that the mask has; zero in the others. What is not finite has no factor but 0, and
+// may come out as anything.
+static inline __m512i rounded(const bf16_t* x, __m512 factor, __mmask16 mask) {
+  __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, x));
+  __m512 number = reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, bits, 16));
+  return _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(number, factor));
+}
+
+static inline __mmask16 lanesFrom(int64_t i, int64_t n) {
+  return static_cast<__mmask16>(n - i >= 16 ? 0xffff : n > i ? (1 << (n - i)) - 1 : 0);
+}
+
+static int32_t integers(const bf16_t* x, float factor, size_t n, int8_t* out) {
+  const __m512 by = _mm512_set1_ps(factor);
+  const int64_t count = static_cast<int64_t>(n), padded = (count + 3) / 4 * 4;
+  __m512i sums = _mm512_setzero_si512();
+  for (int64_t i = 0; i < padded; i += 16) {
+    __m512i values = rounded(x + i, by, factor == 0 ? 0 : lanesFrom(i, count));
+    sums = _mm512_add_epi32(sums, values);
+    _mm_mask_storeu_epi8(out + i, lanesFrom(i, padded), _mm512_maskz_cvtsepi32_epi8(0xffff, values));
+  }
+  int32_t lanes[16], sum = 0;
+  _mm512_storeu_si512(lanes, sums);
+  for (int32_t lane : lanes) sum += lane;
+  return sum;
+}
+
+static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, const float* factors, uint32_t* panels,
+                        int64_t apart) {
+  for (int64_t l = 0; l < k; l += 4, panels += quadColumns) {
+    uint32_t* panel = panels;
+    for (int64_t j = 0; j < columns; j += quadColumns, panel += apart)
+      for (int64_t v = 0; v < quadColumns; v += 16) {
+        __mmask16 mask = lanesFrom(j + v, columns);
+        __m512 by = _mm512_maskz_loadu_ps(mask, factors + j + v);
+        __m512i quad = _mm512_setzero_si512();
+        for (int64_t r = 4; r-- > 0;) {
+          __m512i row = l + r < k ? rounded(x + (l + r) * ld + j + v, by, mask) : _mm512_setzero_si512();
+          row = _mm512_and_si512(_mm512_add_epi32(row, _mm512_set1_epi32(128)), _mm512_set1_epi32(0xff));
+          quad = _mm512_or_si512(_mm512_maskz_slli_epi32(0xffff, quad, 8), row);
+        }
+        _mm512_storeu_si512(panel + v, quad);
+      }
+  }
+}
+
+template <int rows, int vectors>
+static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sumsOf, int64_t sumsApart,
+                      const uint32_t* panel, __mmask16 last, const QuadOutput& out) {
+  __m512i sums[rows][vectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+    for (int v = 0; v < vectors; v++) sums[i][v] = _mm512_setzero_si512();
+  // What is added to, or stored to, comes meanwhile.
+  for (int i = 0; i < rows; i++)
+    for (int v = 0; v < vectors; v++) __builtin_prefetch(out.out + i * out.ld + 16 * v, 1);
+  for (int64_t q = 0; q < quads; q++, a += 4, panel += quadColumns) {
+    __m512i b[vectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < vectors; v++) b[v] = _mm512_loadu_si512(panel + 16 * v);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+      int quad;
+      __builtin_memcpy(&quad, a + i * rowBytes, sizeof quad);
+#pragma GCC unroll 3
+      for (int v = 0; v < vectors; v++)
+        asm("vpdpbusd %2, %1, %0" : "+v"(sums[i][v]) : "v"(b[v]), "v"(_mm512_set1_epi32(quad)));
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 3
+    for (int v = 0; v < vectors; v++) {
+      int64_t at = i * out.ld + 16 * v;
+      __mmask16 mask = v + 1 < vectors ? __mmask16(0xffff) : last;
+      __m512 scale =
+          _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.columnScale + 16 * v), _mm512_set1_ps(out.rowScale[i]));
+      __m512i product =
+          _mm512_sub_epi32(sums[i][v], _mm512_maskz_slli_epi32(0xffff, _mm512_set1_epi32(sumsOf[i * sumsApart]), 7));
+      __m512 rest;
+      if (out.adds) {
+        rest = _mm512_maskz_loadu_ps(mask, out.out + at);
+      } else {
+        __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, out.y + at));
+        rest = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.diagonal + 16 * v),
+                             reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, bits, 16)));
+      }
+      _mm512_mask_storeu_ps(out.out + at, mask,
+                            _mm512_fmadd_ps(scale, _mm512_maskz_cvtepi32_ps(0xffff, product), rest));
+    }
+}
+
+template <int rows>
+static void quadRowBlock(int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
+                         int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
+  __mmask16 last = static_cast<__mmask16>(0xffff >> (-columns & 15));
+  if (columns > 32)
+    quadBlock<rows, 3>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
+  else if (columns > 16)
+    quadBlock<rows, 2>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
+  else
+    quadBlock<rows, 1>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
+}
+
+static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
+                        const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
+  static constexpr decltype(&quadRowBlock<1>) blocks[quadRows] = {
+      quadRowBlock<1>, quadRowBlock<2>, quadRowBlock<3>, quadRowBlock<4>,
+      quadRowBlock<5>, quadRowBlock<6>, quadRowBlock<7>, quadRowBlock<8>,
+  };
+  blocks[rows - 1](columns, quads, a, rowBytes, sums, sumsApart, panel, out);
+}
+
+#else
+
+// The same without instructions for it.
+static uint16_t peak(const bf16_t* x, size_t n, uint16_t least) {
+  for (size_t i = 0; i < n; i++) least = magnitude(x[i]) > least ? magnitude(x[i]) : least;
+  return least;
+}
+
+static void columnPeaks(const bf16_t* x, int64_t ld, int64_t rows, size_t n, uint16_t* peaks) {
+  for (int64_t i = 0; i < rows; i++, x += ld)
+    for (size_t j = 0; j < n; j++) peaks[j] = magnitude(x[j]) > peaks[j] ? magnitude(x[j]) : peaks[j];
+}
+
+static inline int32_t rounded(bf16_t x, float factor) {
+  return factor == 0 ? 0 : static_cast<int32_t>(__builtin_lrintf(bf16ToF32(x) * factor));
+}
+
+static int32_t integers(const bf16_t* x, float factor, size_t n, int8_t* out) {
+  int32_t sum = 0;
+  for (size_t i = 0; i < (n + 3) / 4 * 4; i++) {
+    int32_t value = i < n ? rounded(x[i], factor) : 0;
+    out[i] = static_cast<int8_t>(value);
+    sum += value;
+  }
+  return sum;
+}
+
+static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, const float* factors, uint32_t* panels,
+                        int64_t apart) {
+  for (int64_t l = 0; l < k; l += 4, panels += quadColumns)
+    for (int64_t j = 0; j < (columns + quadColumns - 1) / quadColumns * quadColumns; j++) {
+      uint32_t quad = 0;
+      for (int64_t r = 0; r < 4; r++) {
+        int32_t value = l + r < k && j < columns ? rounded(x[(l + r) * ld + j], factors[j]) : 0;
+        quad |= ((static_cast<uint32_t>(value) + 128) & 0xff) << (8 * r);
+      }
+      panels[j / quadColumns * apart + j % quadColumns] = quad;
+    }
+}
+
+static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
+                        const int32_t* sumsOf, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < columns; j++) {
+      int32_t sum = -128 * sumsOf[i * sumsApart];
+      for (int64_t q = 0; q < quads; q++) {
+        uint32_t quad = panel[q * quadColumns + j];
+        for (int64_t r = 0; r < 4; r++)
+          sum += a[i * rowBytes + 4 * q + r] * static_cast<int32_t>(quad >> (8 * r) & 0xff);
+      }
+      int64_t at = i * out.ld + j;
+      float rest = out.adds ? out.out[at] : out.diagonal[j] * bf16ToF32(out.y[at]);
+      out.out[at] = out.columnScale[j] * out.rowScale[i] * static_cast<float>(sum) + rest;
+    }
+}
+
+#endif
+
+static const Int8Kernels int8Table = {peak, columnPeaks, integers, packColumns, quadProduct};

@@ -1,0 +1,48 @@
+// Loops of products of 8-bit integers; see cpu/kernels.h. A quad is four numbers that follow one another in the sum,
+// the first in the lowest byte: what an instruction for such products takes, one factor signed, the other with 128
+// added.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace alps {
+
+constexpr int64_t quadColumns = 48;  // width of a panel
+constexpr int64_t quadRows = 8;      // rows of one call at most
+
+// Where a product goes, from a row and a column on: rowScale · columnScale · product + diagonal · y. Rows of out and of
+// y are `ld` apart.
+struct QuadOutput {
+  float* out;
+  const bf16_t* y;
+  int64_t ld;
+  const float *rowScale, *columnScale, *diagonal;
+  bool adds;  // rowScale · columnScale · product to what is there, and nothing else
+
+  QuadOutput at(int64_t row, int64_t column) const {
+    int64_t offset = row * ld + column;
+    return {out + offset, y + offset, ld, rowScale + row, columnScale + column, diagonal + column, adds};
+  }
+};
+
+struct Int8Kernels {
+  // The largest magnitude in x as the bits of a bfloat16, at least `least`.
+  uint16_t (*peak)(const bf16_t* x, size_t n, uint16_t least);
+  // peaks[j] = the largest magnitude, likewise, in column j of x [rows, n], rows `ld` apart, or what it was.
+  void (*columnPeaks)(const bf16_t* x, int64_t ld, int64_t rows, size_t n, uint16_t* peaks);
+  // out = x · factor, rounded, up to 127, zeros from there to a multiple of 4; returns the sum. All zero for factor =
+  // 0, which is that of a row with something that is not finite.
+  int32_t (*integers)(const bf16_t* x, float factor, size_t n, int8_t* out);
+  // Quads of rows of x · factors [k, columns], rounded, with 128 added, in panels that begin `apart` from one another.
+  // A number beyond a byte is cut to one.
+  void (*packColumns)(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, const float* factors, uint32_t* panels,
+                      int64_t apart);
+  // out [rows, columns] of Σ_q a(i, q) · panel(q, j), a's rows `rowBytes` apart, with sums[i sumsApart] the sum of
+  // a's row, which undoes the 128.
+  void (*quads)(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
+                int64_t sumsApart, const uint32_t* panel, const QuadOutput& out);
+};
+
+}  // namespace alps
