@@ -153,7 +153,7 @@ class Backend {
   // when cancelled.
   virtual void admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                            Pattern pattern, Counts rowEnds, Counts keep, int64_t count) = 0;
-  // The same by int8Gemm, with bf16.
+  // The same by int8Gemm, with bf16; y must be what state and mask give, as the ops beside this one leave it.
   virtual void admmIterateInt8(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y, double relaxation,
                                Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
     admmIterate(op, base, b, state, mask, y, relaxation, pattern, rowEnds, keep, count);

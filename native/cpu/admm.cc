@@ -91,13 +91,66 @@ void CpuBackend::admmIterate(Tensor op, Tensor base, Tensor b, Tensor state, Ten
 void CpuBackend::admmIterateInt8(Tensor op, Tensor base, Tensor b, Tensor state, Tensor mask, Tensor y,
                                  double relaxation, Pattern pattern, Counts rowEnds, Counts keep, int64_t count) {
   if (!goesByInt8(y)) return admmIterate(op, base, b, state, mask, y, relaxation, pattern, rowEnds, keep, count);
-  std::vector<Expected> expected;
-  for (int64_t i = 0; i < count; i++) {
-    throwIfCancelled();
-    int8Product(y, op, b, i > 0);
-    admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, i + 1 == count, &expected);
+  if (count == 0) return;
+  if (y.dim(1) > stripeColumns) {
+    std::vector<Expected> expected;
+    for (int64_t i = 0; i < count; i++) {
+      throwIfCancelled();
+      int8Product(y, op, b, i > 0);
+      admmPass(b, base, state, mask, y, relaxation, pattern, rowEnds, keep, i + 1 == count, &expected);
+    }
+  } else {
+    admmStripes(op, base, b, state, mask, y, static_cast<float>(relaxation), pattern, rowEnds, keep, count);
   }
   dropLarge(leftPairs_), dropLarge(rightPairs_);
+}
+
+// Stripes of rows: Y is made, rounded and multiplied where the state it comes from lies, and the sums of the product
+// become the new state in registers. Neither Y nor B goes to memory but at the end.
+void CpuBackend::admmStripes(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state,
+                             const Tensor& mask, const Tensor& y, float relaxation, Pattern pattern,
+                             const Counts& rowEnds, const Counts& keep, int64_t count) {
+  const PruningKernels& kernels = kernels_.pruning;
+  int64_t m = y.dim(0), n = y.dim(1), height = stripeRows(m, n);
+  packInt8(op, 0, n);
+  auto makeState = [&](int64_t begin, int64_t end, bool isLast) {
+    QuadUpdate out{
+        state.as() + begin, isLast ? b.as() + begin : nullptr, base.as() + begin, mask.as<uint8_t>() + begin, n,
+        relaxation};
+    updateStripe((end - begin) / n, n, out);
+  };
+  auto useMask = [&](int64_t at, int64_t length, bool isLast) {
+    if (isLast) writeY(kernels, base, state, mask, y, at, length);
+  };
+  if (pattern.group > 0) {  // a row's mask needs no other row
+    pool_.ranges(m, height, [&](int64_t first, int64_t last) {
+      for (int64_t i = 0; i < count; i++) {
+        throwIfCancelled();
+        bool isLast = i + 1 == count;
+        makeState(first * n, last * n, isLast);
+        forPieces(first * n, last * n, std::max<int64_t>(1, pieceSize / pattern.group) * pattern.group,
+                  [&](int64_t at, int64_t length) {
+                    kernels.groupMask(state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(length),
+                                      pattern.kept, pattern.group);
+                    useMask(at, length, isLast);
+                  });
+      }
+    });
+    return;
+  }
+  std::vector<Expected> expected;
+  SelectionLoops loops;
+  loops.tile = height * n;
+  for (int64_t i = 0; i < count; i++) {
+    throwIfCancelled();
+    bool isLast = i + 1 == count;
+    loops.makeTile = [&](int64_t begin, int64_t end) { makeState(begin, end, isLast); };
+    loops.use = [&](int64_t at, int64_t length, int32_t above) {
+      kernels.maskAbove(state.as() + at, mask.as<uint8_t>() + at, above, static_cast<size_t>(length));
+      useMask(at, length, isLast);
+    };
+    selectTop(pool_, kernels, state.as(), n, rowEnds, keep, loops, &expected);
+  }
 }
 
 void CpuBackend::admmRescale(Tensor base, Tensor state, Tensor mask, Tensor y, double factor) {

@@ -88,6 +88,9 @@ class CpuBackend final : public Backend {
   void sample(Tensor logits, Tensor draws, Tensor ids, double temperature) override;
 
  private:
+  // Widest layers whose ADMM goes by stripes: what belongs to one stays in the second cache.
+  static constexpr int64_t stripeColumns = 4096;
+
   bool bf16InHardware() const;
   void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
   void packColumns(const bf16_t* x, const bf16_t* minus, int64_t ld, int64_t columns, int64_t k,
@@ -104,6 +107,11 @@ class CpuBackend final : public Backend {
   void packInt8(const Tensor& b, int64_t column, int64_t columns);
   void int8Product(const Tensor& a, const Tensor& b, const Tensor& out, bool again);
   void multiplyInt8(const Tensor& y, const Tensor& out, int64_t column, int64_t columns);
+  int64_t stripeRows(int64_t rows, int64_t n) const;
+  void updateStripe(int64_t rows, int64_t n, QuadUpdate out);
+  void admmStripes(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
+                   const Tensor& y, float relaxation, Pattern pattern, const Counts& rowEnds, const Counts& keep,
+                   int64_t count);
   void pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                 Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected);

@@ -13,11 +13,14 @@ namespace {
 constexpr int64_t quadsOf(int64_t k) { return (k + 3) / 4; }
 
 // Quads that are summed in one go: a panel's piece stays in the second cache, and sums fit into 32 bits.
-constexpr int64_t quadsTogether = 512;
+constexpr int64_t quadsTogether = 1024;
 
 constexpr int64_t piecesOf(int64_t k) { return (quadsOf(k) + quadsTogether - 1) / quadsTogether; }
 
 float number(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+// Bytes from one row of integers to the next: an odd number of half lines of the cache.
+constexpr int64_t apartOf(int64_t n) { return (4 * quadsOf(n) + 31) / 64 * 64 + 32; }
 
 // What turns numbers of at most this magnitude into integers up to 127, and back. Of what is not finite nothing comes
 // out but NaN.
@@ -109,7 +112,7 @@ void CpuBackend::int8Product(const Tensor& a, const Tensor& b, const Tensor& out
 // Columns of out = y b, which are packed.
 void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column, int64_t columns) {
   int64_t m = y.dim(0), n = y.dim(1), pieces = piecesOf(n);
-  int64_t apart = (4 * quadsOf(n) + 31) / 64 * 64 + 32;  // an odd number of half lines of the cache
+  int64_t apart = apartOf(n);
   int64_t part = std::max(mostPacked / apart / 8 * 8, int64_t{512});
   for (int64_t row = 0; row < m; row += part) {
     int64_t rows = std::min(part, m - row);
@@ -145,6 +148,40 @@ void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column
         }
       }
     });
+  }
+}
+
+// Of a layer's rows: many enough to read packed columns seldom, few enough for the cache and the threads.
+int64_t CpuBackend::stripeRows(int64_t rows, int64_t n) const {
+  int64_t height = n > 2048 ? 24 : 48;
+  while (height > quadRows && (rows + height - 1) / height < pool_.enoughTasks()) height -= quadRows;
+  return height;
+}
+
+// One iteration of ADMM on rows of [rows, n], to which all of `out` points: but for y and the scales, which are made
+// here, and those of the packed operator. The mask stays.
+void CpuBackend::updateStripe(int64_t rows, int64_t n, QuadUpdate out) {
+  thread_local Lines<bf16_t> y;
+  thread_local Lines<int8_t> left;
+  thread_local Lines<float> scales;
+  thread_local Lines<int32_t> sums;
+  int64_t apart = apartOf(n);
+  fit(y, rows * n), fit(left, rows * apart), fit(scales, rows), fit(sums, rows);
+  for (int64_t i = 0; i < rows; i++) {
+    bf16_t* row = y.data() + i * n;
+    size_t count = static_cast<size_t>(n), at = static_cast<size_t>(i);
+    kernels_.pruning.admmY16(out.base + i * n, out.state + i * n, out.mask + i * n, row, count);
+    Scale scale(int8_->peak(row, count, 0));
+    scales[at] = scale.from;
+    sums[at] = int8_->integers(row, scale.to, count, left.data() + i * apart);
+  }
+  out.y = y.data(), out.yLd = n;
+  out.rowScale = scales.data(), out.columnScale = columnScales_.data(), out.diagonal = columnScales_.data() + n;
+  for (int64_t j = 0; j < n; j += quadColumns) {
+    const uint32_t* panel = rightPairs_.data() + j * quadsOf(n);
+    for (int64_t i = 0; i < rows; i += quadRows)
+      int8_->update(std::min(quadRows, rows - i), std::min(quadColumns, n - j), quadsOf(n), left.data() + i * apart,
+                    apart, sums.data() + i, panel, out.at(i, j));
   }
 }
 

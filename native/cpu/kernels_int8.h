@@ -27,6 +27,27 @@ struct QuadOutput {
   }
 };
 
+// Where the product of an ADMM iteration goes, from a row and a column on: with B = base + the product as above, it
+// makes the new state ωB + (mask ? (1 − ω) state : state), and stores B where b is set. Rows of y are yLd apart, all
+// others ld.
+struct QuadUpdate {
+  float *state, *b;
+  const float* base;
+  const uint8_t* mask;
+  int64_t ld;
+  float relaxation;
+  const bf16_t* y = nullptr;
+  int64_t yLd = 0;
+  const float *rowScale = nullptr, *columnScale = nullptr, *diagonal = nullptr;
+
+  QuadUpdate at(int64_t row, int64_t column) const {
+    int64_t offset = row * ld + column;
+    return {state + offset,   b ? b + offset : nullptr, base + offset, mask + offset,  ld,
+            relaxation,       y + row * yLd + column,   yLd,           rowScale + row, columnScale + column,
+            diagonal + column};
+  }
+};
+
 struct Int8Kernels {
   // The largest magnitude in x as the bits of a bfloat16, at least `least`.
   uint16_t (*peak)(const bf16_t* x, size_t n, uint16_t least);
@@ -43,6 +64,9 @@ struct Int8Kernels {
   // a's row, which undoes the 128.
   void (*quads)(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
                 int64_t sumsApart, const uint32_t* panel, const QuadOutput& out);
+  // The same for an iteration of ADMM; sums are one after the other.
+  void (*update)(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
+                 const uint32_t* panel, const QuadUpdate& out);
 };
 
 }  // namespace alps

@@ -29,8 +29,6 @@ constexpr Reaches reaches{1u << 19, 1u << 14, 1u << 21, 2};    // 6 %, 0.2 %, 25
 constexpr size_t mostCounted = 1 << 20, fewCounted = 1 << 15;  // above, histograms read less
 constexpr size_t scoresOfHistogram = 1 << 12, scoresOfCount = 1 << 15;  // that pay for a thread
 constexpr int64_t smallestSampled = 1 << 18;  // elements; below, histograms of everything cost less than the window
-constexpr int64_t insideCapacity = tileSize / 4;
-constexpr int64_t insideStride = insideCapacity + pieceSize + 16;
 
 // A run of scores that one task works on, inside one segment.
 struct Tile {
@@ -80,6 +78,7 @@ class Selector {
 
  private:
   void sampleWindow(Segment& segment);
+  void forTiles(bool makes, bool collects);
   Found search(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
   Found searchByCounts(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
   Found searchByBins(const std::vector<Span>& spans, uint32_t low, uint32_t high, uint64_t rank);
@@ -97,17 +96,17 @@ class Selector {
   const SelectionLoops& loops_;
   std::vector<Segment> segments_;
   std::vector<Tile> tiles_;
-  std::vector<size_t> segmentOf_;    // by tile
-  std::unique_ptr<float[]> inside_;  // insideStride values a tile, touched only as far as they are used
+  std::vector<size_t> segmentOf_;  // by tile
+  const int64_t insideCapacity_ = loops_.tile / 4, insideStride_ = insideCapacity_ + pieceSize + 16;
+  std::unique_ptr<float[]> inside_;  // insideStride_ values a tile, touched only as far as they are used
 };
 
 void Selector::plan(int64_t columns, const Counts& rowEnds, const Counts& keep, const std::vector<Expected>& expected) {
   int64_t begin = 0;
-  bool anyWindow = false;
   for (size_t s = 0; s < rowEnds.size(); s++) {
     Segment segment{begin, static_cast<int64_t>(rowEnds[s]) * columns, keep[s], tiles_.size(), 0};
-    for (int64_t at = begin; at < segment.end; at += tileSize) {
-      tiles_.push_back({at, std::min(at + tileSize, segment.end)});
+    for (int64_t at = begin; at < segment.end; at += loops_.tile) {
+      tiles_.push_back({at, std::min(at + loops_.tile, segment.end)});
       segmentOf_.push_back(s);
     }
     segment.lastTile = tiles_.size();
@@ -117,15 +116,13 @@ void Selector::plan(int64_t columns, const Counts& rowEnds, const Counts& keep, 
       if (last.reach > 0) {
         segment.low = last.low(), segment.high = last.high();
         segment.windowed = true;
-      } else if (segment.size() >= smallestSampled) {
+      } else if (!loops_.makeTile && segment.size() >= smallestSampled) {
         sampleWindow(segment);
       }
     }
-    anyWindow |= segment.windowed;
     segments_.push_back(segment);
     begin = segment.end;
   }
-  if (anyWindow) inside_.reset(new float[tiles_.size() * insideStride]);
 }
 
 void Selector::sampleWindow(Segment& segment) {
@@ -137,7 +134,11 @@ void Selector::sampleWindow(Segment& segment) {
     for (int64_t i = first; i < last; i++) {
       uint64_t hash = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15u >> 32;
       int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - chunk + 1));
-      loops_.sample(segment.begin + i * stratum + offset, chunk, sample.data() + i * chunk);
+      int64_t at = segment.begin + i * stratum + offset;
+      if (loops_.makeTile)
+        std::copy_n(scores_ + at, chunk, sample.data() + i * chunk);
+      else
+        loops_.sample(at, chunk, sample.data() + i * chunk);
     }
   });
   // The threshold's rank in the sample, and around it 4.5 standard errors of independent draws: scores in one cache
@@ -157,15 +158,30 @@ void Selector::sampleWindow(Segment& segment) {
 }
 
 void Selector::makeAndCollect() {
+  // Whole tiles cannot be sampled before they are made.
+  auto waits = [&](const Segment& segment) {
+    return loops_.makeTile && segment.search && !segment.windowed && segment.size() >= smallestSampled;
+  };
+  bool makesFirst = std::any_of(segments_.begin(), segments_.end(), waits);
+  if (makesFirst) forTiles(true, false);
+  for (Segment& segment : segments_)
+    if (makesFirst && waits(segment)) sampleWindow(segment);
+  bool collects = std::any_of(segments_.begin(), segments_.end(), [](const Segment& s) { return s.windowed; });
+  if (collects) inside_.reset(new float[tiles_.size() * static_cast<size_t>(insideStride_)]);
+  if (!makesFirst || collects) forTiles(!makesFirst, collects);
+}
+
+void Selector::forTiles(bool makes, bool collects) {
   pool_.run(static_cast<int64_t>(tiles_.size()), [&](int64_t t) {
     Tile& tile = tiles_[static_cast<size_t>(t)];
     const Segment& segment = segments_[segmentOf_[static_cast<size_t>(t)]];
+    if (makes && loops_.makeTile) loops_.makeTile(tile.begin, tile.end);
     float overflow[pieceSize + 16];
     forPieces(tile.begin, tile.end, pieceSize, [&](int64_t at, int64_t n) {
-      if (loops_.make) loops_.make(at, n);
-      if (!segment.windowed) return;
-      tile.overflow |= tile.inside > insideCapacity;
-      float* out = tile.overflow ? overflow : inside_.get() + t * insideStride + tile.inside;
+      if (makes && loops_.make) loops_.make(at, n);
+      if (!collects || !segment.windowed) return;
+      tile.overflow |= tile.inside > insideCapacity_;
+      float* out = tile.overflow ? overflow : inside_.get() + t * insideStride_ + tile.inside;
       tile.inside += static_cast<uint32_t>(
           kernels_.collect(scores_ + at, static_cast<size_t>(n), segment.low, segment.high, out, &tile.above));
     });
@@ -273,7 +289,7 @@ void Selector::findThreshold(Segment& segment) {
   for (size_t t = segment.firstTile; t < segment.lastTile; t++) {
     const Tile& tile = tiles_[t];
     if (collected)
-      spans.push_back({inside_.get() + static_cast<int64_t>(t) * insideStride, tile.inside});
+      spans.push_back({inside_.get() + static_cast<int64_t>(t) * insideStride_, tile.inside});
     else
       spans.push_back({scores_ + tile.begin, static_cast<size_t>(tile.end - tile.begin)});
   }

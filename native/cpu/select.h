@@ -12,6 +12,11 @@
 
 namespace alps {
 
+// Elements a piece: what the loops of one pass touch of it stays in the first-level cache.
+constexpr int64_t pieceSize = 1024;
+// Elements a task.
+constexpr int64_t tileSize = 1 << 16;
+
 // The caller's loops over flat element ranges; called from the pool's threads.
 struct SelectionLoops {
   // out[0 .. n) = what scores[begin ..) will be once made. n is at most SelectionLoops::chunk.
@@ -20,6 +25,10 @@ struct SelectionLoops {
   std::function<void(int64_t begin, int64_t n)> make;
   // Uses them: kept are the magnitudes whose bits (kernels_pruning.h) are above `above`. Called once for every element.
   std::function<void(int64_t begin, int64_t n, int32_t above)> use;
+
+  // In place of sample and make: makes scores[begin .. end), the part of a segment from a multiple of `tile` on.
+  std::function<void(int64_t begin, int64_t end)> makeTile;
+  int64_t tile = tileSize;
 
   static constexpr int64_t chunk = 16;
 };
@@ -68,11 +77,6 @@ inline int64_t between(const Count& under, const Count& over, int64_t wanted, in
 void selectTop(ThreadPool& pool, const PruningKernels& kernels, const float* scores, int64_t columns,
                const Counts& rowEnds, const Counts& keep, const SelectionLoops& loops,
                std::vector<Expected>* expected = nullptr);
-
-// Elements a piece: what the loops of one pass touch of it stays in the first-level cache.
-constexpr int64_t pieceSize = 1024;
-// Elements a task.
-constexpr int64_t tileSize = 1 << 16;
 
 // Calls piece(begin, n) for [begin, end) in pieces of at most `size`.
 template <typename Piece>

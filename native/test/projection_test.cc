@@ -242,6 +242,30 @@ TEST_CASE("many ADMM iterations in one op have the bits of products and passes o
   }
 }
 
+TEST_CASE("ADMM by integers on layers too wide for stripes") {
+  for (const NamedBackend& device : backends()) {
+    if (!device->info().int8Products) continue;
+    CAPTURE(device.name);
+    const int64_t m = 50, n = 4200;
+    Tensor base = normal(DType::f32, {m, n}, 1), op = normal(DType::bf16, {n, n}, 2, 0.3 / std::sqrt(n));
+    for (const Pattern& pattern : {Pattern{}, Pattern{2, 4}}) {
+      std::vector<std::vector<uint8_t>> results[2];
+      for (bool together : {false, true}) {
+        Tensor mask = randomMask({m, n}, 3), state = zeros(DType::f32, {m, n}), y = zeros(DType::bf16, {m, n}),
+               b = zeros(DType::f32, {m, n});
+        device->admmStart(base, mask, state, y);
+        if (together) device->admmIterateInt8(op, base, b, state, mask, y, 1.3, pattern, {m}, {70'000}, 2);
+        for (int i = 0; i < 2 && !together; i++) {
+          device->int8Gemm(y, op, b);
+          device->admmUpdate(b, base, state, mask, y, 1.3, pattern, {m}, {70'000});
+        }
+        for (const Tensor& tensor : {b, state, mask, y}) results[together].push_back(bytesOf(tensor));
+      }
+      for (size_t i = 0; i < 4; i++) CHECK(results[0][i] == results[1][i]);
+    }
+  }
+}
+
 TEST_CASE("SparseGPT's sweep") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);

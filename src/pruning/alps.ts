@@ -194,8 +194,10 @@ class Admm {
     const pattern = nativePattern(this.#options.pattern);
     const iterate = { base, ...this.#iterate };
     const { relaxation, int8 } = this.#options;
-    // An op holds its device: large layers go one iteration at a time, small ones several.
-    const together = Math.max(1, Math.floor(productsTogether(device) / (2 * m * n * n)));
+    // An op holds its device: large layers go few iterations at a time, small ones several.
+    const narrow = this.#operator.dtype === 'bfloat16' && device.info().bf16Products;
+    const operations = productsTogether(device) * (int8 ? 4 : narrow ? 2 : 1);
+    const together = Math.max(1, Math.floor(operations / (2 * m * n * n)));
     for (let done = 0; done < count; done += together) {
       const iterations = Math.min(together, count - done);
       stream.admmIterate(this.#operator, iterate, relaxation, pattern, segments, iterations, int8);

@@ -73,17 +73,17 @@ static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns,
   }
 }
 
-template <int rows, int vectors>
-static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sumsOf, int64_t sumsApart,
-                      const uint32_t* panel, __mmask16 last, const QuadOutput& out) {
+// finish(i, v, mask, sums) takes 16 sums of row i from column 16 v on.
+template <int rows, int vectors, typename Finish>
+static inline __attribute__((always_inline)) void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes,
+                                                            const int32_t* sumsOf, int64_t sumsApart,
+                                                            const uint32_t* panel, __mmask16 last,
+                                                            const Finish& finish) {
   __m512i sums[rows][vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 3
     for (int v = 0; v < vectors; v++) sums[i][v] = _mm512_setzero_si512();
-  // What is added to, or stored to, comes meanwhile.
-  for (int i = 0; i < rows; i++)
-    for (int v = 0; v < vectors; v++) __builtin_prefetch(out.out + i * out.ld + 16 * v, 1);
   for (int64_t q = 0; q < quads; q++, a += 4, panel += quadColumns) {
     __m512i b[vectors];
 #pragma GCC unroll 3
@@ -92,6 +92,7 @@ static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const in
     for (int i = 0; i < rows; i++) {
       int quad;
       __builtin_memcpy(&quad, a + i * rowBytes, sizeof quad);
+      // GCC 12 moves sums from register to register around the intrinsic, which halves the rate.
 #pragma GCC unroll 3
       for (int v = 0; v < vectors; v++)
         asm("vpdpbusd %2, %1, %0" : "+v"(sums[i][v]) : "v"(b[v]), "v"(_mm512_set1_epi32(quad)));
@@ -101,28 +102,68 @@ static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const in
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 3
     for (int v = 0; v < vectors; v++) {
-      int64_t at = i * out.ld + 16 * v;
-      __mmask16 mask = v + 1 < vectors ? __mmask16(0xffff) : last;
-      __m512 scale =
-          _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.columnScale + 16 * v), _mm512_set1_ps(out.rowScale[i]));
-      __m512i product =
-          _mm512_sub_epi32(sums[i][v], _mm512_maskz_slli_epi32(0xffff, _mm512_set1_epi32(sumsOf[i * sumsApart]), 7));
-      __m512 rest;
-      if (out.adds) {
-        rest = _mm512_maskz_loadu_ps(mask, out.out + at);
-      } else {
-        __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, out.y + at));
-        rest = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.diagonal + 16 * v),
-                             reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, bits, 16)));
-      }
-      _mm512_mask_storeu_ps(out.out + at, mask,
-                            _mm512_fmadd_ps(scale, _mm512_maskz_cvtepi32_ps(0xffff, product), rest));
+      __m512i added = _mm512_maskz_slli_epi32(0xffff, _mm512_set1_epi32(sumsOf[i * sumsApart]), 7);
+      finish(i, v, v + 1 < vectors ? __mmask16(0xffff) : last,
+             _mm512_maskz_cvtepi32_ps(0xffff, _mm512_sub_epi32(sums[i][v], added)));
     }
 }
 
-template <int rows>
+static inline __m512 wide(__mmask16 mask, const bf16_t* from) {
+  __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, from));
+  return reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, bits, 16));
+}
+
+template <int rows, int vectors>
+static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums, int64_t sumsApart,
+                      const uint32_t* panel, __mmask16 last, const QuadOutput& out) {
+  // What is added to, or stored to, comes meanwhile.
+  for (int i = 0; i < rows; i++)
+    for (int v = 0; v < vectors; v++) __builtin_prefetch(out.out + i * out.ld + 16 * v, 1);
+  quadBlock<rows, vectors>(
+      quads, a, rowBytes, sums, sumsApart, panel,
+      last, [&](int i, int v, __mmask16 mask, __m512 sum) __attribute__((always_inline)) {
+        int64_t at = i * out.ld + 16 * v;
+        __m512 scale =
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.columnScale + 16 * v), _mm512_set1_ps(out.rowScale[i]));
+        __m512 rest = out.adds
+                          ? _mm512_maskz_loadu_ps(mask, out.out + at)
+                          : _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.diagonal + 16 * v), wide(mask, out.y + at));
+        _mm512_mask_storeu_ps(out.out + at, mask, _mm512_fmadd_ps(scale, sum, rest));
+      });
+}
+
+template <int rows, int vectors>
+static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums, int64_t sumsApart,
+                      const uint32_t* panel, __mmask16 last, const QuadUpdate& out) {
+  for (int i = 0; i < rows; i++) {
+    for (int v = 0; v < vectors; v++) {
+      __builtin_prefetch(out.state + i * out.ld + 16 * v, 1);
+      __builtin_prefetch(out.base + i * out.ld + 16 * v);
+    }
+    __builtin_prefetch(out.mask + i * out.ld);
+  }
+  const __m512 relaxation = _mm512_set1_ps(out.relaxation), one = _mm512_set1_ps(1),
+               rest = _mm512_sub_ps(one, relaxation);
+  quadBlock<rows, vectors>(
+      quads, a, rowBytes, sums, sumsApart, panel,
+      last, [&](int i, int v, __mmask16 mask, __m512 sum) __attribute__((always_inline)) {
+        int64_t at = i * out.ld + 16 * v;
+        __m512 scale =
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.columnScale + 16 * v), _mm512_set1_ps(out.rowScale[i]));
+        __m512 exact =
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.diagonal + 16 * v), wide(mask, out.y + i * out.yLd + 16 * v));
+        __m512 b = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out.base + at), _mm512_fmadd_ps(scale, sum, exact));
+        __m128i kept = _mm_maskz_loadu_epi8(mask, out.mask + at);
+        __m512 before = _mm512_maskz_loadu_ps(mask, out.state + at);
+        __m512 share = _mm512_mask_blend_ps(_mm_test_epi8_mask(kept, kept), one, rest);
+        _mm512_mask_storeu_ps(out.state + at, mask, _mm512_fmadd_ps(relaxation, b, _mm512_mul_ps(share, before)));
+        if (out.b) _mm512_mask_storeu_ps(out.b + at, mask, b);
+      });
+}
+
+template <int rows, typename Output>
 static void quadRowBlock(int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
-                         int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
+                         int64_t sumsApart, const uint32_t* panel, const Output& out) {
   __mmask16 last = static_cast<__mmask16>(0xffff >> (-columns & 15));
   if (columns > 32)
     quadBlock<rows, 3>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
@@ -132,13 +173,24 @@ static void quadRowBlock(int64_t columns, int64_t quads, const int8_t* a, int64_
     quadBlock<rows, 1>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
 }
 
-static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
-                        const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
-  static constexpr decltype(&quadRowBlock<1>) blocks[quadRows] = {
-      quadRowBlock<1>, quadRowBlock<2>, quadRowBlock<3>, quadRowBlock<4>,
-      quadRowBlock<5>, quadRowBlock<6>, quadRowBlock<7>, quadRowBlock<8>,
+template <typename Output>
+static void quadBlocks(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
+                       const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const Output& out) {
+  static constexpr decltype(&quadRowBlock<1, Output>) blocks[quadRows] = {
+      quadRowBlock<1, Output>, quadRowBlock<2, Output>, quadRowBlock<3, Output>, quadRowBlock<4, Output>,
+      quadRowBlock<5, Output>, quadRowBlock<6, Output>, quadRowBlock<7, Output>, quadRowBlock<8, Output>,
   };
   blocks[rows - 1](columns, quads, a, rowBytes, sums, sumsApart, panel, out);
+}
+
+static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
+                        const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
+  quadBlocks(rows, columns, quads, a, rowBytes, sums, sumsApart, panel, out);
+}
+
+static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
+                       const int32_t* sums, const uint32_t* panel, const QuadUpdate& out) {
+  quadBlocks(rows, columns, quads, a, rowBytes, sums, 1, panel, out);
 }
 
 #else
@@ -181,22 +233,39 @@ static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns,
     }
 }
 
+static int32_t quadSum(int64_t quads, const int8_t* a, int32_t sum, const uint32_t* panel) {
+  sum *= -128;
+  for (int64_t q = 0; q < quads; q++)
+    for (int64_t r = 0; r < 4; r++)
+      sum += a[4 * q + r] * static_cast<int32_t>(panel[q * quadColumns] >> (8 * r) & 0xff);
+  return sum;
+}
+
 static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
-                        const int32_t* sumsOf, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
+                        const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < columns; j++) {
-      int32_t sum = -128 * sumsOf[i * sumsApart];
-      for (int64_t q = 0; q < quads; q++) {
-        uint32_t quad = panel[q * quadColumns + j];
-        for (int64_t r = 0; r < 4; r++)
-          sum += a[i * rowBytes + 4 * q + r] * static_cast<int32_t>(quad >> (8 * r) & 0xff);
-      }
+      float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, sums[i * sumsApart], panel + j));
       int64_t at = i * out.ld + j;
       float rest = out.adds ? out.out[at] : out.diagonal[j] * bf16ToF32(out.y[at]);
-      out.out[at] = out.columnScale[j] * out.rowScale[i] * static_cast<float>(sum) + rest;
+      out.out[at] = out.columnScale[j] * out.rowScale[i] * sum + rest;
+    }
+}
+
+static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
+                       const int32_t* sums, const uint32_t* panel, const QuadUpdate& out) {
+  const float rest = 1 - out.relaxation;
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < columns; j++) {
+      float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, sums[i], panel + j));
+      float exact = out.diagonal[j] * bf16ToF32(out.y[i * out.yLd + j]);
+      int64_t at = i * out.ld + j;
+      float b = out.base[at] + (out.columnScale[j] * out.rowScale[i] * sum + exact), before = out.state[at];
+      out.state[at] = out.relaxation * b + (out.mask[at] ? rest : 1.0f) * before;
+      if (out.b) out.b[at] = b;
     }
 }
 
 #endif
 
-static const Int8Kernels int8Table = {peak, columnPeaks, integers, packColumns, quadProduct};
+static const Int8Kernels int8Table = {peak, columnPeaks, integers, packColumns, quadProduct, quadUpdate};

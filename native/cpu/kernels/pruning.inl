@@ -277,10 +277,24 @@ static size_t countChanges(const uint8_t* __restrict mask, uint8_t* __restrict p
 static void admmState(const float* __restrict step, const float* __restrict base, float* __restrict state,
                       const uint8_t* __restrict mask, float relaxation, size_t n) {
   const float rest = 1 - relaxation;
+#if defined(__AVX512F__)
+  // As where the sums of a product become the state at once (int8.inl), which a compiler's choice of fused operations
+  // would not be.
+  const __m512 factor = _mm512_set1_ps(relaxation), one = _mm512_set1_ps(1), other = _mm512_set1_ps(rest);
+  for (size_t i = 0; i < n; i += 16) {
+    __mmask16 lanes = static_cast<__mmask16>(n - i >= 16 ? 0xffff : (1u << (n - i)) - 1);
+    __m512 sum = _mm512_maskz_loadu_ps(lanes, base + i) + _mm512_maskz_loadu_ps(lanes, step + i);
+    __m128i kept = _mm_maskz_loadu_epi8(lanes, mask + i);
+    __m512 share = _mm512_mask_blend_ps(_mm_test_epi8_mask(kept, kept), one, other);
+    __m512 before = _mm512_mul_ps(share, _mm512_maskz_loadu_ps(lanes, state + i));
+    _mm512_mask_storeu_ps(state + i, lanes, _mm512_fmadd_ps(factor, sum, before));
+  }
+#else
   for (size_t i = 0; i < n; i++) {
     float sum = base[i] + step[i], before = state[i];
     state[i] = relaxation * sum + (mask[i] ? rest : 1.0f) * before;
   }
+#endif
 }
 
 static void admmY(const float* __restrict base, const float* __restrict state, const uint8_t* __restrict mask,
