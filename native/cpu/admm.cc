@@ -111,7 +111,7 @@ void CpuBackend::admmStripes(const Tensor& op, const Tensor& base, const Tensor&
                              const Tensor& mask, const Tensor& y, float relaxation, Pattern pattern,
                              const Counts& rowEnds, const Counts& keep, int64_t count) {
   const PruningKernels& kernels = kernels_.pruning;
-  int64_t m = y.dim(0), n = y.dim(1), height = stripeRows(m, n);
+  int64_t m = y.dim(0), n = y.dim(1), height = stripeRows(m);
   packInt8(op, 0, n);
   auto makeState = [&](int64_t begin, int64_t end, bool isLast) {
     QuadUpdate out{

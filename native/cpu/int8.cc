@@ -151,9 +151,9 @@ void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column
   }
 }
 
-// Of a layer's rows: many enough to read packed columns seldom, few enough for the cache and the threads.
-int64_t CpuBackend::stripeRows(int64_t rows, int64_t n) const {
-  int64_t height = n > 2048 ? 24 : 48;
+// Of a layer's rows: many enough to read packed columns seldom, few enough for all threads.
+int64_t CpuBackend::stripeRows(int64_t rows) const {
+  int64_t height = 48;
   while (height > quadRows && (rows + height - 1) / height < pool_.enoughTasks()) height -= quadRows;
   return height;
 }
