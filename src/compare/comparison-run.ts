@@ -10,6 +10,7 @@ import { evaluateTasks, type TaskSource } from '../evaluate-tasks.js';
 import type { Precision } from '../model/decoder.js';
 import { version } from '../package-version.js';
 import { deviceOptions, type PruneOptions, parsePruneOptions, prune, reportedOptions } from '../prune.js';
+import { wantsMixed } from '../pruning/options.js';
 import type { Pattern } from '../pruning/pattern.js';
 import { withPreset } from '../pruning/preset.js';
 import { quoted } from '../quoted.js';
@@ -100,7 +101,8 @@ export class ComparisonRun {
     const { calibration, precision, store } = this.#prepared;
     const options = this.#pruneOptions(method, pattern, store.scratch('model'));
     const parsed = parsePruneOptions(options);
-    const meant = { method: parsed.method, ...reportedOptions(withPreset(options), parsed, precision) };
+    const asked = { ...parsed, mixedPrecision: wantsMixed(parsed, precision) };
+    const meant = { method: parsed.method, ...reportedOptions(withPreset(options), asked, precision) };
     const key = this.#key({ calibration: [calibration.hash, calibration.length], pattern, options: meant });
     // Titles and commands are of this run, whoever computed the numbers.
     const labels = this.#labels(method, pattern);
