@@ -1,6 +1,6 @@
-// A pool of worker threads for one device. Work is cut into tasks whose bounds never depend on the number of threads,
-// and each output element belongs to one task, so results do not depend on it either. Reductions go into one slot a
-// task and are summed in order by the caller.
+// A pool of worker threads for one device. Each output element belongs to one task, and the bounds of tasks do not
+// depend on the number of threads, or an element does not depend on those bounds (tiles of products, stripes), so
+// results do not depend on it either. Reductions go into one slot a task and are summed in order by the caller.
 #pragma once
 #include <algorithm>
 #include <atomic>

@@ -201,7 +201,7 @@ export class Stream {
   }
   /**
    * out = a b with b [n, n], both bfloat16, for corrections that need no more than two digits: on devices with `int8Products` the rows of a
-   * and the columns of b without its diagonal are rounded to 8-bit integers, each by a scale of its own; elsewhere as {@link gemm}.
+   * and the columns of b without its diagonal are rounded to 8-bit integers, each by a scale of its own (with `isa: 'scalar'` too, for tests); elsewhere, and below 48 rows, as {@link gemm}.
    */
   int8Gemm(a: Tensor<'bfloat16'>, b: Tensor<'bfloat16'>, out: F32): void {
     this.#op('int8Gemm', a.handle, b.handle, out.handle);

@@ -219,8 +219,9 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
 }
 
 /** Whether reduced precision is wanted where a device has it, in a run of this one: see {@link PruningOptions.mixedPrecision}. */
-export function wantsMixed({ mixedPrecision, schedule }: ParsedPruningOptions, precision: Precision): boolean {
-  return mixedPrecision ?? (precision === 'bfloat16' && isLadder(schedule));
+export function wantsMixed(parsed: ParsedPruningOptions, precision: Precision): boolean {
+  const { method, schedule, mixedPrecision = precision === 'bfloat16' && isLadder(schedule) } = parsed;
+  return method === 'alps' && mixedPrecision;
 }
 
 /**

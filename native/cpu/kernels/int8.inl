@@ -248,7 +248,7 @@ static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8
       float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, sums[i * sumsApart], panel + j));
       int64_t at = i * out.ld + j;
       float rest = out.adds ? out.out[at] : out.diagonal[j] * bf16ToF32(out.y[at]);
-      out.out[at] = out.columnScale[j] * out.rowScale[i] * sum + rest;
+      out.out[at] = fused(out.columnScale[j] * out.rowScale[i], sum, rest);
     }
 }
 
@@ -260,8 +260,8 @@ static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_
       float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, sums[i], panel + j));
       float exact = out.diagonal[j] * bf16ToF32(out.y[i * out.yLd + j]);
       int64_t at = i * out.ld + j;
-      float b = out.base[at] + (out.columnScale[j] * out.rowScale[i] * sum + exact), before = out.state[at];
-      out.state[at] = out.relaxation * b + (out.mask[at] ? rest : 1.0f) * before;
+      float b = out.base[at] + fused(out.columnScale[j] * out.rowScale[i], sum, exact), before = out.state[at];
+      out.state[at] = fused(out.relaxation, b, (out.mask[at] ? rest : 1.0f) * before);
       if (out.b) out.b[at] = b;
     }
 }

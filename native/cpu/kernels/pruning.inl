@@ -274,12 +274,20 @@ static size_t countChanges(const uint8_t* __restrict mask, uint8_t* __restrict p
 // ---- ADMM
 // ------------------------------------------------------------------------------------------------------------
 
+// a b + c with one rounding where the processor has that. Where a compiler chooses, two loops may round differently, or
+// a loop's end and the rest of it; the state must be the same wherever it is made (int8.inl).
+static inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 static void admmState(const float* __restrict step, const float* __restrict base, float* __restrict state,
                       const uint8_t* __restrict mask, float relaxation, size_t n) {
   const float rest = 1 - relaxation;
 #if defined(__AVX512F__)
-  // As where the sums of a product become the state at once (int8.inl), which a compiler's choice of fused operations
-  // would not be.
   const __m512 factor = _mm512_set1_ps(relaxation), one = _mm512_set1_ps(1), other = _mm512_set1_ps(rest);
   for (size_t i = 0; i < n; i += 16) {
     __mmask16 lanes = static_cast<__mmask16>(n - i >= 16 ? 0xffff : (1u << (n - i)) - 1);
@@ -292,7 +300,7 @@ static void admmState(const float* __restrict step, const float* __restrict base
 #else
   for (size_t i = 0; i < n; i++) {
     float sum = base[i] + step[i], before = state[i];
-    state[i] = relaxation * sum + (mask[i] ? rest : 1.0f) * before;
+    state[i] = fused(relaxation, sum, (mask[i] ? rest : 1.0f) * before);
   }
 #endif
 }
@@ -307,20 +315,22 @@ static void admmY(const float* __restrict base, const float* __restrict state, c
 
 static void admmY16(const float* __restrict base, const float* __restrict state, const uint8_t* __restrict mask,
                     bf16_t* __restrict y, size_t n) {
-  size_t i = 0;
 #if defined(__AVX512BF16__)
   const __m512i sign = _mm512_set1_epi32(INT32_MIN);
-  for (; i + 16 <= n; i += 16) {
-    __m128i kept = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask + i));
-    __m512i s = _mm512_loadu_si512(state + i);
+  for (size_t i = 0; i < n; i += 16) {
+    __mmask16 lanes = static_cast<__mmask16>(n - i >= 16 ? 0xffff : (1u << (n - i)) - 1);
+    __m128i kept = _mm_maskz_loadu_epi8(lanes, mask + i);
+    __m512i s = _mm512_maskz_loadu_epi32(lanes, state + i);
     s = _mm512_mask_xor_epi32(s, _mm_testn_epi8_mask(kept, kept), s, sign);
-    store(reinterpret_cast<Floats>(s) - load(base + i), y + i);
+    __m512 rest = reinterpret_cast<__m512>(s) - _mm512_maskz_loadu_ps(lanes, base + i);
+    _mm256_mask_storeu_epi16(y + i, lanes, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(rest)));
   }
-#endif
-  for (; i < n; i++) {
+#else
+  for (size_t i = 0; i < n; i++) {
     float s = state[i];
     y[i] = f32ToBf16((mask[i] ? s : -s) - base[i]);
   }
+#endif
 }
 
 static void scaleOffMask(float* __restrict state, const uint8_t* __restrict mask, float factor, size_t n) {
