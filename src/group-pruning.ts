@@ -18,7 +18,7 @@ import {
   wholeGram,
 } from './pruning/layer-problem.js';
 import { solveMagnitude } from './pruning/magnitude.js';
-import { isRowwise, type ParsedPruningOptions } from './pruning/options.js';
+import { choosesAmongRows, isRowwise, type ParsedPruningOptions } from './pruning/options.js';
 import { isNm } from './pruning/pattern.js';
 import { solutionTensors } from './pruning/solution.js';
 import { type GroupResult, layerErrors, solveGroup, withoutErrors } from './pruning/solve-group.js';
@@ -196,11 +196,6 @@ async function pruneTogether(
     }));
   };
   return { reports: handled(report()) };
-}
-
-/** Whether weights of different rows compete: else it does not matter how rows count. */
-function choosesAmongRows(parsed: ParsedPruningOptions): boolean {
-  return !isNm(parsed.pattern) && !isRowwise(parsed);
 }
 
 function scaleRows(stream: Stream, from: F32, scales: Float32Array<ArrayBuffer>, to: F32): void {

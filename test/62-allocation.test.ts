@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { allocate, type LayerShape, type LayerSparsities } from '../src/allocation/allocation.js';
 import { readAllocation } from '../src/allocation/allocation-file.js';
+import { Device } from '../src/device/device.js';
 import { inspectModel } from '../src/inspect.js';
 import { type PruneOptions, prune } from '../src/prune.js';
 import { presets } from '../src/pruning/preset.js';
@@ -222,6 +223,23 @@ describe('the file of an allocation', () => {
 
   test('that is missing is told', async () => {
     await expect(readAllocation(join(scratch, 'nothing.json'))).rejects.toMatchObject({ code: 'FILE_SYSTEM' });
+  });
+});
+
+test.each<[string, PruneOptions['precision'], Partial<PruneOptions>, boolean]>([
+  ['a ladder in bfloat16', 'bfloat16', {}, true],
+  ['unless it is told not to', 'bfloat16', { mixedPrecision: false }, false],
+  ['not in float32', 'float32', {}, false],
+  ['unless it is told to', 'float32', { mixedPrecision: true }, true],
+  ['not the published schedule', 'bfloat16', { preset: 'paper' }, false],
+  ['nothing without a search', 'bfloat16', { method: 'wanda' }, false],
+  ['nor if it is told to', 'bfloat16', { method: 'sparsegpt', mixedPrecision: true }, false],
+])('a report tells of mixed precision: %s', async (_what, precision, options, wanted) => {
+  const { bf16Products, int8Products } = Device.open('cpu').info();
+  const { options: told } = await run('mixed', { sparsity: 0.5, precision, ...options });
+  expect(told).toMatchObject({
+    mixedPrecision: wanted && (bf16Products || int8Products),
+    int8: wanted && int8Products,
   });
 });
 

@@ -374,6 +374,9 @@ describe('memory estimates', () => {
         { propagation: 'block' },
         { calibration: { tokenIds: windows(520) } }, // several chunks
         { method: 'wanda', refit: 'pcg', denseTarget: true },
+        // The weighted rows beside a solve, with nothing else there, and few other tensors.
+        { denseTarget: false, calibration: { tokenIds: ids.slice(0, 3) } },
+        { denseTarget: false, calibration: { tokenIds: ids.slice(0, 3) }, precision: 'bfloat16', preset: 'balanced' },
         // What the model writes takes more than its pruning.
         { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 3 } },
         { method: 'magnitude', calibration: { tokenIds: ids.slice(0, 1), ownWindows: 3 }, precision: 'bfloat16' },

@@ -15,6 +15,7 @@ import { expectedTensors, linearShape } from '../model/shapes.js';
 import { choosePrecision, type PruneOptions, parseRowWeights } from '../prune.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
 import {
+  choosesAmongRows,
   needsGram,
   numberIn,
   onDevices,
@@ -144,7 +145,7 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
     const tokens = options.calibration && (await tokensOf(options.calibration, config));
     const number = numberBytes(precision);
     const dense = tokens && parseDenseTarget(options.denseTarget, parsed);
-    const weighs = tokens !== undefined && parseRowWeights(options.rowWeights, parsed);
+    const weighs = tokens !== undefined && parseRowWeights(options.rowWeights, parsed) && choosesAmongRows(parsed);
     const rows = rowsAtOnce(config, device);
     const onDemand = makesOnDemand(config);
     const activations = tokens
@@ -176,8 +177,11 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
           : 0;
       const solves = sizes.map((size, i) => {
         const behind = sizes[i + 1];
-        const weighed = weighs && i % 2 === 0 && behind ? weighBytes(size, behind.m * behind.n) : 0;
-        const most = Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!), weighed);
+        const isWeighed = weighs && i % 2 === 0 && behind !== undefined;
+        const weighed = isWeighed ? weighBytes(size, behind.m * behind.n) : 0;
+        const scaled = isWeighed ? 4 * size.m * size.n : 0; // the weighted rows, beside the solve and what is written
+        const solving = scaled + Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!));
+        const most = Math.max(solving, weighed);
         return most + seen[i]!.inputs + seen[i]!.target;
       });
       // The block behind it is read meanwhile (block-reader.ts), a matrix at a time: as it is stored, turned, and in the run's precision.

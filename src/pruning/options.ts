@@ -280,3 +280,8 @@ export function needsGram({ method, refit, dsnot, errors }: ParsedPruningOptions
 export function isRowwise({ method, comparisonGroup }: ParsedPruningOptions): boolean {
   return method === 'dsnot' || (comparisonGroup === 'row' && (method === 'magnitude' || method === 'wanda'));
 }
+
+/** Whether weights of different rows compete: else it does not matter how rows count. */
+export function choosesAmongRows(parsed: ParsedPruningOptions): boolean {
+  return !isNm(parsed.pattern) && !isRowwise(parsed);
+}
