@@ -87,28 +87,12 @@ describe('pruneLayer', () => {
       expect(differing).toBeLessThan(0.1 * mixed.kept);
     });
 
-    test('layers of more than 2048 inputs take bfloat16 where it is multiplied, else float32', async () => {
+    test('columns of more than 2048 inputs are rounded in pieces, and as good', async () => {
       const { activations: _, ...wide } = syntheticLayer(48, 2052, { tokens: 300 });
-      for (const isa of [undefined, 'avx512'] as const) {
-        const device = Device.open('cpu', isa ? { isa } : {});
-        // So many steps of the refit are in float32.
-        const options = {
-          ...wide,
-          sparsity: 0.5,
-          schedule: 'short',
-          refineIterations: 6,
-          errors: false,
-          device,
-        } as const;
-        const mixed = await pruneLayer({ ...options, mixedPrecision: true });
-        const [narrow, full] = [
-          await pruneLayer({ ...options, precision: 'bfloat16', mixedPrecision: false }),
-          await pruneLayer(options),
-        ];
-        const { bf16Products } = device.info();
-        expect(mixed.weight).toEqual((bf16Products ? narrow : full).weight);
-        expect(mixed.weight).not.toEqual((bf16Products ? full : narrow).weight);
-      }
+      const options = { ...wide, sparsity: 0.5, schedule: 'short', device: Device.open('cpu') } as const;
+      const [mixed, full] = [await pruneLayer({ ...options, mixedPrecision: true }), await pruneLayer(options)];
+      expect(mixed.weight).not.toEqual(full.weight);
+      expect(Math.abs(mixed.error / full.error - 1)).toBeLessThan(0.005);
     });
 
     test('up to 5 steps of the refit as well', async () => {

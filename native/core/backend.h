@@ -98,7 +98,8 @@ class Backend {
                     bool split = false) = 0;
   // out = a b, a bf16 [m, n], b bf16 [n, n], out f32, for corrections that need no more than two digits: where the
   // device has int8Products, the rows of a and the columns of b without its diagonal are rounded to integers up to 127,
-  // each by a scale of its own; what comes by the diagonal is as exact as bf16. Elsewhere, and for few rows, gemm.
+  // each (a long column in pieces) by a scale of its own; what comes by the diagonal is as exact as bf16. Elsewhere,
+  // and for few rows, gemm.
   virtual void int8Gemm(Tensor a, Tensor b, Tensor out) { gemm(a, b, out, false, false, 1, 0); }
   // Upper triangle of gram += xᵀ x; what lies below it is undefined. x [tokens, n] f32 or bf16, gram f32 [n, n].
   virtual void gramAccumulate(Tensor x, Tensor gram) = 0;

@@ -89,7 +89,7 @@ class CpuBackend final : public Backend {
 
  private:
   // Widest layers whose ADMM goes by stripes: what belongs to one stays in the second cache.
-  static constexpr int64_t stripeColumns = 4096;
+  static constexpr int64_t stripeColumns = 2048;
 
   bool bf16InHardware() const;
   void narrowGemm(const Tensor& a, const Tensor& b, const Tensor& out, float alpha, float beta);
@@ -123,7 +123,8 @@ class CpuBackend final : public Backend {
   const ProductKernels* products_;          // null: oneDNN multiplies bfloat16
   const Int8Kernels* int8_;                 // null: 8-bit integers are not multiplied
   Lines<uint32_t> leftPairs_, rightPairs_;  // packed factors of the product that runs, kept for the next
-  Lines<float> rowScales_, columnScales_;   // of integers among them
+  Lines<float> rowScales_, columnScales_;   // of integers among them; [pieces, columns]
+  Lines<float> diagonal_;                   // of the right factor, beside its integers
   Lines<int32_t> rowSums_;
   ThreadPool pool_;
 };

@@ -12,10 +12,12 @@ namespace {
 
 constexpr int64_t quadsOf(int64_t k) { return (k + 3) / 4; }
 
-// Quads that are summed in one go: a panel's piece stays in the second cache, and sums fit into 32 bits.
-constexpr int64_t quadsTogether = 1024;
+// Quads that are summed in one go. A column of at most wholeRows numbers has one scale; a longer one has one for each
+// piece of it, since what rounding costs adds up over the sum.
+constexpr int64_t wholeRows = 2048;
+constexpr int64_t pieceOf(int64_t k) { return k <= wholeRows ? std::max<int64_t>(1, quadsOf(k)) : 128; }
 
-constexpr int64_t piecesOf(int64_t k) { return (quadsOf(k) + quadsTogether - 1) / quadsTogether; }
+constexpr int64_t piecesOf(int64_t k) { return (quadsOf(k) + pieceOf(k) - 1) / pieceOf(k); }
 
 float number(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
@@ -49,15 +51,17 @@ int64_t CpuBackend::int8Columns(int64_t k) {
   return std::max(mostPacked / (4 * quadsOf(k) * quadColumns), int64_t{8}) * quadColumns;
 }
 
-// Columns of b [k, n] as integers, each by its own scale, its diagonal aside.
+// Columns of b [k, n] as integers, each piece of one by its own scale, the diagonal aside.
 void CpuBackend::packInt8(const Tensor& b, int64_t column, int64_t columns) {
-  int64_t k = b.dim(0), n = b.dim(1), apart = quadsOf(k) * quadColumns;
+  constexpr int64_t rowsTogether = 64;  // in one piece
+  int64_t k = b.dim(0), n = b.dim(1), apart = quadsOf(k) * quadColumns, pieces = piecesOf(k);
   const bf16_t* x = b.as<bf16_t>() + column;
-  std::vector<uint16_t> peaks(static_cast<size_t>(columns), 0);
+  auto pieceAt = [&](int64_t l) { return static_cast<size_t>(l / 4 / pieceOf(k) * columns); };
+  std::vector<uint16_t> peaks(static_cast<size_t>(pieces * columns), 0);
   std::mutex merging;
-  pool_.ranges(k, 64, [&](int64_t begin, int64_t end) {
+  pool_.ranges(k, rowsTogether, [&](int64_t begin, int64_t end) {
     thread_local std::vector<uint16_t> found;
-    found.assign(peaks.size(), 0);
+    found.assign(static_cast<size_t>(columns), 0);
     for (int64_t l = begin; l < end; l++) {  // a row without its entry of the diagonal
       int64_t before = std::clamp<int64_t>(l - column, 0, columns),
               after = std::clamp<int64_t>(l + 1 - column, 0, columns);
@@ -65,19 +69,21 @@ void CpuBackend::packInt8(const Tensor& b, int64_t column, int64_t columns) {
       int8_->columnPeaks(row, n, 1, static_cast<size_t>(before), found.data());
       int8_->columnPeaks(row + after, n, 1, static_cast<size_t>(columns - after), found.data() + after);
     }
+    uint16_t* of = peaks.data() + pieceAt(begin);
     std::lock_guard lock(merging);
-    for (size_t j = 0; j < peaks.size(); j++) peaks[j] = std::max(peaks[j], found[j]);
+    for (size_t j = 0; j < found.size(); j++) of[j] = std::max(of[j], found[j]);
   });
-  fit(columnScales_, 3 * columns);
-  float *from = columnScales_.data(), *diagonal = from + columns, *to = diagonal + columns;
-  for (int64_t j = 0; j < columns; j++) {
-    Scale scale(peaks[static_cast<size_t>(j)]);
+  fit(columnScales_, 2 * pieces * columns);
+  fit(diagonal_, columns);
+  float *from = columnScales_.data(), *to = from + pieces * columns;
+  for (size_t j = 0; j < peaks.size(); j++) {
+    Scale scale(peaks[j]);
     from[j] = scale.from, to[j] = scale.to;
-    diagonal[j] = number(x[(column + j) * n + j].bits);
   }
+  for (int64_t j = 0; j < columns; j++) diagonal_[static_cast<size_t>(j)] = number(x[(column + j) * n + j].bits);
   makeRoom(rightPairs_, (columns + quadColumns - 1) / quadColumns * apart);
-  pool_.ranges(quadsOf(k), 16, [&](int64_t begin, int64_t end) {
-    int8_->packColumns(x + 4 * begin * n, n, std::min(4 * end, k) - 4 * begin, columns, to,
+  pool_.ranges(quadsOf(k), rowsTogether / 4, [&](int64_t begin, int64_t end) {
+    int8_->packColumns(x + 4 * begin * n, n, std::min(4 * end, k) - 4 * begin, columns, to + pieceAt(4 * begin),
                        rightPairs_.data() + begin * quadColumns, apart);
     for (int64_t l = std::max(4 * begin, column); l < std::min(4 * end, column + columns); l++) {
       int64_t j = l - column;
@@ -111,7 +117,7 @@ void CpuBackend::int8Product(const Tensor& a, const Tensor& b, const Tensor& out
 
 // Columns of out = y b, which are packed.
 void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column, int64_t columns) {
-  int64_t m = y.dim(0), n = y.dim(1), pieces = piecesOf(n);
+  int64_t m = y.dim(0), n = y.dim(1), pieces = piecesOf(n), together = pieceOf(n);
   int64_t apart = apartOf(n);
   int64_t part = std::max(mostPacked / apart / 8 * 8, int64_t{512});
   for (int64_t row = 0; row < m; row += part) {
@@ -125,22 +131,23 @@ void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column
         Scale scale(int8_->peak(x + i * n, static_cast<size_t>(n), 0));
         rowScales_[static_cast<size_t>(i)] = scale.from;
         for (int64_t p = 0; p < pieces; p++) {
-          int64_t l = p * 4 * quadsTogether, length = std::min(4 * quadsTogether, n - l);
+          int64_t l = p * 4 * together, length = std::min(4 * together, n - l);
           rowSums_[static_cast<size_t>(i * pieces + p)] =
               int8_->integers(x + i * n + l, scale.to, static_cast<size_t>(length), left + i * apart + l);
         }
       }
     });
-    const float *from = columnScales_.data(), *diagonal = from + columns;
     int64_t at = row * n + column;
-    QuadOutput whole{out.as() + at, y.as<bf16_t>() + at, n, rowScales_.data(), from, diagonal, false};
+    QuadOutput whole{out.as() + at,        y.as<bf16_t>() + at, n,    rowScales_.data(),
+                     columnScales_.data(), diagonal_.data(),    false};
     forTiles(pool_, rows, columns, quadColumns, [&](int64_t i, int64_t j, int64_t height, int64_t width) {
       for (int64_t p = 0; p < pieces; p++) {
-        int64_t first = p * quadsTogether, quads = std::min(quadsTogether, quadsOf(n) - first);
+        int64_t first = p * together, quads = std::min(together, quadsOf(n) - first);
         for (int64_t c = j; c < j + width; c += quadColumns) {
           const uint32_t* panel = rightPairs_.data() + (c / quadColumns * quadsOf(n) + first) * quadColumns;
           for (int64_t r = i; r < i + height; r += quadRows) {
             QuadOutput block = whole.at(r, c);
+            block.columnScale += p * columns;
             block.adds = p > 0;
             int8_->quads(std::min(quadRows, i + height - r), std::min(quadColumns, j + width - c), quads,
                          left + r * apart + 4 * first, apart, rowSums_.data() + r * pieces + p, pieces, panel, block);
@@ -176,7 +183,7 @@ void CpuBackend::updateStripe(int64_t rows, int64_t n, QuadUpdate out) {
     sums[at] = int8_->integers(row, scale.to, count, left.data() + i * apart);
   }
   out.y = y.data(), out.yLd = n;
-  out.rowScale = scales.data(), out.columnScale = columnScales_.data(), out.diagonal = columnScales_.data() + n;
+  out.rowScale = scales.data(), out.columnScale = columnScales_.data(), out.diagonal = diagonal_.data();
   for (int64_t j = 0; j < n; j += quadColumns) {
     const uint32_t* panel = rightPairs_.data() + j * quadsOf(n);
     for (int64_t i = 0; i < rows; i += quadRows)

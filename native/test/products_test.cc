@@ -115,22 +115,30 @@ TEST_CASE("int8Gemm") {
         CHECK(bytesOf(out) == bytesOf(plain));
         continue;
       }
-      std::vector<Integers> columns;
-      for (int64_t j = 0; j < n; j++) {
-        Numbers column;
-        for (int64_t l = 0; l < n; l++) column.push_back(l == j ? 0 : right[static_cast<size_t>(l * n + j)]);
-        columns.push_back(integersOf(column));
-      }
+      // Long columns have a scale for each 512 rows.
+      const int64_t piece = n > 2048 ? 512 : n, pieces = (n + piece - 1) / piece;
+      std::vector<Integers> columns;  // [pieces, n]
+      for (int64_t p = 0; p < pieces; p++)
+        for (int64_t j = 0; j < n; j++) {
+          Numbers column;
+          for (int64_t l = p * piece; l < std::min(n, (p + 1) * piece); l++)
+            column.push_back(l == j ? 0 : right[static_cast<size_t>(l * n + j)]);
+          columns.push_back(integersOf(column));
+        }
       Numbers got = numbersOf(out), expected, some;
       for (int64_t i = 0; i<m; i += n> 1000 ? 47 : 1) {
         Integers row = integersOf(Numbers(left.begin() + i * n, left.begin() + (i + 1) * n));
         for (int64_t j = 0; j < n; j++) {
-          int64_t sum = 0;
-          for (size_t l = 0; l < row.values.size(); l++)
-            sum += row.values[l] * columns[static_cast<size_t>(j)].values[l];
           size_t at = static_cast<size_t>(i * n + j);
-          expected.push_back(row.scale * columns[static_cast<size_t>(j)].scale * static_cast<double>(sum) +
-                             right[static_cast<size_t>(j * n + j)] * left[at]);
+          double value = right[static_cast<size_t>(j * n + j)] * left[at];
+          for (int64_t p = 0; p < pieces; p++) {
+            const Integers& column = columns[static_cast<size_t>(p * n + j)];
+            int64_t sum = 0;
+            for (size_t l = 0; l < column.values.size(); l++)
+              sum += row.values[static_cast<size_t>(p * piece) + l] * column.values[l];
+            value += row.scale * column.scale * static_cast<double>(sum);
+          }
+          expected.push_back(value);
           some.push_back(got[at]);
         }
       }

@@ -180,9 +180,7 @@ export async function estimateModelBytes(given: PruneOptions, device: Device): P
         const isWeighed = weighs && i % 2 === 0 && behind !== undefined;
         const weighed = isWeighed ? weighBytes(size, behind.m * behind.n) : 0;
         const scaled = isWeighed ? 4 * size.m * size.n : 0; // the weighted rows, beside the solve and what is written
-        // A layer that is too wide for integers may not be in mixed precision.
-        const solved = [parsed, { ...parsed, mixedPrecision: false }].map((each) => solveBytes(size, each, precision));
-        const solving = scaled + Math.max(...solved, writeBytes(size, parsed, groups[i]!));
+        const solving = scaled + Math.max(solveBytes(size, parsed, precision), writeBytes(size, parsed, groups[i]!));
         const most = Math.max(solving, weighed);
         return most + seen[i]!.inputs + seen[i]!.target;
       });

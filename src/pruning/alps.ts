@@ -3,7 +3,7 @@ import { Scope, type Tensor } from '../device/tensor.js';
 import { together } from '../together.js';
 import type { LayerProblem } from './layer-problem.js';
 import { keptOf, nativePattern, productsTogether } from './layer-problem.js';
-import { forLayer, type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
+import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit, stepsProducts } from './refine.js';
 import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
@@ -25,11 +25,10 @@ interface Iterate {
  */
 export async function solveAlps(
   problem: LayerProblem,
-  given: ParsedPruningOptions,
+  options: ParsedPruningOptions,
   ofRun: Precision,
 ): Promise<Solution> {
   const { stream, device, m, n } = problem;
-  const options = forLayer(given, problem);
   const precision = searchPrecision(options, ofRun);
   const scope = new Scope();
   const { weight, mask } = solutionTensors(device, [m, n]);

@@ -70,8 +70,8 @@ export interface PruningOptions {
    */
   relaxation?: number;
   /**
-   * ALPS: whether the products of the search for the support are in what the device (of several: all) multiplies fastest, 8-bit integers (of layers
-   * with at most 2048 inputs) or bfloat16, and with them those of the refit's steps, if these are at most 5. Only corrections go through them (docs/algorithm.md, "ADMM" and "Refit").
+   * ALPS: whether the products of the search for the support are in what the device (of several: all) multiplies fastest, 8-bit integers or bfloat16,
+   * and with them those of the refit's steps, if these are at most 5. Only corrections go through them (docs/algorithm.md, "ADMM" and "Refit").
    * Default: with the ladders whether the run is in bfloat16; with `preset: 'balanced'` true unless `precision` is `float32`. Reports say what was
    * done (`mixedPrecision`, `int8`).
    */
@@ -235,25 +235,12 @@ export function onDevices(
 ): ParsedPruningOptions & { mixedPrecision: boolean } {
   const infos = devices.map((device) => device.info());
   const wanted = wantsMixed(parsed, precision);
-  const bf16 = infos.filter(({ bf16Products }) => bf16Products).length;
-  // What is too wide for integers takes bfloat16 on all or on none.
-  const int8 = wanted && infos.every(({ int8Products }) => int8Products) && [0, infos.length].includes(bf16);
-  return { ...parsed, mixedPrecision: int8 || (wanted && bf16 === infos.length), int8 };
+  const int8 = wanted && infos.every(({ int8Products }) => int8Products);
+  const mixedPrecision = int8 || (wanted && infos.every(({ bf16Products }) => bf16Products));
+  return { ...parsed, mixedPrecision, int8 };
 }
 
-/** Most inputs of a layer whose products take integers: what rounding the operator costs grows with them (docs/algorithm.md, "ADMM"). */
-const int8Inputs = 2048;
-
-/** The options of {@link onDevices} for a layer of n inputs. */
-export function forLayer(
-  options: ParsedPruningOptions,
-  { n, device }: { n: number; device: Device },
-): ParsedPruningOptions {
-  const int8 = options.int8 && n <= int8Inputs;
-  return { ...options, int8, mixedPrecision: options.mixedPrecision && (int8 || device.info().bf16Products) };
-}
-
-/** Of ADMM's products. @param options of {@link forLayer} */
+/** Of ADMM's products. @param options of {@link onDevices} */
 export function searchPrecision({ mixedPrecision }: ParsedPruningOptions, precision: Precision): Precision {
   return mixedPrecision ? 'bfloat16' : precision;
 }

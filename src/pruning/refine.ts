@@ -45,7 +45,7 @@ type StepsProducts = Precision | 'int8';
 /**
  * What the products of the refit's steps are taken in behind ADMM. Its solution is close to the refit's, and what few steps change of it comes out the
  * same with H' and the directions in bfloat16 or integers, which many steps, or steps from a mask alone, do not (docs/algorithm.md, "Refit").
- * @param options of `forLayer`
+ * @param options of `onDevices`
  */
 export function stepsProducts({ mixedPrecision, int8, refineIterations }: ParsedPruningOptions): StepsProducts {
   if (!mixedPrecision || refineIterations > narrowSteps) return 'float32';
