@@ -88,7 +88,7 @@ describe('pruneLayer', () => {
     });
 
     test('columns of more than 2048 inputs are rounded in pieces, and as good', async () => {
-      const { activations: _, ...wide } = syntheticLayer(48, 2052, { tokens: 300 });
+      const { activations: _, ...wide } = syntheticLayer(48, 2052, { tokens: 1000 });
       const options = { ...wide, sparsity: 0.5, schedule: 'short', device: Device.open('cpu') } as const;
       const [mixed, full] = [await pruneLayer({ ...options, mixedPrecision: true }), await pruneLayer(options)];
       expect(mixed.weight).not.toEqual(full.weight);
