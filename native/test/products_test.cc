@@ -90,14 +90,9 @@ TEST_CASE("int8Gemm") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);
     // Fewer rows than are packed for, odd sizes, sums in two pieces, a right factor in two parts.
-    for (auto [m, n] : {std::pair<int64_t, int64_t>{5, 9},
-                        {47, 60},
-                        {48, 1},
-                        {51, 131},
-                        {203, 97},
-                        {64, 192},
-                        {49, 2050},
-                        {48, 5830}}) {
+    for (const Shape& shape :
+         {Shape{5, 9}, {47, 60}, {48, 1}, {51, 131}, {203, 97}, {64, 192}, {49, 2050}, {48, 5830}}) {
+      const int64_t m = shape[0], n = shape[1];
       if (n > 5000 && !device->info().int8Products) continue;
       CAPTURE(n);
       Tensor a = normal(DType::bf16, {m, n}, 1), b = normal(DType::bf16, {n, n}, 2),

@@ -217,7 +217,10 @@ TEST_CASE("many ADMM iterations in one op have the bits of products and passes o
       Tensor base = tensorOf(DType::f32, shape, values), mask0 = randomMask(shape, 3);
       Tensor op =
           c.levels > 0 ? zeros(DType::bf16, {c.n, c.n}) : normal(DType::bf16, {c.n, c.n}, 2, 0.3 / std::sqrt(c.n));
-      for (auto [count, int8] : {std::pair{0, false}, {1, false}, {2, false}, {6, false}, {1, true}, {6, true}}) {
+      const std::pair<int, bool> runs[] = {{0, false}, {1, false}, {2, false}, {6, false}, {1, true}, {6, true}};
+      for (const auto& run : runs) {
+        const int count = run.first;
+        const bool int8 = run.second;
         CAPTURE(count);
         CAPTURE(int8);
         std::vector<std::vector<uint8_t>> results[2];
