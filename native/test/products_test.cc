@@ -93,7 +93,8 @@ TEST_CASE("int8Gemm") {
     for (const Shape& shape :
          {Shape{5, 9}, {47, 60}, {48, 1}, {51, 131}, {203, 97}, {64, 192}, {49, 2050}, {48, 5830}}) {
       const int64_t m = shape[0], n = shape[1];
-      if (n > 5000 && !device->info().int8Products) continue;
+      bool isLast = device.name == backends().back().name;
+      if (n > 5000 && !(isLast && device->info().int8Products)) continue;  // takes its time
       CAPTURE(n);
       Tensor a = normal(DType::bf16, {m, n}, 1), b = normal(DType::bf16, {n, n}, 2),
              out = normal(DType::f32, {m, n}, 3);
