@@ -76,19 +76,13 @@ export async function measureCeilings(
     for (let i = 0; i < 3; i++) fastest = Math.min(fastest, (await time(stream, queue, 3)) / 3);
     return fastest / 1000;
   };
-  for (const dtype of ['float32', 'bfloat16']) {
-    rate[dtype] = 0;
+  for (const format of ['float32', 'bfloat16', ...(device.info().int8Products ? ['int8'] : [])]) {
+    rate[format] = 0;
+    const dtype = format === 'int8' ? 'bfloat16' : format;
     for (const n of sizes) {
       const [a, b, c] = [t.floats(dtype, n, n), t.floats(dtype, n, n), t.zeros('float32', n, n)];
-      rate[dtype] = Math.max(rate[dtype], (2 * n ** 3) / (await best(() => stream.gemm(a, b, c))));
-      t.clear();
-    }
-  }
-  if (device.info().int8Products) {
-    rate.int8 = 0;
-    for (const n of sizes) {
-      const [a, b, c] = [t.floats('bfloat16', n, n), t.floats('bfloat16', n, n), t.zeros('float32', n, n)];
-      rate.int8 = Math.max(rate.int8, (2 * n ** 3) / (await best(() => stream.int8Gemm(a, b, c))));
+      const multiply = () => (format === 'int8' ? stream.int8Gemm(a, b, c) : stream.gemm(a, b, c));
+      rate[format] = Math.max(rate[format], (2 * n ** 3) / (await best(multiply)));
       t.clear();
     }
   }

@@ -119,21 +119,17 @@ void CpuBackend::admmStripes(const Tensor& op, const Tensor& base, const Tensor&
         relaxation};
     updateStripe((end - begin) / n, n, out);
   };
-  auto useMask = [&](int64_t at, int64_t length, bool isLast) {
-    if (isLast) writeY(kernels, base, state, mask, y, at, length);
-  };
   if (pattern.group > 0) {  // a row's mask needs no other row
     pool_.ranges(m, height, [&](int64_t first, int64_t last) {
       for (int64_t i = 0; i < count; i++) {
         throwIfCancelled();
         bool isLast = i + 1 == count;
         makeState(first * n, last * n, isLast);
-        forPieces(first * n, last * n, std::max<int64_t>(1, pieceSize / pattern.group) * pattern.group,
-                  [&](int64_t at, int64_t length) {
-                    kernels.groupMask(state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(length),
-                                      pattern.kept, pattern.group);
-                    useMask(at, length, isLast);
-                  });
+        forPieces(first * n, last * n, pieceOfGroups(pattern.group), [&](int64_t at, int64_t length) {
+          kernels.groupMask(state.as() + at, mask.as<uint8_t>() + at, static_cast<size_t>(length), pattern.kept,
+                            pattern.group);
+          if (isLast) writeY(kernels, base, state, mask, y, at, length);
+        });
       }
     });
     return;
@@ -141,13 +137,14 @@ void CpuBackend::admmStripes(const Tensor& op, const Tensor& base, const Tensor&
   std::vector<Expected> expected;
   SelectionLoops loops;
   loops.tile = height * n;
+  loops.sample = [&](int64_t at, int64_t length, float* out) { std::copy_n(state.as() + at, length, out); };
   for (int64_t i = 0; i < count; i++) {
     throwIfCancelled();
     bool isLast = i + 1 == count;
     loops.makeTile = [&](int64_t begin, int64_t end) { makeState(begin, end, isLast); };
     loops.use = [&](int64_t at, int64_t length, int32_t above) {
       kernels.maskAbove(state.as() + at, mask.as<uint8_t>() + at, above, static_cast<size_t>(length));
-      useMask(at, length, isLast);
+      if (isLast) writeY(kernels, base, state, mask, y, at, length);
     };
     selectTop(pool_, kernels, state.as(), n, rowEnds, keep, loops, &expected);
   }

@@ -107,6 +107,7 @@ class CpuBackend final : public Backend {
   void packInt8(const Tensor& b, int64_t column, int64_t columns);
   void int8Product(const Tensor& a, const Tensor& b, const Tensor& out, bool again);
   void multiplyInt8(const Tensor& y, const Tensor& out, int64_t column, int64_t columns);
+  float roundRow(const bf16_t* x, int64_t n, int8_t* out, int32_t* sums) const;
   int64_t stripeRows(int64_t rows) const;
   void updateStripe(int64_t rows, int64_t n, QuadUpdate out);
   void admmStripes(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,

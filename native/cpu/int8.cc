@@ -39,11 +39,6 @@ struct Scale {
   }
 };
 
-template <typename T>
-void fit(Lines<T>& lines, int64_t size) {
-  if (lines.size() < static_cast<size_t>(size)) lines.resize(static_cast<size_t>(size));
-}
-
 }  // namespace
 
 // Columns of a right factor of so many rows that are packed at a time.
@@ -66,15 +61,15 @@ void CpuBackend::packInt8(const Tensor& b, int64_t column, int64_t columns) {
       int64_t before = std::clamp<int64_t>(l - column, 0, columns),
               after = std::clamp<int64_t>(l + 1 - column, 0, columns);
       const bf16_t* row = x + l * n;
-      int8_->columnPeaks(row, n, 1, static_cast<size_t>(before), found.data());
-      int8_->columnPeaks(row + after, n, 1, static_cast<size_t>(columns - after), found.data() + after);
+      int8_->raisePeaks(row, static_cast<size_t>(before), found.data());
+      int8_->raisePeaks(row + after, static_cast<size_t>(columns - after), found.data() + after);
     }
     uint16_t* of = peaks.data() + pieceAt(begin);
     std::lock_guard lock(merging);
     for (size_t j = 0; j < found.size(); j++) of[j] = std::max(of[j], found[j]);
   });
-  fit(columnScales_, 2 * pieces * columns);
-  fit(diagonal_, columns);
+  makeRoom(columnScales_, 2 * pieces * columns);
+  makeRoom(diagonal_, columns);
   float *from = columnScales_.data(), *to = from + pieces * columns;
   for (size_t j = 0; j < peaks.size(); j++) {
     Scale scale(peaks[j]);
@@ -115,6 +110,15 @@ void CpuBackend::int8Product(const Tensor& a, const Tensor& b, const Tensor& out
   }
 }
 
+// A row of n numbers as integers, with the sum of each piece; returns what turns them back.
+float CpuBackend::roundRow(const bf16_t* x, int64_t n, int8_t* out, int32_t* sums) const {
+  Scale scale(int8_->peak(x, static_cast<size_t>(n)));
+  int64_t piece = 4 * pieceOf(n);
+  for (int64_t l = 0; l < n; l += piece)
+    *sums++ = int8_->integers(x + l, scale.to, static_cast<size_t>(std::min(piece, n - l)), out + l);
+  return scale.from;
+}
+
 // Columns of out = y b, which are packed.
 void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column, int64_t columns) {
   int64_t m = y.dim(0), n = y.dim(1), pieces = piecesOf(n), together = pieceOf(n);
@@ -123,18 +127,12 @@ void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column
   for (int64_t row = 0; row < m; row += part) {
     int64_t rows = std::min(part, m - row);
     makeRoom(leftPairs_, rows * apart / 4);
-    fit(rowScales_, rows), fit(rowSums_, rows * pieces);
+    makeRoom(rowScales_, rows), makeRoom(rowSums_, rows * pieces);
     int8_t* left = reinterpret_cast<int8_t*>(leftPairs_.data());
     const bf16_t* x = y.as<bf16_t>() + row * n;
     pool_.ranges(rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
-        Scale scale(int8_->peak(x + i * n, static_cast<size_t>(n), 0));
-        rowScales_[static_cast<size_t>(i)] = scale.from;
-        for (int64_t p = 0; p < pieces; p++) {
-          int64_t l = p * 4 * together, length = std::min(4 * together, n - l);
-          rowSums_[static_cast<size_t>(i * pieces + p)] =
-              int8_->integers(x + i * n + l, scale.to, static_cast<size_t>(length), left + i * apart + l);
-        }
+        rowScales_[static_cast<size_t>(i)] = roundRow(x + i * n, n, left + i * apart, rowSums_.data() + i * pieces);
       }
     });
     int64_t at = row * n + column;
@@ -173,14 +171,12 @@ void CpuBackend::updateStripe(int64_t rows, int64_t n, QuadUpdate out) {
   thread_local Lines<float> scales;
   thread_local Lines<int32_t> sums;
   int64_t apart = apartOf(n);
-  fit(y, rows * n), fit(left, rows * apart), fit(scales, rows), fit(sums, rows);
+  makeRoom(y, rows * n), makeRoom(left, rows * apart), makeRoom(scales, rows), makeRoom(sums, rows);
   for (int64_t i = 0; i < rows; i++) {
     bf16_t* row = y.data() + i * n;
     size_t count = static_cast<size_t>(n), at = static_cast<size_t>(i);
     kernels_.pruning.admmY16(out.base + i * n, out.state + i * n, out.mask + i * n, row, count);
-    Scale scale(int8_->peak(row, count, 0));
-    scales[at] = scale.from;
-    sums[at] = int8_->integers(row, scale.to, count, left.data() + i * apart);
+    scales[at] = roundRow(row, n, left.data() + i * apart, sums.data() + i);
   }
   out.y = y.data(), out.yLd = n;
   out.rowScale = scales.data(), out.columnScale = columnScales_.data(), out.diagonal = diagonal_.data();

@@ -49,10 +49,10 @@ struct QuadUpdate {
 };
 
 struct Int8Kernels {
-  // The largest magnitude in x as the bits of a bfloat16, at least `least`.
-  uint16_t (*peak)(const bf16_t* x, size_t n, uint16_t least);
-  // peaks[j] = the largest magnitude, likewise, in column j of x [rows, n], rows `ld` apart, or what it was.
-  void (*columnPeaks)(const bf16_t* x, int64_t ld, int64_t rows, size_t n, uint16_t* peaks);
+  // The largest magnitude in x as the bits of a bfloat16.
+  uint16_t (*peak)(const bf16_t* x, size_t n);
+  // peaks[j] = the larger of what it was and, likewise, the magnitude of x[j].
+  void (*raisePeaks)(const bf16_t* x, size_t n, uint16_t* peaks);
   // out = x · factor, rounded, up to 127, zeros from there to a multiple of 4; returns the sum. All zero for factor =
   // 0, which is that of a row with something that is not finite.
   int32_t (*integers)(const bf16_t* x, float factor, size_t n, int8_t* out);

@@ -43,12 +43,6 @@ void multiplyPairs(const ProductKernels& kernels, const LeftPairs& left, int64_t
   }
 }
 
-void makeRoom(Lines<uint32_t>& packed, int64_t size) {
-  if (packed.size() >= static_cast<size_t>(size)) return;
-  Lines<uint32_t>().swap(packed);  // not copied
-  packed.resize(static_cast<size_t>(size));
-}
-
 void dropLarge(Lines<uint32_t>& packed) {
   if (packed.size() * sizeof packed[0] > mostPacked) Lines<uint32_t>().swap(packed);
 }

@@ -26,8 +26,13 @@ constexpr int64_t enoughRows = 48;
 // Bytes of packed pairs at a time, about.
 constexpr int64_t mostPacked = int64_t{32} << 20;
 
-// Room for packed pairs, whose content is of no further use.
-void makeRoom(Lines<uint32_t>& packed, int64_t size);
+// Room for so many numbers, such as packed pairs; what was there is of no further use.
+template <typename T>
+void makeRoom(Lines<T>& lines, int64_t size) {
+  if (lines.size() >= static_cast<size_t>(size)) return;
+  Lines<T>().swap(lines);  // not copied
+  lines.resize(static_cast<size_t>(size));
+}
 // What one product needed beyond the usual is not kept for the next.
 void dropLarge(Lines<uint32_t>& packed);
 

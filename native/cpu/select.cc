@@ -134,11 +134,7 @@ void Selector::sampleWindow(Segment& segment) {
     for (int64_t i = first; i < last; i++) {
       uint64_t hash = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15u >> 32;
       int64_t offset = static_cast<int64_t>(hash % static_cast<uint64_t>(stratum - chunk + 1));
-      int64_t at = segment.begin + i * stratum + offset;
-      if (loops_.makeTile)
-        std::copy_n(scores_ + at, chunk, sample.data() + i * chunk);
-      else
-        loops_.sample(at, chunk, sample.data() + i * chunk);
+      loops_.sample(segment.begin + i * stratum + offset, chunk, sample.data() + i * chunk);
     }
   });
   // The threshold's rank in the sample, and around it 4.5 standard errors of independent draws: scores in one cache

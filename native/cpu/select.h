@@ -26,7 +26,8 @@ struct SelectionLoops {
   // Uses them: kept are the magnitudes whose bits (kernels_pruning.h) are above `above`. Called once for every element.
   std::function<void(int64_t begin, int64_t n, int32_t above)> use;
 
-  // In place of sample and make: makes scores[begin .. end), the part of a segment from a multiple of `tile` on.
+  // In place of make: makes scores[begin .. end), the part of a segment from a multiple of `tile` on. What is sampled
+  // is made before then.
   std::function<void(int64_t begin, int64_t end)> makeTile;
   int64_t tile = tileSize;
 
@@ -84,10 +85,13 @@ void forPieces(int64_t begin, int64_t end, int64_t size, const Piece& piece) {
   for (int64_t at = begin; at < end; at += size) piece(at, std::min(size, end - at));
 }
 
+// Elements of a piece that holds whole groups.
+constexpr int64_t pieceOfGroups(int64_t group) { return std::max<int64_t>(1, pieceSize / group) * group; }
+
 // Runs piece(begin, n) over all `size` elements on the pool, in pieces that hold whole groups.
 template <typename Piece>
 void forGroups(ThreadPool& pool, int64_t size, int64_t group, const Piece& piece) {
-  int64_t step = std::max<int64_t>(1, pieceSize / group) * group;
+  int64_t step = pieceOfGroups(group);
   pool.ranges(size, std::max<int64_t>(1, tileSize / step) * step,
               [&](int64_t begin, int64_t end) { forPieces(begin, end, step, piece); });
 }

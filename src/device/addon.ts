@@ -158,20 +158,7 @@ export interface Addon {
     keep: number[],
     count: number,
   ): void;
-  admmIterateInt8(
-    stream: S,
-    operator: T,
-    base: T,
-    b: T,
-    state: T,
-    mask: T,
-    y: T,
-    relaxation: number,
-    pattern: NativePattern,
-    rowEnds: number[],
-    keep: number[],
-    count: number,
-  ): void;
+  admmIterateInt8(...likeAdmmIterate: Parameters<Addon['admmIterate']>): void;
   admmRescale(stream: S, base: T, state: T, mask: T, y: T, factor: number): void;
   cgStart(stream: S, residual: T, mask: T, direction: T, rr: T, rr0: T): void;
   cgStep(stream: S, q: T, mask: T, x: T, residual: T, direction: T, rr: T, rr0: T, tolerance: number, active: T): void;

@@ -1,7 +1,5 @@
 // Purpose: the loops of kernels_int8.h. Included in the namespace of a set that has them.
 
-static inline uint16_t magnitude(bf16_t x) { return x.bits & 0x7fff; }
-
 #if defined(__AVX512VNNI__)
 
 static inline __m512i words(const bf16_t* x, size_t n, size_t i) {
@@ -9,8 +7,8 @@ static inline __m512i words(const bf16_t* x, size_t n, size_t i) {
   return _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, x + i), _mm512_set1_epi16(0x7fff));
 }
 
-static uint16_t peak(const bf16_t* x, size_t n, uint16_t least) {
-  __m512i peaks = _mm512_set1_epi16(static_cast<short>(least));
+static uint16_t peak(const bf16_t* x, size_t n) {
+  __m512i peaks = _mm512_setzero_si512();
   for (size_t i = 0; i < n; i += 32) peaks = _mm512_maskz_max_epu16(~__mmask32{0}, peaks, words(x, n, i));
   uint16_t lanes[32], result = 0;
   _mm512_storeu_si512(lanes, peaks);
@@ -18,21 +16,23 @@ static uint16_t peak(const bf16_t* x, size_t n, uint16_t least) {
   return result;
 }
 
-static void columnPeaks(const bf16_t* x, int64_t ld, int64_t rows, size_t n, uint16_t* peaks) {
+static void raisePeaks(const bf16_t* x, size_t n, uint16_t* peaks) {
   for (size_t j = 0; j < n; j += 32) {
     __mmask32 mask = static_cast<__mmask32>(n - j >= 32 ? 0xffffffff : (1u << (n - j)) - 1);
     __m512i most = _mm512_maskz_loadu_epi16(mask, peaks + j);
-    for (int64_t i = 0; i < rows; i++) most = _mm512_maskz_max_epu16(~__mmask32{0}, most, words(x + i * ld, n, j));
-    _mm512_mask_storeu_epi16(peaks + j, mask, most);
+    _mm512_mask_storeu_epi16(peaks + j, mask, _mm512_maskz_max_epu16(~__mmask32{0}, most, words(x, n, j)));
   }
+}
+
+static inline __m512 wide(__mmask16 mask, const bf16_t* from) {
+  __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, from));
+  return reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, bits, 16));
 }
 
 // x · factor, rounded, of the lanes that the mask has; zero in the others. What is not finite has no factor but 0, and
 // may come out as anything.
 static inline __m512i rounded(const bf16_t* x, __m512 factor, __mmask16 mask) {
-  __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, x));
-  __m512 number = reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, bits, 16));
-  return _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(number, factor));
+  return _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(wide(mask, x), factor));
 }
 
 static inline __mmask16 lanesFrom(int64_t i, int64_t n) {
@@ -106,11 +106,6 @@ static inline __attribute__((always_inline)) void quadBlock(int64_t quads, const
       finish(i, v, v + 1 < vectors ? __mmask16(0xffff) : last,
              _mm512_maskz_cvtepi32_ps(0xffff, _mm512_sub_epi32(sums[i][v], added)));
     }
-}
-
-static inline __m512 wide(__mmask16 mask, const bf16_t* from) {
-  __m512i bits = _mm512_maskz_cvtepu16_epi32(mask, _mm256_maskz_loadu_epi16(mask, from));
-  return reinterpret_cast<__m512>(_mm512_maskz_slli_epi32(mask, bits, 16));
 }
 
 template <int rows, int vectors>
@@ -196,14 +191,16 @@ static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_
 #else
 
 // The same without instructions for it.
-static uint16_t peak(const bf16_t* x, size_t n, uint16_t least) {
-  for (size_t i = 0; i < n; i++) least = magnitude(x[i]) > least ? magnitude(x[i]) : least;
-  return least;
+static inline uint16_t magnitude(bf16_t x) { return x.bits & 0x7fff; }
+
+static uint16_t peak(const bf16_t* x, size_t n) {
+  uint16_t most = 0;
+  for (size_t i = 0; i < n; i++) most = magnitude(x[i]) > most ? magnitude(x[i]) : most;
+  return most;
 }
 
-static void columnPeaks(const bf16_t* x, int64_t ld, int64_t rows, size_t n, uint16_t* peaks) {
-  for (int64_t i = 0; i < rows; i++, x += ld)
-    for (size_t j = 0; j < n; j++) peaks[j] = magnitude(x[j]) > peaks[j] ? magnitude(x[j]) : peaks[j];
+static void raisePeaks(const bf16_t* x, size_t n, uint16_t* peaks) {
+  for (size_t j = 0; j < n; j++) peaks[j] = magnitude(x[j]) > peaks[j] ? magnitude(x[j]) : peaks[j];
 }
 
 static inline int32_t rounded(bf16_t x, float factor) {
@@ -268,4 +265,4 @@ static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_
 
 #endif
 
-static const Int8Kernels int8Table = {peak, columnPeaks, integers, packColumns, quadProduct, quadUpdate};
+static const Int8Kernels int8Table = {peak, raisePeaks, integers, packColumns, quadProduct, quadUpdate};
