@@ -207,10 +207,13 @@ export function cases(n, tokens) {
       return { run: () => s.gramAccumulate(x, gram) };
     });
   }
-  add('differenceGram bfloat16', h, tokens * n * (n + 1), 4 * rows + 4 * square, (t, s) => {
-    const [x, y, gram] = [t.floats(h, tokens, n), t.floats(h, tokens, n), t.zeros(f, n, n)];
-    return { run: () => s.differenceGram(x, y, gram) };
-  });
+  for (const format of [h, 'int8']) {
+    add(`differenceSums ${format}`, format, tokens * n * (3 * n + 1), 4 * rows + 8 * square, (t, s) => {
+      const [x, y] = [t.floats(h, tokens, n), t.floats(h, tokens, n)];
+      const sums = { cross: t.zeros(f, n, n), gram: t.zeros(f, n, n) };
+      return { run: () => s.differenceSums(x, y, sums, format === 'int8') };
+    });
+  }
   add('symmetrize', f, 0, 4 * square, (t, s) => {
     const a = t.floats(f, n, n);
     return { run: () => s.symmetrize(a) };

@@ -10,13 +10,19 @@ function parse(text) {
   return { dtype, shape, size, bytes: size * sizes[dtype] };
 }
 
+/** xᵀd, one triangle of dᵀd, or both. */
+function sumsOfDifferences([x, , cross, gram]) {
+  return x.size * ((cross ? 2 * cross.shape[0] : 0) + (gram ? gram.shape[0] + 1 : 0));
+}
+
 /** Operations of ops whose cost is in products, from their tensors and integers. The others are bound by memory. */
 const products = {
   gemm: ([a, , out]) => (2 * out.size * a.size) / out.shape[0],
   int8Gemm: ([a, b]) => 2 * a.size * b.shape[1],
   quadraticForms: ([a, s]) => a.size * (s.shape[0] + 1),
   gramAccumulate: ([x, gram]) => x.size * (gram.shape[0] + 1),
-  differenceGram: ([x, , gram]) => x.size * (gram.shape[0] + 1),
+  differenceSums: sumsOfDifferences,
+  differenceSumsInt8: sumsOfDifferences,
   cholesky: ([a]) => a.shape[0] ** 3 / 3,
   choleskyInverse: ([l]) => (2 * l.shape[0] ** 3) / 3,
   inverseFactor: ([a]) => (2 * a.shape[0] ** 3) / 3,

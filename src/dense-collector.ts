@@ -52,7 +52,7 @@ export function collectorBytes(
   const kind = kindOf(config, stage, false);
   const sums = kind === 'outputs' ? 4 * hidden * n + rows * hidden * (4 + narrow) : 4 * n * n;
   const difference = areNeededAfterwards(kind, stage) ? rows * n * number : 0;
-  return sums + (target.errorWeight > 0 ? 4 * n * n + difference : 0);
+  return sums + difference + (target.errorWeight > 0 ? 4 * n * n : 0);
 }
 
 function kindOf(config: DecoderConfig, stage: number, experts: boolean): DenseInputs['kind'] {
@@ -106,6 +106,7 @@ export class DenseCollector {
   readonly kind: DenseInputs['kind'];
   /** See {@link DenseInputs}. */
   readonly sum: F32;
+  readonly #int8: boolean;
   /** Σ (x_p − x_d)(x_p − x_d)ᵀ, float32 [n, n], one triangle; undefined where it is not asked for, or by its diagonal alone. */
   readonly errors: F32 | undefined;
   /** Its diagonal, where that is all; goes with the collector. */
@@ -113,28 +114,31 @@ export class DenseCollector {
   readonly #parts: Parts;
   /** What the outputs are to be. */
   readonly #wanted: ChunkBuffer | undefined;
-  /** Where the inputs' errors are made, if not in the place of the dense model's inputs. */
+  /** Where the inputs' differences are made, if not in the place of the dense model's inputs. */
   readonly #difference: Float | undefined;
   readonly #scope = new Scope();
   #chunk = 0;
 
   /**
    * None without a dense model beside, nor for experts, whose tokens are others there.
+   * @param how `int8`: whether what comes from the inputs' differences may go by 8-bit integers ({@link Stream.differenceSums}); not where the outputs
+   * of attention or of an MLP's inside are multiplied by them, in which single tokens can be far larger than all others
    * @param scope gets the sums, which stay when the collector is disposed
    */
   static of(
     { model, activations: pruned, dense }: Member,
     block: Block,
     stage: number,
-    target: DenseTarget | undefined,
+    { target, int8 }: { target: DenseTarget | undefined; int8: boolean },
     scope: Scope,
   ): DenseCollector | undefined {
     if (!pruned || !dense || !target || (stage >= 2 && block.router)) return undefined;
-    return new DenseCollector({ model, pruned, dense, block, stage, target }, scope);
+    return new DenseCollector({ model, pruned, dense, block, stage, target }, int8, scope);
   }
 
-  private constructor(parts: Parts, scope: Scope) {
+  private constructor(parts: Parts, int8: boolean, scope: Scope) {
     this.#parts = parts;
+    this.#int8 = int8;
     const { model, dense, block, stage, target } = parts;
     const { device, precision, config } = model;
     const { inputs } = block.stages[stage]![0]![0]!;
@@ -144,7 +148,7 @@ export class DenseCollector {
     this.sum =
       this.kind === 'outputs'
         ? sumOf(config.hidden, 'the dense outputs against the inputs')
-        : sumOf(inputs, 'the pruned inputs against the dense ones');
+        : sumOf(inputs, 'the pruned inputs against their differences');
     try {
       if (this.kind === 'outputs') this.#wanted = new ChunkBuffer(model, [rows, config.hidden], this.#scope);
       if (target.errorWeight > 0) {
@@ -153,9 +157,9 @@ export class DenseCollector {
             new SquareCollector(model.stream, inputs, 'the squares of the inputs’ errors'),
           );
         else this.errors = sumOf(inputs, 'the inputs’ errors');
-        if (areNeededAfterwards(this.kind, stage))
-          this.#difference = this.#scope.hold(device.empty(precision, [rows, inputs], 'a chunk of the inputs’ errors'));
       }
+      if (areNeededAfterwards(this.kind, stage))
+        this.#difference = this.#scope.hold(device.empty(precision, [rows, inputs], 'a chunk of the inputs’ errors'));
     } catch (error) {
       this.dispose();
       throw error;
@@ -170,9 +174,8 @@ export class DenseCollector {
     stream.enterPhase('forward');
     using other = dense.chunkInput(block, stage, chunk);
     stream.enterPhase('gram');
-    if (this.kind === 'cross') stream.gemm(x, other, this.sum, { transposeA: true, beta: 1 });
     if (this.#wanted) this.#addOutputs(x, { chunk, other }, this.#wanted);
-    if (this.errors ?? this.errorSquares) this.#addErrors(x, other);
+    this.#addDifferences(x, other);
   }
 
   /** Ŵx_d is what the dense model's residual stream gains on its way through the layer. */
@@ -197,12 +200,20 @@ export class DenseCollector {
     stream.enterPhase('gram');
   }
 
-  #addErrors(x: Float, dense: Float): void {
+  #addDifferences(x: Float, dense: Float): void {
     const { stream } = this.#parts.model;
-    using difference = (this.#difference ?? dense).rows(0, x.shape[0]!) as Float;
-    if (this.#difference) stream.copy(dense, difference);
-    if (this.errors) stream.differenceGram(x, difference, this.errors);
-    this.errorSquares?.addDifference(x, difference);
+    // What is subtracted from may be overwritten.
+    using other = (this.#difference ?? dense).rows(0, x.shape[0]!) as Float;
+    const restore = () => this.#difference && stream.copy(dense, other);
+    const sums = { ...(this.kind === 'cross' && { cross: this.sum }), ...(this.errors && { gram: this.errors }) };
+    if (sums.cross ?? sums.gram) {
+      restore();
+      stream.differenceSums(x, other, sums, this.#int8 && !this.#difference);
+    }
+    if (this.errorSquares) {
+      restore();
+      this.errorSquares.addDifference(x, other);
+    }
   }
 
   dispose(): void {

@@ -72,6 +72,8 @@ export interface GroupOfTeam {
   gram: boolean;
   /** How the dense model's activations are reproduced; undefined: not at all. */
   target: DenseTarget | undefined;
+  /** Whether 8-bit integers will do for what dense targets sum of the inputs' differences. */
+  int8: boolean;
 }
 
 /**
@@ -93,7 +95,7 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
   const collectors: MomentCollector[] = [];
   try {
     const dense = members.map((member, place) => {
-      const collector = DenseCollector.of(member, denseBlocks[place]!, stage, wanted.target, scope);
+      const collector = DenseCollector.of(member, denseBlocks[place]!, stage, wanted, scope);
       return collector && collected.hold(collector);
     });
     // Members that none of an expert’s tokens are on add nothing; where no member has any, the sum is zero.

@@ -309,6 +309,7 @@ class BlockPruning {
           solvers: tasks.map(({ member }) => member),
           moments: this.#parsed.method === 'dsnot',
           target: this.#options.target,
+          int8: this.#parsed.int8,
           gram: needsGram(this.#parsed), // which holds wherever dense targets or row weights are possible
         }),
       );

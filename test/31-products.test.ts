@@ -285,7 +285,7 @@ describe('gramAccumulate and symmetrize', () => {
         const [first, second] = [x, y].map((bits) =>
           scope.hold(stream.upload('bfloat16', [tokens, n], bits as Uint16Array<ArrayBuffer>)),
         );
-        stream.differenceGram(first!, second!, sum);
+        stream.differenceSums(first!, second!, { gram: sum });
         stream.symmetrize(sum);
         const [wide, other] = [values(x), values(y)];
         const difference = encode(

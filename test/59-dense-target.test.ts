@@ -83,7 +83,8 @@ describe('denseTarget', () => {
     using scope = new Scope();
     const upload = (a: number[][]) => scope.hold(stream.upload('float32', [a.length, a[0]!.length], flat(a)));
     const wanted = combined(scaled(product(dense, transposed(weight)), strength), residual, residualStrength);
-    const sum = kind === 'cross' ? product(transposed(pruned), dense) : product(transposed(wanted), pruned);
+    const difference = combined(dense, pruned, -1);
+    const sum = kind === 'cross' ? product(transposed(pruned), difference) : product(transposed(wanted), pruned);
     const gram = upload(product(transposed(pruned), pruned));
     const group = { layers: [{ name: 'the layer', outputs: m }], weight: upload(weight), gram };
     const target = scope.hold(await denseTarget(stream, group, { kind, sum: upload(sum), strength }, ridge));
@@ -165,9 +166,11 @@ describe.each([
   ['opt-post', 3, 'outputs', 'float32'],
   ['gemma2', 3, 'cross', 'float32'],
   ['gemma2', 3, 'cross', 'bfloat16'],
+  ['llama-plain', 2, 'cross', 'integers'],
   ['mixtral', 1, 'outputs', 'float32'],
-] as const)('what is summed: %s, stage %i', (name, stage, kind, precision) => {
-  test(`${kind} in ${precision}, against float64; the dense model goes through the stage once`, async () => {
+] as const)('what is summed: %s, stage %i', (name, stage, kind, products) => {
+  const precision = products === 'integers' ? 'bfloat16' : products;
+  test(`${kind} in ${products}, against float64; the dense model goes through the stage once`, async () => {
     const [length, windows] = [32, 34]; // more than one chunk of tokens
     const tokens = Uint32Array.from({ length: windows * length }, () => Math.floor(next() * 120));
     const team = new Team([device]);
@@ -208,25 +211,26 @@ describe.each([
         group: 0,
         solvers: [0],
         moments: false,
+        int8: products === 'integers',
         gram: true,
         target: { strength: alpha, residualStrength: beta, errorWeight: weight },
       });
       scope.hold(seen!);
       expect(seen!.dense!.kind).toBe(kind);
       const sum = await read(seen!.dense!.sum);
-      let left = xd;
+      let left = combined(xd, xp, -1);
       if (kind === 'outputs') {
         const linear = await read(block.stages[stage]![0]![0]!.weight);
         left = combined(scaled(product(xd, transposed(linear)), alpha), combined(hd, hp, -1), beta);
       }
       const expected = kind === 'outputs' ? product(transposed(left), xp) : product(transposed(xp), left);
       const largest = Math.max(...expected.flat().map(Math.abs));
-      // Outputs are rounded to 8 bits in bfloat16: errors of at most 2⁻⁹, and 2⁻¹⁰ in the mean square, of each of the sum's terms.
+      // Outputs and differences are rounded to 8 bits in bfloat16: errors of at most 2⁻⁹, and 2⁻¹⁰ in the mean square, of each of the sum's terms. Integers
+      // are steps of some 60th of a column's deviation.
+      const rounding = { float32: 0, bfloat16: 1 / 1024, integers: 1 / 128 };
       const squares = (rows: number[][]) => rows.map((row) => row.map((value) => value ** 2));
       const terms = Math.sqrt(Math.max(...product(transposed(squares(left)), squares(xp)).flat()));
-      expect(distance(sum, expected)).toBeLessThan(
-        1e-5 * largest + (precision === 'bfloat16' ? (5 * terms) / 1024 : 0),
-      );
+      expect(distance(sum, expected)).toBeLessThan(1e-5 * largest + 5 * rounding[products] * terms);
       const difference = combined(xp, xd, -1);
       // The last layer of an MLP takes the inputs’ errors by their squares alone.
       const errors = product(transposed(difference), difference).map((row, i) =>
@@ -277,6 +281,7 @@ test('two devices: each solver gets the sums over both', async () => {
         group: 0,
         solvers: devices.map((_, place) => place),
         moments: false,
+        int8: false,
         gram: true,
         target: { strength: 0.5, residualStrength: 0.5, errorWeight: 2 },
       });

@@ -48,7 +48,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   OP(gemm);
   OP(int8Gemm);
   OP(gramAccumulate);
-  OP(differenceGram);
+  OP(differenceSums);
+  OP(differenceSumsInt8);
   OP(symmetrize);
   OP(addDiagonal);
   OP(addToDiagonal);

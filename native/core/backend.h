@@ -103,11 +103,16 @@ class Backend {
   virtual void int8Gemm(Tensor a, Tensor b, Tensor out) { gemm(a, b, out, false, false, 1, 0); }
   // Upper triangle of gram += xᵀ x; what lies below it is undefined. x [tokens, n] f32 or bf16, gram f32 [n, n].
   virtual void gramAccumulate(Tensor x, Tensor gram) = 0;
-  // The same of x − y, rounded to their dtype. y may be overwritten.
-  virtual void differenceGram(Tensor x, Tensor y, Tensor gram) {
+  // With d = y − x, rounded to their dtype, cross += xᵀ d and the upper triangle of gram += dᵀ d; one of the two may be
+  // left out. x, y [tokens, n] f32 or bf16, not the same tensor, sums f32 [n, n]. y may be overwritten.
+  virtual void differenceSums(Tensor x, Tensor y, Tensor cross, Tensor gram) {
     axpby(x, y, -1, 1);
-    gramAccumulate(y, gram);
+    if (cross.defined()) gemm(x, y, cross, true, false, 1, 1);
+    if (gram.defined()) gramAccumulate(y, gram);
   }
+  // The same, where the device has int8Products, of bf16 columns of x and of d in float32 rounded to integers up to
+  // 127, by a scale of its own for each 512 tokens of a column.
+  virtual void differenceSumsInt8(Tensor x, Tensor y, Tensor cross, Tensor gram) { differenceSums(x, y, cross, gram); }
   // Lower triangle := upper triangle.
   virtual void symmetrize(Tensor a) = 0;
   virtual void addDiagonal(Tensor a, double value) = 0;

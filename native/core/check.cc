@@ -215,10 +215,18 @@ void gramAccumulate(const Tensor& x, const Tensor& gram) {
           describe(x));
 }
 
-void differenceGram(const Tensor& x, const Tensor& y, const Tensor& gram) {
-  gramAccumulate(x, gram);
+void differenceSums(const Tensor& x, const Tensor& y, const Tensor& cross, const Tensor& gram) {
+  dtypeFloat("x", x);
+  matrix("x", x);
   dtype("y", y, x.dtype);
   sameShape("y", y, "x", x);
+  require(cross.defined() || gram.defined(), "Expected cross or gram but received neither");
+  if (cross.defined()) {
+    square("cross", cross);
+    require(cross.dim(0) == x.dim(1), "Expected cross [n, n] for x [tokens, n] but received ", describe(cross), " and ",
+            describe(x));
+  }
+  if (gram.defined()) gramAccumulate(x, gram);
 }
 
 void quadraticForms(const Tensor& a, const Tensor& s, const Tensor& out) {

@@ -22,7 +22,8 @@ void gemm(const Tensor& a, const Tensor& b, const Tensor& out, bool transposeA, 
           double beta, bool split = false);
 void int8Gemm(const Tensor& a, const Tensor& b, const Tensor& out);
 void gramAccumulate(const Tensor& x, const Tensor& gram);
-void differenceGram(const Tensor& x, const Tensor& y, const Tensor& gram);
+void differenceSums(const Tensor& x, const Tensor& y, const Tensor& cross, const Tensor& gram);
+constexpr auto differenceSumsInt8 = differenceSums;
 void symmetrize(const Tensor& a);
 void addDiagonal(const Tensor& a, double value);
 void addToDiagonal(const Tensor& a, const Tensor& values, double alpha);

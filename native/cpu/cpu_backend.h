@@ -38,7 +38,8 @@ class CpuBackend final : public Backend {
             bool split = false) override;
   void int8Gemm(Tensor a, Tensor b, Tensor out) override;
   void gramAccumulate(Tensor x, Tensor gram) override;
-  void differenceGram(Tensor x, Tensor y, Tensor gram) override;
+  void differenceSums(Tensor x, Tensor y, Tensor cross, Tensor gram) override;
+  void differenceSumsInt8(Tensor x, Tensor y, Tensor cross, Tensor gram) override;
   void symmetrize(Tensor a) override;
   void addDiagonal(Tensor a, double value) override;
   void addToDiagonal(Tensor a, Tensor values, double alpha) override;
@@ -113,6 +114,7 @@ class CpuBackend final : public Backend {
   void admmStripes(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
                    const Tensor& y, float relaxation, Pattern pattern, const Counts& rowEnds, const Counts& keep,
                    int64_t count);
+  void pairCross(const Tensor& x, const Tensor& y, const Tensor& out);
   void pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                 Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected);

@@ -70,9 +70,10 @@ void CpuBackend::gramAccumulate(Tensor x, Tensor gram) {
   });
 }
 
-void CpuBackend::differenceGram(Tensor x, Tensor y, Tensor gram) {
-  if (x.dtype == DType::bf16 && products_ && x.size() > 0) return pairGram(x, y.as<bf16_t>(), gram);
-  Backend::differenceGram(x, y, gram);
+void CpuBackend::differenceSums(Tensor x, Tensor y, Tensor cross, Tensor gram) {
+  if (x.dtype != DType::bf16 || !products_ || x.size() == 0) return Backend::differenceSums(x, y, cross, gram);
+  if (cross.defined()) pairCross(x, y, cross);
+  if (gram.defined()) pairGram(x, y.as<bf16_t>(), gram);
 }
 
 // Copies one triangle of a [n, n] onto the other, in squares that are turned in cache.

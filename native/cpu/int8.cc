@@ -28,11 +28,10 @@ constexpr int64_t apartOf(int64_t n) { return (4 * quadsOf(n) + 31) / 64 * 64 + 
 // out but NaN.
 struct Scale {
   float to = 0, from = 0;
-  explicit Scale(uint16_t peak) {
-    constexpr uint16_t infinite = 0x7f80;
+  explicit Scale(uint16_t bits) : Scale(number(bits)) {}
+  explicit Scale(float magnitude) {
     constexpr float least = 0x1p-118f;  // 127 divided by less may be infinite
-    float magnitude = number(peak);
-    if (peak >= infinite)
+    if (!(magnitude < std::numeric_limits<float>::infinity()))
       from = std::numeric_limits<float>::quiet_NaN();
     else if (magnitude >= least)
       to = 127 / magnitude, from = magnitude / 127;
@@ -148,12 +147,75 @@ void CpuBackend::multiplyInt8(const Tensor& y, const Tensor& out, int64_t column
             block.columnScale += p * columns;
             block.adds = p > 0;
             int8_->quads(std::min(quadRows, i + height - r), std::min(quadColumns, j + width - c), quads,
-                         left + r * apart + 4 * first, apart, rowSums_.data() + r * pieces + p, pieces, panel, block);
+                         left + r * apart + 4 * first, apart, 4, rowSums_.data() + r * pieces + p, pieces, panel,
+                         block);
           }
         }
       }
     });
   }
+}
+
+// The columns of x and of d = y − x [tokens, n] as integers, by a scale for each piece of a column, and with them
+// cross += xᵀ d and, of the upper triangle, gram += dᵀ d. Sums over a piece are exact.
+void CpuBackend::differenceSumsInt8(Tensor x, Tensor y, Tensor cross, Tensor gram) {
+  if (x.dtype != DType::bf16 || !int8_ || x.size() == 0) return differenceSums(x, y, cross, gram);
+  constexpr int64_t quadsTogether = 128, tokensTogether = 4 * quadsTogether;
+  int64_t tokens = x.dim(0), n = x.dim(1), panels = panelsOf(n), padded = panels * quadColumns;
+  int64_t depth = std::max<int64_t>(mostPacked / (3 * padded) / tokensTogether, 1) * tokensTogether;
+  for (int64_t first = 0; first < tokens; first += depth) {
+    int64_t length = std::min(depth, tokens - first), quads = quadsOf(length), size = padded * quads;
+    int64_t pieces = (length + tokensTogether - 1) / tokensTogether, scales = pieces * padded;
+    makeRoom(leftPairs_, 2 * size), makeRoom(rightPairs_, size);  // x and d; d with 128 added
+    makeRoom(rowScales_, scales), makeRoom(columnScales_, scales), makeRoom(rowSums_, 2 * scales);
+    auto at = [&](int64_t column, int64_t quad) {
+      return (column / quadColumns * quads + quad) * quadColumns + column % quadColumns;
+    };
+    pool_.run(panels * pieces, [&](int64_t task) {
+      int64_t column = task / pieces * quadColumns, columns = std::min(quadColumns, n - column);
+      int64_t piece = task % pieces, token = piece * tokensTogether, k = std::min(tokensTogether, length - token);
+      int64_t from = (first + token) * n + column, scale = piece * padded + column;
+      const bf16_t *own = x.as<bf16_t>() + from, *other = y.as<bf16_t>() + from;
+      uint32_t peaks[2 * quadColumns];
+      float factors[2 * quadColumns];
+      int8_->differencePeaks(own, other, n, k, columns, peaks, peaks + quadColumns);
+      for (int64_t side : {0, 1})
+        for (int64_t j = 0; j < columns; j++) {
+          Scale found(std::bit_cast<float>(peaks[side * quadColumns + j]));
+          factors[side * quadColumns + j] = found.to;
+          (side == 0 ? rowScales_ : columnScales_)[static_cast<size_t>(scale + j)] = found.from;
+        }
+      uint32_t* left = leftPairs_.data() + at(column, piece * quadsTogether);
+      int8_->packDifferences(own, other, n, k, columns,
+                             {factors, factors + quadColumns, left, gram.defined() ? left + size : nullptr,
+                              rightPairs_.data() + at(column, piece * quadsTogether), rowSums_.data() + scale,
+                              rowSums_.data() + scales + scale});
+    });
+    auto multiply = [&](const Tensor& out, bool squares, int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      const uint32_t* left = leftPairs_.data() + (squares ? size : 0);
+      const int32_t* sums = rowSums_.data() + (squares ? scales : 0);
+      const float *rowScales = (squares ? columnScales_ : rowScales_).data(), *columnScales = columnScales_.data();
+      for (int64_t piece = 0, quad = 0; piece < pieces; piece++, quad += quadsTogether)
+        for (int64_t c = j, width; c < j + columns; c += width) {
+          width = std::min(quadColumns - c % quadColumns, j + columns - c);
+          for (int64_t r = i; r < i + rows; r += quadRows)
+            int8_->quads(std::min(quadRows, i + rows - r), width, std::min(quadsTogether, quads - quad),
+                         reinterpret_cast<const int8_t*>(left + at(r, quad)), sizeof *left, quadColumns * sizeof *left,
+                         sums + piece * padded + r, 1, rightPairs_.data() + at(c, quad),
+                         {out.as() + r * n + c, nullptr, n, rowScales + piece * padded + r,
+                          columnScales + piece * padded + c, nullptr, true});
+        }
+    };
+    if (cross.defined())
+      forTiles(pool_, n, n, quadColumns, [&](int64_t i, int64_t j, int64_t rows, int64_t columns) {
+        multiply(cross, false, i, rows, j, columns);
+      });
+    if (gram.defined())
+      forTriangle(pool_, n, quadColumns, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+        multiply(gram, true, i, rows, j, columns);
+      });
+  }
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
 }
 
 // Of a layer's rows: many enough to read packed columns seldom, few enough for all threads.

@@ -48,6 +48,14 @@ struct QuadUpdate {
   }
 };
 
+// Where columns x and d = y − x go as integers: x and, if wanted, d for a left factor, with the sums of the columns,
+// and d with 128 added.
+struct DifferencePanels {
+  const float *xFactors, *factors;  // 0 for a column of zeros
+  uint32_t *x, *left, *right;       // left may be null
+  int32_t *xSums, *sums;
+};
+
 struct Int8Kernels {
   // The largest magnitude in x as the bits of a bfloat16.
   uint16_t (*peak)(const bf16_t* x, size_t n);
@@ -60,10 +68,16 @@ struct Int8Kernels {
   // A number beyond a byte is cut to one.
   void (*packColumns)(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, const float* factors, uint32_t* panels,
                       int64_t apart);
-  // out [rows, columns] of Σ_q a(i, q) · panel(q, j), a's rows `rowBytes` apart, with sums[i sumsApart] the sum of
-  // a's row, which undoes the 128.
-  void (*quads)(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
-                int64_t sumsApart, const uint32_t* panel, const QuadOutput& out);
+  // The largest magnitudes of each of at most 48 columns of x and of y − x, as bits of floats.
+  void (*differencePeaks)(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns, uint32_t* ofX,
+                          uint32_t* ofDifference);
+  // The same columns as panels of integers by their factors, the last quad filled up with zeros.
+  void (*packDifferences)(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns,
+                          const DifferencePanels& panels);
+  // out [rows, columns] of Σ_q a(i, q) · panel(q, j), a's rows `rowBytes` apart and what follows in one quadBytes, with
+  // sums[i sumsApart] the sum of a's row, which undoes the 128.
+  void (*quads)(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, int64_t quadBytes,
+                const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out);
   // The same for an iteration of ADMM; sums are one after the other.
   void (*update)(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
                  const uint32_t* panel, const QuadUpdate& out);

@@ -1,7 +1,5 @@
 #include "cpu/pairs.h"
 
-#include <utility>
-
 #include "cpu/cpu_backend.h"
 
 namespace alps {
@@ -49,16 +47,6 @@ void dropLarge(Lines<uint32_t>& packed) {
 
 namespace {
 
-// Tiles of a triangle: few and large enough to read packed pairs seldom, many enough for the threads.
-int64_t tileFor(int64_t n, int64_t enough) {
-  int64_t tile = n < 4 * 288 ? 96 : 288;
-  for (int64_t smaller : {144, 96, 48}) {
-    int64_t count = (n + tile - 1) / tile;
-    if (count * (count + 1) / 2 < enough) tile = std::min(tile, smaller);
-  }
-  return tile;
-}
-
 // Numbers of a sum that are packed at a time for a product with so many columns.
 int64_t depthFor(int64_t columns) {
   int64_t step = 2 * pairsTogether;
@@ -69,7 +57,7 @@ int64_t depthFor(int64_t columns) {
 constexpr int64_t mostNumbers = mostPacked / 2 / static_cast<int64_t>(sizeof(bf16_t));
 
 // Rows so far apart share few sets of the first cache: eight that are read together drive one another out.
-bool readsInPlace(int64_t ld) { return ld % 2 == 0 && ld % 512 != 0; }
+bool readsInPlace(int64_t ld) { return ld % 2 == 0 && ld % 1024 != 0; }
 
 }  // namespace
 
@@ -185,35 +173,29 @@ void CpuBackend::pairTiles(const LeftPairs& left, int64_t rows, int64_t columns,
   });
 }
 
-// gram [n, n] += xᵀ x, or (x − minus)ᵀ (x − minus), the upper triangle: of tiles on the diagonal little of what lies
-// below it.
+// out [n, n] += xᵀ (y − x)
+void CpuBackend::pairCross(const Tensor& x, const Tensor& y, const Tensor& out) {
+  int64_t k = x.dim(0), n = x.dim(1), depth = depthFor(2 * n);
+  for (int64_t l = 0; l < k; l += depth) {
+    int64_t length = std::min(depth, k - l);
+    packColumns(x.as<bf16_t>() + l * n, nullptr, n, n, length, leftPairs_);
+    packColumns(x.as<bf16_t>() + l * n, y.as<bf16_t>() + l * n, n, n, length, rightPairs_);
+    pairTiles({nullptr, 0, leftPairs_.data(), pairsOf(length)}, n, n, length, {out.as(), nullptr, n, -1, 1});
+  }
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
+}
+
+// gram [n, n] += xᵀ x, or (x − minus)ᵀ (x − minus), the upper triangle.
 void CpuBackend::pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram) {
-  constexpr int64_t narrow = pairColumns / 3;  // columns of one vector
-  int64_t k = x.dim(0), n = x.dim(1), tile = tileFor(n, pool_.enoughTasks()), depth = depthFor(n);
-  std::vector<std::pair<int64_t, int64_t>> tiles;  // those on the diagonal last, they take less time
-  for (int64_t i = 0; i < n; i += tile)
-    for (int64_t j = i + tile; j < n; j += tile) tiles.emplace_back(i, j);
-  for (int64_t i = 0; i < n; i += tile) tiles.emplace_back(i, i);
+  int64_t k = x.dim(0), n = x.dim(1), depth = depthFor(n);
   for (int64_t l = 0; l < k; l += depth) {
     int64_t length = std::min(depth, k - l), pairs = pairsOf(length);
     packColumns(x.as<bf16_t>() + l * n, minus ? minus + l * n : nullptr, n, n, length, rightPairs_);
     LeftPairs left{nullptr, 0, rightPairs_.data(), pairs};
     RightPairs right{rightPairs_.data(), pairs};
-    auto multiply = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-      if (rows > 0)
-        multiplyPairs(*products_, left, i, rows, {right.at(j, 0), pairs}, columns, length,
-                      {gram.as() + i * n + j, nullptr, n, 1, 1});
-    };
-    pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
-      auto [i, j] = tiles[static_cast<size_t>(task)];
-      int64_t end = std::min(j + tile, n);
-      if (i != j) return multiply(i, tile, j, end - j);
-      for (int64_t panel = j; panel < end; panel += pairColumns) {
-        int64_t width = std::min(pairColumns, end - panel);
-        multiply(i, panel - i, panel, width);
-        for (int64_t c = 0; c < width; c += narrow)
-          multiply(panel + c, std::min(narrow, width - c), panel + c, width - c);
-      }
+    forTriangle(pool_, n, pairColumns, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      multiplyPairs(*products_, left, i, rows, {right.at(j, 0), pairs}, columns, length,
+                    {gram.as() + i * n + j, nullptr, n, 1, 1});
     });
   }
   dropLarge(rightPairs_);

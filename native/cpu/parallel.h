@@ -10,6 +10,7 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/old_libstdcxx.h"
@@ -64,6 +65,32 @@ void forTiles(ThreadPool& pool, int64_t rows, int64_t columns, int64_t panel, co
   pool.run(down * count(columns, width), [&](int64_t task) {
     int64_t i = task % down * height, j = task / down * width;
     tile(i, j, std::min(height, rows - i), std::min(width, columns - j));
+  });
+}
+
+// Calls block(i, rows, j, columns) for blocks that cover the upper triangle of [n, n], of several panels that begin
+// with one, or with a third of one on the diagonal, below which little is covered.
+template <typename Block>
+void forTriangle(ThreadPool& pool, int64_t n, int64_t panel, const Block& block) {
+  // Few and large enough to read packed factors seldom, many enough for the threads.
+  int64_t size = n < 24 * panel ? 2 * panel : 6 * panel;
+  for (int64_t smaller : {3 * panel, 2 * panel, panel}) {
+    int64_t count = (n + size - 1) / size;
+    if (count * (count + 1) / 2 < pool.enoughTasks()) size = std::min(size, smaller);
+  }
+  std::vector<std::pair<int64_t, int64_t>> tiles;  // those on the diagonal last, they take less time
+  for (int64_t i = 0; i < n; i += size)
+    for (int64_t j = i + size; j < n; j += size) tiles.emplace_back(i, j);
+  for (int64_t i = 0; i < n; i += size) tiles.emplace_back(i, i);
+  pool.run(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
+    auto [i, j] = tiles[static_cast<size_t>(task)];
+    int64_t end = std::min(j + size, n), part = panel / 3;
+    if (i != j) return block(i, size, j, end - j);
+    for (int64_t at = j; at < end; at += panel) {
+      int64_t width = std::min(panel, end - at);
+      if (at > i) block(i, at - i, at, width);
+      for (int64_t c = 0; c < width; c += part) block(at + c, std::min(part, width - c), at + c, width - c);
+    }
   });
 }
 

@@ -102,9 +102,15 @@ TEST_CASE("products and square matrices") {
   REFUSED("beta = 0", gemm(mn, nn, bf16({2, 3}), false, false, 1, 1));
   REFUSED("beta = 0", gemm(mn, nn, bf16({2, 3}), false, false, 1, notANumber));
   PASSES(gramAccumulate(bf16({2, 3}), nn));
-  PASSES(differenceGram(mn, mn, nn));
-  REFUSED("float32 for y", differenceGram(mn, bf16({2, 3}), nn));
-  REFUSED("y", differenceGram(mn, nn, nn));
+  PASSES(differenceSums(mn, mn, nn, nn));
+  PASSES(differenceSums(mn, mn, none, nn));
+  PASSES(differenceSums(mn, mn, nn, none));
+  REFUSED("neither", differenceSums(mn, mn, none, none));
+  REFUSED("float32 for y", differenceSums(mn, bf16({2, 3}), nn, nn));
+  REFUSED("y", differenceSums(mn, nn, nn, nn));
+  REFUSED("cross [n, n]", differenceSums(nm, nm, nn, none));
+  REFUSED("square matrix for cross", differenceSums(mn, mn, mn, nn));
+  REFUSED("gram [n, n]", differenceSums(nm, nm, none, nn));
   REFUSED("gram [n, n]", gramAccumulate(nm, nn));
   REFUSED("square matrix for gram", gramAccumulate(mn, mn));
   PASSES(quadraticForms(mn, nn, f64({2})));

@@ -41,8 +41,9 @@ TEST_CASE("gemm") {
 TEST_CASE("bfloat16 products that are packed in parts, copied, or kept in bfloat16") {
   for (const NamedBackend& device : backends()) {
     CAPTURE(device.name);
-    // m, n, k: rows half pages apart, an odd sum, one in several pieces, one whose right factor has two parts.
-    for (const Shape& shape : {Shape{50, 49, 512}, {97, 193, 131}, {49, 50, 4500}, {48, 1800, 5002}}) {
+    // m, n, k: rows a quarter and half a page apart, an odd sum, one in several pieces, one whose right factor has two
+    // parts.
+    for (const Shape& shape : {Shape{50, 49, 512}, {50, 49, 1024}, {97, 193, 131}, {49, 50, 4500}, {48, 1800, 5002}}) {
       int64_t m = shape[0], n = shape[1], k = shape[2];
       CAPTURE(k);
       Tensor a = normal(DType::bf16, {m, k}, 1), b = normal(DType::bf16, {n, k}, 2);
@@ -172,6 +173,96 @@ TEST_CASE("int8Gemm keeps what is not finite to its rows and columns, and what i
   }
 }
 
+TEST_CASE("differenceSumsInt8") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (int64_t tokens : {1, 70, 600, 1030}) {
+      for (int64_t n : {1, 47, 67, 200}) {
+        CAPTURE(tokens);
+        CAPTURE(n);
+        Tensor x = normal(DType::bf16, {tokens, n}, 5), y = normal(DType::bf16, {tokens, n}, 6);
+        Tensor cross = normal(DType::f32, {n, n}, 7), gram = normal(DType::f32, {n, n}, 8);
+        Numbers own = numbersOf(x), other = numbersOf(y), expectedCross = numbersOf(cross),
+                expectedGram = numbersOf(gram);
+        for (int64_t l = 0; l < tokens; l++) own[static_cast<size_t>(l * n)] = 0;  // a column of zeros
+        x = tensorOf(DType::bf16, {tokens, n}, own);
+        device->differenceSumsInt8(x, y, cross, gram);
+        const int64_t piece = takesIntegers(device) ? 512 : tokens;
+        for (int64_t first = 0; first < tokens; first += piece) {
+          std::vector<Integers> columns, differences;
+          for (int64_t j = 0; j < n; j++) {
+            Numbers column, difference;
+            for (int64_t l = first; l < std::min(tokens, first + piece); l++) {
+              size_t at = static_cast<size_t>(l * n + j);
+              column.push_back(own[at]);
+              difference.push_back(static_cast<float>(other[at]) - static_cast<float>(own[at]));
+            }
+            columns.push_back(integersOf(column)), differences.push_back(integersOf(difference));
+          }
+          for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++) {
+              const Integers &left = columns[static_cast<size_t>(i)], &difference = differences[static_cast<size_t>(i)],
+                             &right = differences[static_cast<size_t>(j)];
+              int64_t sum = 0, squares = 0;
+              for (size_t l = 0; l < right.values.size(); l++)
+                sum += left.values[l] * right.values[l], squares += difference.values[l] * right.values[l];
+              size_t at = static_cast<size_t>(i * n + j);
+              expectedCross[at] += left.scale * right.scale * static_cast<double>(sum);
+              expectedGram[at] += difference.scale * right.scale * static_cast<double>(squares);
+            }
+        }
+        Numbers gotGram = numbersOf(gram), upper, expectedUpper;
+        for (int64_t i = 0; i < n; i++)
+          for (int64_t j = i; j < n; j++) {
+            upper.push_back(gotGram[static_cast<size_t>(i * n + j)]);
+            expectedUpper.push_back(expectedGram[static_cast<size_t>(i * n + j)]);
+          }
+        // As exact as float32 sums, or (as here without integers) as rounding to a hundredth.
+        const double most = takesIntegers(device) ? 1e-13 : 1e-3;
+        CHECK(nmse(numbersOf(cross), expectedCross) < most);
+        CHECK(nmse(upper, expectedUpper) < most);
+        if (n < 67) continue;
+        Tensor again = normal(DType::f32, {n, n}, 7), alone = normal(DType::f32, {n, n}, 8);
+        Tensor copy = zeros(DType::bf16, {tokens, n});
+        y = normal(DType::bf16, {tokens, n}, 6);
+        device->copy(y, copy);
+        device->differenceSumsInt8(x, y, again, {});
+        device->differenceSumsInt8(x, copy, {}, alone);
+        CHECK(bytesOf(again) == bytesOf(cross));
+        CHECK(bytesOf(alone) == bytesOf(gram));
+      }
+    }
+  }
+}
+
+TEST_CASE("differenceSumsInt8 keeps what is not finite to its rows and columns") {
+  for (const NamedBackend& device : backends()) {
+    if (!takesIntegers(device)) continue;
+    CAPTURE(device.name);
+    const int64_t tokens = 50, n = 60;
+    Numbers x = numbersOf(normal(DType::bf16, {tokens, n}, 1)), y = numbersOf(normal(DType::bf16, {tokens, n}, 2));
+    auto run = [&] {
+      Tensor cross = zeros(DType::f32, {n, n}), gram = zeros(DType::f32, {n, n});
+      device->differenceSumsInt8(tensorOf(DType::bf16, {tokens, n}, x), tensorOf(DType::bf16, {tokens, n}, y), cross,
+                                 gram);
+      return std::pair(numbersOf(cross), numbersOf(gram));
+    };
+    auto usual = run();
+    x[3 * n + 7] = NAN, y[5 * n + 2] = INFINITY;
+    auto marked = run();
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t j = 0; j < n; j++) {
+        size_t at = static_cast<size_t>(i * n + j);
+        bool lost = i == 7 || j == 7 || j == 2;
+        CHECK(std::isnan(marked.first[at]) == lost);
+        if (!lost) CHECK(marked.first[at] == usual.first[at]);
+        if (j < i) continue;
+        CHECK(std::isnan(marked.second[at]) == (lost || i == 2));
+        if (!lost && i != 2) CHECK(marked.second[at] == usual.second[at]);
+      }
+  }
+}
+
 TEST_CASE("a product over nothing is beta times what was there") {
   for (const NamedBackend& device : backends()) {
     Tensor out = normal(DType::f32, {3, 5}, 1);
@@ -260,14 +351,20 @@ TEST_CASE("Gram matrices of differences") {
         device->columnSums(difference, true, expectedSquares);
         device->differenceSquares(x, other, squares);
         CHECK(numbersOf(squares) == numbersOf(expectedSquares));
-        device->differenceGram(x, y, gram);
+        Tensor cross = normal(DType::f32, {n, n}, 7), expectedCross = normal(DType::f32, {n, n}, 7);
+        device->gemm(x, difference, expectedCross, true, false, -1, 1);
+        device->copy(y, other);
+        device->differenceSums(x, other, cross, gram);
         device->symmetrize(expected);
         device->symmetrize(gram);
         CHECK(numbersOf(gram) == numbersOf(expected));
+        CHECK(nmse(numbersOf(cross), numbersOf(expectedCross)) < 1e-13);
       }
     }
     device->differenceSquares(zeros(DType::bf16, {0, 3}), zeros(DType::bf16, {0, 3}), zeros(DType::f64, {3}));
-    device->differenceGram(zeros(DType::bf16, {0, 3}), zeros(DType::bf16, {0, 3}), zeros(DType::f32, {3, 3}));
+    for (auto sums : {&Backend::differenceSums, &Backend::differenceSumsInt8})
+      (device.backend.get()->*sums)(zeros(DType::bf16, {0, 3}), zeros(DType::bf16, {0, 3}), zeros(DType::f32, {3, 3}),
+                                    {});
   }
 }
 

@@ -41,7 +41,7 @@ How:
   --max-iterations N     alps: iterations of the fixed and the published schedule at most (default 300)
   --metric M             alps: obs (default with the ladders) or diagonal, the published one
   --relaxation W         alps: over-relaxation of ADMM, 1 for none (default with the ladders and no groups up to 1.8, the sparser the more)
-  --mixed-precision M    alps: on: products of the search, and of up to 5 steps of the refit, in 8-bit integers or bfloat16 where the device multiplies them in hardware (default: on in a bfloat16 run with a ladder, else off)
+  --mixed-precision M    alps: on: products of the search, of up to 5 steps of the refit, and of dense targets with the inputs' differences, in 8-bit integers or bfloat16 where the device multiplies them in hardware (default: on in a bfloat16 run with a ladder, else off)
   --propagation P        sequential (default) or block, the published one
   --dense-target A,B,K   alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5 from 70 % on, 0.25,0.25 up to 50 % and for 2:4,

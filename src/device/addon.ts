@@ -119,7 +119,8 @@ export interface Addon {
   ): void;
   int8Gemm(stream: S, a: T, b: T, out: T): void;
   gramAccumulate(stream: S, x: T, gram: T): void;
-  differenceGram(stream: S, x: T, y: T, gram: T): void;
+  differenceSums(stream: S, x: T, y: T, cross: T | null, gram: T | null): void;
+  differenceSumsInt8(stream: S, x: T, y: T, cross: T | null, gram: T | null): void;
   symmetrize(stream: S, a: T): void;
   addDiagonal(stream: S, a: T, value: number): void;
   addToDiagonal(stream: S, a: T, values: T, alpha: number): void;

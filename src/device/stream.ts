@@ -210,9 +210,14 @@ export class Stream {
   gramAccumulate(x: Float, gram: F32): void {
     this.#op('gramAccumulate', x.handle, gram.handle);
   }
-  /** Upper triangle of gram += (x − y)ᵀ(x − y), the differences rounded to their dtype. y may be overwritten. */
-  differenceGram(x: Float, y: Float, gram: F32): void {
-    this.#op('differenceGram', x.handle, y.handle, gram.handle);
+  /**
+   * With d = y − x, rounded to their dtype, cross += xᵀd and the upper triangle of gram += dᵀd. y may be overwritten.
+   * @param int8 whether 8-bit integers will do for bfloat16 x and d, on devices with `int8Products` (and with `isa: 'scalar'`, for tests): columns
+   * are rounded by a scale of their own for each 512 tokens, d from what it is in float32
+   */
+  differenceSums(x: Float, y: Float, sums: { cross?: F32; gram?: F32 }, int8 = false): void {
+    const op = int8 ? 'differenceSumsInt8' : 'differenceSums';
+    this.#op(op, x.handle, y.handle, sums.cross?.handle ?? null, sums.gram?.handle ?? null);
   }
   /** Lower triangle := upper triangle. */
   symmetrize(a: F32): void {

@@ -30,8 +30,8 @@ export type DenseTarget = Required<DenseTargetOptions>;
 /** What a group of layers sees of the dense model, summed over the tokens. */
 export interface DenseInputs {
   /**
-   * `cross`: the sum is X_pᵀX_d, the pruned model's inputs against the dense model's. `outputs`: it is (α X_d Ŵᵀ + β (h_d − h_p))ᵀ X_p, for a layer
-   * whose outputs are added to the residual stream h as they are.
+   * `cross`: the sum is X_pᵀ(X_d − X_p), the pruned model's inputs against their differences to the dense model's. `outputs`: it is
+   * (α X_d Ŵᵀ + β (h_d − h_p))ᵀ X_p, for a layer whose outputs are added to the residual stream h as they are.
    */
   kind: 'cross' | 'outputs';
   /** float32, [n, n] or [m, n]. */
@@ -82,8 +82,8 @@ function usualStrength(pattern: Pattern): number {
  *
  *     T = Ŵ + (α Ŵ (C − G)ᵀ + β Rᵀ) (G + λI)⁻¹,   G = X_pᵀX_p,  C = X_pᵀX_d,  R = X_pᵀ(h_d − h_p)
  *
- * For α = β = 1 and λ = 0 it is the least-squares fit of X_d Ŵᵀ + h_d − h_p. With sums of `kind` `cross` R is 0; those of kind `outputs` are
- * α Ŵ Cᵀ + β Rᵀ.
+ * For α = β = 1 and λ = 0 it is the least-squares fit of X_d Ŵᵀ + h_d − h_p. Sums of `kind` `cross` are C − G, and R is 0; those of kind `outputs`
+ * are α Ŵ Cᵀ + β Rᵀ.
  *
  * @param group Ŵ and G
  * @param ridge λ as a share of G's mean diagonal
@@ -101,7 +101,10 @@ export async function denseTarget(
   const { weight } = group;
   const gram = wholeGram(group);
   stream.enterPhase('target');
-  using left = leftOf(stream, group, { kind, sum, strength });
+  using right = differenceFirst(kind, weight)
+    ? undefined
+    : device.empty('float32', weight.shape, 'the target’s right-hand side');
+  if (right) makeRightHandSide(stream, group, { kind, sum, strength }, right);
   // Waits for what was queued, so that memory that it alone took is free for the inverse.
   const lambda = lambdaOf(await checkedDiagonal(stream, group), ridge);
   using inverse = device.empty('float32', gram.shape, 'the inverse of the Gram matrix');
@@ -112,12 +115,12 @@ export async function denseTarget(
   const target = device.empty('float32', weight.shape, 'the target');
   try {
     stream.copy(weight, target);
-    if (differenceFirst(kind, weight)) {
+    if (!right) {
       using factor = device.empty('float32', gram.shape, 'the target’s factor');
-      stream.gemm(left, inverse, factor, { transposeA: true, alpha: strength, split: true });
+      stream.gemm(sum, inverse, factor, { transposeA: true, alpha: strength, split: true });
       stream.gemm(weight, factor, target, { beta: 1, split: true });
     } else {
-      stream.gemm(left, inverse, target, { beta: 1, split: true });
+      stream.gemm(right, inverse, target, { beta: 1, split: true });
     }
     return target;
   } catch (error) {
@@ -131,23 +134,18 @@ function differenceFirst(kind: DenseInputs['kind'], { shape: [m = 0, n = 0] }: F
   return kind === 'cross' && m > n;
 }
 
-/** What is multiplied by the inverse from the left, α Ŵ (C − G)ᵀ + β Rᵀ, or C − G where that comes first. */
-function leftOf(stream: Stream, group: LayerGroup, { kind, sum, strength }: Omit<DenseInputs, 'objective'>): F32 {
+/** out = α Ŵ (C − G)ᵀ + β Rᵀ, [m, n]. */
+function makeRightHandSide(
+  stream: Stream,
+  group: LayerGroup,
+  { kind, sum, strength }: Omit<DenseInputs, 'objective'>,
+  out: F32,
+): void {
   const { weight } = group;
-  const gram = wholeGram(group);
-  const made = stream.device.empty('float32', sum.shape, 'the dense model’s sums');
-  stream.copy(sum, made);
-  if (kind === 'outputs') {
-    stream.gemm(weight, gram, made, { alpha: -strength, beta: 1, split: true });
-    return made;
+  if (kind === 'cross') {
+    stream.gemm(weight, sum, out, { transposeB: true, alpha: strength, split: true });
+    return;
   }
-  stream.axpby(gram, made, -1, 1);
-  if (differenceFirst(kind, weight)) return made;
-  try {
-    const right = stream.device.empty('float32', weight.shape, 'the target’s right-hand side');
-    stream.gemm(weight, made, right, { transposeB: true, alpha: strength, split: true });
-    return right;
-  } finally {
-    made.dispose();
-  }
+  stream.copy(sum, out);
+  stream.gemm(weight, wholeGram(group), out, { alpha: -strength, beta: 1, split: true });
 }

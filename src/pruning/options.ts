@@ -71,7 +71,8 @@ export interface PruningOptions {
   relaxation?: number;
   /**
    * ALPS: whether the products of the search for the support are in what the device (of several: all) multiplies fastest, 8-bit integers or bfloat16,
-   * and with them those of the refit's steps, if these are at most 5. Only corrections go through them (docs/algorithm.md, "ADMM" and "Refit").
+   * and with them those of the refit's steps, if these are at most 5, and what dense targets sum of the inputs' differences. Only corrections go
+   * through them (docs/algorithm.md, "ADMM", "Refit" and "Dense targets").
    * Default: with the ladders whether the run is in bfloat16; with `preset: 'balanced'` true unless `precision` is `float32`. Reports say what was
    * done (`mixedPrecision`, `int8`).
    */

@@ -73,10 +73,66 @@ static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns,
   }
 }
 
+static void differencePeaks(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns, uint32_t* ofX,
+                            uint32_t* ofDifference) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  const __mmask16 all = 0xffff;
+  for (int64_t v = 0; v < columns; v += 16) {
+    __mmask16 mask = lanesFrom(v, columns);
+    __m512i most = _mm512_setzero_si512(), apart = most;
+    for (int64_t l = 0; l < k; l++) {
+      __m512 own = wide(mask, x + l * ld + v), other = wide(mask, y + l * ld + v);
+      __m512i bits = _mm512_and_si512(reinterpret_cast<__m512i>(own), magnitude);
+      __m512i between = _mm512_and_si512(reinterpret_cast<__m512i>(_mm512_sub_ps(other, own)), magnitude);
+      most = _mm512_maskz_max_epu32(all, most, bits);
+      apart = _mm512_maskz_max_epu32(all, apart, between);
+    }
+    _mm512_mask_storeu_epi32(ofX + v, mask, most);
+    _mm512_mask_storeu_epi32(ofDifference + v, mask, apart);
+  }
+}
+
+// Four rows of integers as the bytes of one, with their sum added to sums; only columns with a factor.
+static inline __m512i quadOf(const __m512 (&rows)[4], __m512 factor, __m512i& sums) {
+  const __mmask16 mask = _mm512_cmp_ps_mask(factor, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+  __m512i quad = _mm512_setzero_si512();
+  for (int r = 3; r >= 0; r--) {
+    __m512i row = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(rows[r], factor));
+    sums = _mm512_add_epi32(sums, row);
+    quad = _mm512_or_si512(_mm512_maskz_slli_epi32(0xffff, quad, 8), _mm512_and_si512(row, _mm512_set1_epi32(0xff)));
+  }
+  return quad;
+}
+
+static void packDifferences(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns,
+                            const DifferencePanels& panels) {
+  for (int64_t v = 0; v < quadColumns; v += 16) {
+    __mmask16 mask = lanesFrom(v, columns);
+    __m512 xFactor = _mm512_maskz_loadu_ps(mask, panels.xFactors + v),
+           factor = _mm512_maskz_loadu_ps(mask, panels.factors + v);
+    __m512i xSums = _mm512_setzero_si512(), sums = xSums;
+    for (int64_t l = 0, at = v; l < k; l += 4, at += quadColumns) {
+      __m512 own[4], between[4];
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < 4; r++) {
+        __mmask16 there = l + r < k ? mask : __mmask16{0};
+        own[r] = wide(there, x + (l + r) * ld + v);
+        between[r] = _mm512_sub_ps(wide(there, y + (l + r) * ld + v), own[r]);
+      }
+      _mm512_storeu_si512(panels.x + at, quadOf(own, xFactor, xSums));
+      __m512i quad = quadOf(between, factor, sums);
+      if (panels.left) _mm512_storeu_si512(panels.left + at, quad);
+      _mm512_storeu_si512(panels.right + at, _mm512_xor_si512(quad, _mm512_set1_epi8(-128)));
+    }
+    _mm512_mask_storeu_epi32(panels.xSums + v, mask, xSums);
+    _mm512_mask_storeu_epi32(panels.sums + v, mask, sums);
+  }
+}
+
 // finish(i, v, mask, sums) takes 16 sums of row i from column 16 v on.
 template <int rows, int vectors, typename Finish>
 static inline __attribute__((always_inline)) void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes,
-                                                            const int32_t* sumsOf, int64_t sumsApart,
+                                                            int64_t quadBytes, const int32_t* sumsOf, int64_t sumsApart,
                                                             const uint32_t* panel, __mmask16 last,
                                                             const Finish& finish) {
   __m512i sums[rows][vectors];
@@ -84,7 +140,7 @@ static inline __attribute__((always_inline)) void quadBlock(int64_t quads, const
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 3
     for (int v = 0; v < vectors; v++) sums[i][v] = _mm512_setzero_si512();
-  for (int64_t q = 0; q < quads; q++, a += 4, panel += quadColumns) {
+  for (int64_t q = 0; q < quads; q++, a += quadBytes, panel += quadColumns) {
     __m512i b[vectors];
 #pragma GCC unroll 3
     for (int v = 0; v < vectors; v++) b[v] = _mm512_loadu_si512(panel + 16 * v);
@@ -109,13 +165,13 @@ static inline __attribute__((always_inline)) void quadBlock(int64_t quads, const
 }
 
 template <int rows, int vectors>
-static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums, int64_t sumsApart,
-                      const uint32_t* panel, __mmask16 last, const QuadOutput& out) {
+static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, int64_t quadBytes, const int32_t* sums,
+                      int64_t sumsApart, const uint32_t* panel, __mmask16 last, const QuadOutput& out) {
   // What is added to, or stored to, comes meanwhile.
   for (int i = 0; i < rows; i++)
     for (int v = 0; v < vectors; v++) __builtin_prefetch(out.out + i * out.ld + 16 * v, 1);
   quadBlock<rows, vectors>(
-      quads, a, rowBytes, sums, sumsApart, panel,
+      quads, a, rowBytes, quadBytes, sums, sumsApart, panel,
       last, [&](int i, int v, __mmask16 mask, __m512 sum) __attribute__((always_inline)) {
         int64_t at = i * out.ld + 16 * v;
         __m512 scale =
@@ -128,8 +184,8 @@ static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const in
 }
 
 template <int rows, int vectors>
-static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums, int64_t sumsApart,
-                      const uint32_t* panel, __mmask16 last, const QuadUpdate& out) {
+static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, int64_t quadBytes, const int32_t* sums,
+                      int64_t sumsApart, const uint32_t* panel, __mmask16 last, const QuadUpdate& out) {
   for (int i = 0; i < rows; i++) {
     for (int v = 0; v < vectors; v++) {
       __builtin_prefetch(out.state + i * out.ld + 16 * v, 1);
@@ -140,7 +196,7 @@ static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const in
   const __m512 relaxation = _mm512_set1_ps(out.relaxation), one = _mm512_set1_ps(1),
                rest = _mm512_sub_ps(one, relaxation);
   quadBlock<rows, vectors>(
-      quads, a, rowBytes, sums, sumsApart, panel,
+      quads, a, rowBytes, quadBytes, sums, sumsApart, panel,
       last, [&](int i, int v, __mmask16 mask, __m512 sum) __attribute__((always_inline)) {
         int64_t at = i * out.ld + 16 * v;
         __m512 scale =
@@ -157,35 +213,37 @@ static void quadBlock(int64_t quads, const int8_t* a, int64_t rowBytes, const in
 }
 
 template <int rows, typename Output>
-static void quadRowBlock(int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, const int32_t* sums,
-                         int64_t sumsApart, const uint32_t* panel, const Output& out) {
+static void quadRowBlock(int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes, int64_t quadBytes,
+                         const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const Output& out) {
   __mmask16 last = static_cast<__mmask16>(0xffff >> (-columns & 15));
   if (columns > 32)
-    quadBlock<rows, 3>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
+    quadBlock<rows, 3>(quads, a, rowBytes, quadBytes, sums, sumsApart, panel, last, out);
   else if (columns > 16)
-    quadBlock<rows, 2>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
+    quadBlock<rows, 2>(quads, a, rowBytes, quadBytes, sums, sumsApart, panel, last, out);
   else
-    quadBlock<rows, 1>(quads, a, rowBytes, sums, sumsApart, panel, last, out);
+    quadBlock<rows, 1>(quads, a, rowBytes, quadBytes, sums, sumsApart, panel, last, out);
 }
 
 template <typename Output>
 static void quadBlocks(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
-                       const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const Output& out) {
+                       int64_t quadBytes, const int32_t* sums, int64_t sumsApart, const uint32_t* panel,
+                       const Output& out) {
   static constexpr decltype(&quadRowBlock<1, Output>) blocks[quadRows] = {
       quadRowBlock<1, Output>, quadRowBlock<2, Output>, quadRowBlock<3, Output>, quadRowBlock<4, Output>,
       quadRowBlock<5, Output>, quadRowBlock<6, Output>, quadRowBlock<7, Output>, quadRowBlock<8, Output>,
   };
-  blocks[rows - 1](columns, quads, a, rowBytes, sums, sumsApart, panel, out);
+  blocks[rows - 1](columns, quads, a, rowBytes, quadBytes, sums, sumsApart, panel, out);
 }
 
 static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
-                        const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
-  quadBlocks(rows, columns, quads, a, rowBytes, sums, sumsApart, panel, out);
+                        int64_t quadBytes, const int32_t* sums, int64_t sumsApart, const uint32_t* panel,
+                        const QuadOutput& out) {
+  quadBlocks(rows, columns, quads, a, rowBytes, quadBytes, sums, sumsApart, panel, out);
 }
 
 static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
                        const int32_t* sums, const uint32_t* panel, const QuadUpdate& out) {
-  quadBlocks(rows, columns, quads, a, rowBytes, sums, 1, panel, out);
+  quadBlocks(rows, columns, quads, a, rowBytes, 4, sums, 1, panel, out);
 }
 
 #else
@@ -230,19 +288,65 @@ static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns,
     }
 }
 
-static int32_t quadSum(int64_t quads, const int8_t* a, int32_t sum, const uint32_t* panel) {
+static uint32_t magnitudeBits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits & 0x7fffffff;
+}
+
+static void differencePeaks(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns, uint32_t* ofX,
+                            uint32_t* ofDifference) {
+  for (int64_t j = 0; j < columns; j++) {
+    ofX[j] = ofDifference[j] = 0;
+    for (int64_t l = 0; l < k; l++) {
+      float own = bf16ToF32(x[l * ld + j]);
+      uint32_t bits = magnitudeBits(own), between = magnitudeBits(bf16ToF32(y[l * ld + j]) - own);
+      if (bits > ofX[j]) ofX[j] = bits;
+      if (between > ofDifference[j]) ofDifference[j] = between;
+    }
+  }
+}
+
+static uint32_t byteOf(float x, float factor, int64_t r, int32_t& sum) {
+  int32_t value = factor == 0 ? 0 : static_cast<int32_t>(__builtin_lrintf(x * factor));
+  sum += value;
+  return (static_cast<uint32_t>(value) & 0xff) << (8 * r);
+}
+
+static void packDifferences(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns,
+                            const DifferencePanels& panels) {
+  for (int64_t j = 0; j < quadColumns; j++) {
+    bool there = j < columns;
+    float xFactor = there ? panels.xFactors[j] : 0, factor = there ? panels.factors[j] : 0;
+    int32_t xSum = 0, sum = 0;
+    for (int64_t l = 0, at = j; l < k; l += 4, at += quadColumns) {
+      uint32_t own = 0, between = 0;
+      for (int64_t r = 0; there && r < 4 && l + r < k; r++) {
+        float value = bf16ToF32(x[(l + r) * ld + j]);
+        own |= byteOf(value, xFactor, r, xSum);
+        between |= byteOf(bf16ToF32(y[(l + r) * ld + j]) - value, factor, r, sum);
+      }
+      panels.x[at] = own, panels.right[at] = between ^ 0x80808080;
+      if (panels.left) panels.left[at] = between;
+    }
+    if (there) panels.xSums[j] = xSum, panels.sums[j] = sum;
+  }
+}
+
+static int32_t quadSum(int64_t quads, const int8_t* a, int64_t quadBytes, int32_t sum, const uint32_t* panel) {
   sum *= -128;
   for (int64_t q = 0; q < quads; q++)
     for (int64_t r = 0; r < 4; r++)
-      sum += a[4 * q + r] * static_cast<int32_t>(panel[q * quadColumns] >> (8 * r) & 0xff);
+      sum += a[q * quadBytes + r] * static_cast<int32_t>(panel[q * quadColumns] >> (8 * r) & 0xff);
   return sum;
 }
 
 static void quadProduct(int64_t rows, int64_t columns, int64_t quads, const int8_t* a, int64_t rowBytes,
-                        const int32_t* sums, int64_t sumsApart, const uint32_t* panel, const QuadOutput& out) {
+                        int64_t quadBytes, const int32_t* sums, int64_t sumsApart, const uint32_t* panel,
+                        const QuadOutput& out) {
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < columns; j++) {
-      float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, sums[i * sumsApart], panel + j));
+      float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, quadBytes, sums[i * sumsApart], panel + j));
       int64_t at = i * out.ld + j;
       float rest = out.adds ? out.out[at] : out.diagonal[j] * bf16ToF32(out.y[at]);
       out.out[at] = fused(out.columnScale[j] * out.rowScale[i], sum, rest);
@@ -254,7 +358,7 @@ static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_
   const float rest = 1 - out.relaxation;
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < columns; j++) {
-      float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, sums[i], panel + j));
+      float sum = static_cast<float>(quadSum(quads, a + i * rowBytes, 4, sums[i], panel + j));
       float exact = out.diagonal[j] * bf16ToF32(out.y[i * out.yLd + j]);
       int64_t at = i * out.ld + j;
       float b = out.base[at] + fused(out.columnScale[j] * out.rowScale[i], sum, exact), before = out.state[at];
@@ -265,4 +369,5 @@ static void quadUpdate(int64_t rows, int64_t columns, int64_t quads, const int8_
 
 #endif
 
-static const Int8Kernels int8Table = {peak, raisePeaks, integers, packColumns, quadProduct, quadUpdate};
+static const Int8Kernels int8Table = {peak,        raisePeaks, integers, packColumns, differencePeaks, packDifferences,
+                                      quadProduct, quadUpdate};
