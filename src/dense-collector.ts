@@ -205,7 +205,7 @@ export class DenseCollector {
     // What is subtracted from may be overwritten.
     using other = (this.#difference ?? dense).rows(0, x.shape[0]!) as Float;
     const restore = () => this.#difference && stream.copy(dense, other);
-    const sums = { ...(this.kind === 'cross' && { cross: this.sum }), ...(this.errors && { gram: this.errors }) };
+    const sums = { cross: this.kind === 'cross' ? this.sum : undefined, gram: this.errors };
     if (sums.cross ?? sums.gram) {
       restore();
       stream.differenceSums(x, other, sums, this.#int8 && !this.#difference);

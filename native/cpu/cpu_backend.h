@@ -114,8 +114,7 @@ class CpuBackend final : public Backend {
   void admmStripes(const Tensor& op, const Tensor& base, const Tensor& b, const Tensor& state, const Tensor& mask,
                    const Tensor& y, float relaxation, Pattern pattern, const Counts& rowEnds, const Counts& keep,
                    int64_t count);
-  void pairCross(const Tensor& x, const Tensor& y, const Tensor& out);
-  void pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram);
+  void pairSums(const Tensor& x, const bf16_t* minus, const Tensor& cross, const Tensor& gram);
   void admmPass(Tensor b, Tensor base, Tensor state, Tensor mask, Tensor y, double relaxation, Pattern pattern,
                 Counts rowEnds, Counts keep, bool storeB, std::vector<Expected>* expected);
 

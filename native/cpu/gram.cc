@@ -24,7 +24,7 @@ void CpuBackend::gramAccumulate(Tensor x, Tensor gram) {
   int64_t tokens = x.dim(0), n = x.dim(1), block = blockFor(n), count = (n + block - 1) / block;
   bool hardware = bf16InHardware(), widens = x.dtype == DType::bf16 && !hardware;
   if (tokens == 0 || n == 0) return;
-  if (x.dtype == DType::bf16 && products_) return pairGram(x, nullptr, gram);
+  if (x.dtype == DType::bf16 && products_) return pairSums(x, nullptr, {}, gram);
   // gram[i, j] += x[t .. t + depth, i]ᵀ x[t .. t + depth, j]
   auto product = [&](int64_t t, int64_t depth, int64_t i, int64_t rows, int64_t j, int64_t columns) {
     float* out = gram.as() + i * n + j;
@@ -72,8 +72,7 @@ void CpuBackend::gramAccumulate(Tensor x, Tensor gram) {
 
 void CpuBackend::differenceSums(Tensor x, Tensor y, Tensor cross, Tensor gram) {
   if (x.dtype != DType::bf16 || !products_ || x.size() == 0) return Backend::differenceSums(x, y, cross, gram);
-  if (cross.defined()) pairCross(x, y, cross);
-  if (gram.defined()) pairGram(x, y.as<bf16_t>(), gram);
+  pairSums(x, y.as<bf16_t>(), cross, gram);
 }
 
 // Copies one triangle of a [n, n] onto the other, in squares that are turned in cache.

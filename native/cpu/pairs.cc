@@ -173,24 +173,19 @@ void CpuBackend::pairTiles(const LeftPairs& left, int64_t rows, int64_t columns,
   });
 }
 
-// out [n, n] += xᵀ (y − x)
-void CpuBackend::pairCross(const Tensor& x, const Tensor& y, const Tensor& out) {
-  int64_t k = x.dim(0), n = x.dim(1), depth = depthFor(2 * n);
-  for (int64_t l = 0; l < k; l += depth) {
-    int64_t length = std::min(depth, k - l);
-    packColumns(x.as<bf16_t>() + l * n, nullptr, n, n, length, leftPairs_);
-    packColumns(x.as<bf16_t>() + l * n, y.as<bf16_t>() + l * n, n, n, length, rightPairs_);
-    pairTiles({nullptr, 0, leftPairs_.data(), pairsOf(length)}, n, n, length, {out.as(), nullptr, n, -1, 1});
-  }
-  dropLarge(leftPairs_), dropLarge(rightPairs_);
-}
-
-// gram [n, n] += xᵀ x, or (x − minus)ᵀ (x − minus), the upper triangle.
-void CpuBackend::pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gram) {
-  int64_t k = x.dim(0), n = x.dim(1), depth = depthFor(n);
+// gram [n, n] += xᵀ x, or (x − minus)ᵀ (x − minus), the upper triangle, and cross [n, n] += xᵀ (minus − x); either may
+// be left out.
+void CpuBackend::pairSums(const Tensor& x, const bf16_t* minus, const Tensor& cross, const Tensor& gram) {
+  int64_t k = x.dim(0), n = x.dim(1), depth = depthFor(cross.defined() ? 2 * n : n);
   for (int64_t l = 0; l < k; l += depth) {
     int64_t length = std::min(depth, k - l), pairs = pairsOf(length);
-    packColumns(x.as<bf16_t>() + l * n, minus ? minus + l * n : nullptr, n, n, length, rightPairs_);
+    const bf16_t* own = x.as<bf16_t>() + l * n;
+    packColumns(own, minus ? minus + l * n : nullptr, n, n, length, rightPairs_);
+    if (cross.defined()) {
+      packColumns(own, nullptr, n, n, length, leftPairs_);
+      pairTiles({nullptr, 0, leftPairs_.data(), pairs}, n, n, length, {cross.as(), nullptr, n, -1, 1});
+    }
+    if (!gram.defined()) continue;
     LeftPairs left{nullptr, 0, rightPairs_.data(), pairs};
     RightPairs right{rightPairs_.data(), pairs};
     forTriangle(pool_, n, pairColumns, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
@@ -198,7 +193,7 @@ void CpuBackend::pairGram(const Tensor& x, const bf16_t* minus, const Tensor& gr
                     {gram.as() + i * n + j, nullptr, n, 1, 1});
     });
   }
-  dropLarge(rightPairs_);
+  dropLarge(leftPairs_), dropLarge(rightPairs_);
 }
 
 }  // namespace alps

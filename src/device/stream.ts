@@ -215,7 +215,7 @@ export class Stream {
    * @param int8 whether 8-bit integers will do for bfloat16 x and d, on devices with `int8Products` (and with `isa: 'scalar'`, for tests): columns
    * are rounded by a scale of their own for each 512 tokens, d from what it is in float32
    */
-  differenceSums(x: Float, y: Float, sums: { cross?: F32; gram?: F32 }, int8 = false): void {
+  differenceSums(x: Float, y: Float, sums: { cross?: F32 | undefined; gram?: F32 | undefined }, int8 = false): void {
     const op = int8 ? 'differenceSumsInt8' : 'differenceSums';
     this.#op(op, x.handle, y.handle, sums.cross?.handle ?? null, sums.gram?.handle ?? null);
   }

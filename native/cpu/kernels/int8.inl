@@ -54,6 +54,21 @@ static int32_t integers(const bf16_t* x, float factor, size_t n, int8_t* out) {
   return sum;
 }
 
+// Four rows of integers as the bytes of one, with their sum added to sums; only columns with a factor.
+static inline __m512i quadOf(const __m512 (&rows)[4], __m512 factor, __m512i& sums) {
+  const __mmask16 mask = _mm512_cmp_ps_mask(factor, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+  __m512i quad = _mm512_setzero_si512();
+  for (int r = 3; r >= 0; r--) {
+    __m512i row = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(rows[r], factor));
+    sums = _mm512_add_epi32(sums, row);
+    quad = _mm512_or_si512(_mm512_maskz_slli_epi32(0xffff, quad, 8), _mm512_and_si512(row, _mm512_set1_epi32(0xff)));
+  }
+  return quad;
+}
+
+// What a factor with 128 added has for a quad of integers.
+static inline __m512i raised(__m512i quad) { return _mm512_xor_si512(quad, _mm512_set1_epi8(-128)); }
+
 static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns, const float* factors, uint32_t* panels,
                         int64_t apart) {
   for (int64_t l = 0; l < k; l += 4, panels += quadColumns) {
@@ -61,14 +76,12 @@ static void packColumns(const bf16_t* x, int64_t ld, int64_t k, int64_t columns,
     for (int64_t j = 0; j < columns; j += quadColumns, panel += apart)
       for (int64_t v = 0; v < quadColumns; v += 16) {
         __mmask16 mask = lanesFrom(j + v, columns);
-        __m512 by = _mm512_maskz_loadu_ps(mask, factors + j + v);
-        __m512i quad = _mm512_setzero_si512();
-        for (int64_t r = 4; r-- > 0;) {
-          __m512i row = l + r < k ? rounded(x + (l + r) * ld + j + v, by, mask) : _mm512_setzero_si512();
-          row = _mm512_and_si512(_mm512_add_epi32(row, _mm512_set1_epi32(128)), _mm512_set1_epi32(0xff));
-          quad = _mm512_or_si512(_mm512_maskz_slli_epi32(0xffff, quad, 8), row);
-        }
-        _mm512_storeu_si512(panel + v, quad);
+        __m512 rows[4];
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < 4; r++) rows[r] = wide(l + r < k ? mask : __mmask16{0}, x + (l + r) * ld + j + v);
+        __m512i sums = _mm512_setzero_si512();
+        __m512i quad = quadOf(rows, _mm512_maskz_loadu_ps(mask, factors + j + v), sums);
+        _mm512_storeu_si512(panel + v, raised(quad));
       }
   }
 }
@@ -92,18 +105,6 @@ static void differencePeaks(const bf16_t* x, const bf16_t* y, int64_t ld, int64_
   }
 }
 
-// Four rows of integers as the bytes of one, with their sum added to sums; only columns with a factor.
-static inline __m512i quadOf(const __m512 (&rows)[4], __m512 factor, __m512i& sums) {
-  const __mmask16 mask = _mm512_cmp_ps_mask(factor, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-  __m512i quad = _mm512_setzero_si512();
-  for (int r = 3; r >= 0; r--) {
-    __m512i row = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(rows[r], factor));
-    sums = _mm512_add_epi32(sums, row);
-    quad = _mm512_or_si512(_mm512_maskz_slli_epi32(0xffff, quad, 8), _mm512_and_si512(row, _mm512_set1_epi32(0xff)));
-  }
-  return quad;
-}
-
 static void packDifferences(const bf16_t* x, const bf16_t* y, int64_t ld, int64_t k, int64_t columns,
                             const DifferencePanels& panels) {
   for (int64_t v = 0; v < quadColumns; v += 16) {
@@ -122,7 +123,7 @@ static void packDifferences(const bf16_t* x, const bf16_t* y, int64_t ld, int64_
       _mm512_storeu_si512(panels.x + at, quadOf(own, xFactor, xSums));
       __m512i quad = quadOf(between, factor, sums);
       if (panels.left) _mm512_storeu_si512(panels.left + at, quad);
-      _mm512_storeu_si512(panels.right + at, _mm512_xor_si512(quad, _mm512_set1_epi8(-128)));
+      _mm512_storeu_si512(panels.right + at, raised(quad));
     }
     _mm512_mask_storeu_epi32(panels.xSums + v, mask, xSums);
     _mm512_mask_storeu_epi32(panels.sums + v, mask, sums);
