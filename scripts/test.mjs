@@ -14,13 +14,15 @@ try {
 
 /** Whether a check passed; undefined for one that says (by exit code 77) that it cannot be made here. */
 function check(name, command, args) {
+  const from = performance.now();
   const result = spawnSync(command, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] });
   if (result.status === 77) {
     process.stdout.write(`SKIPPED: ${name}\n`);
     return undefined;
   }
   const passed = result.status === 0;
-  process.stdout.write(`${passed ? 'ok' : 'FAILED'}: ${name}\n`);
+  const seconds = Math.round((performance.now() - from) / 1000);
+  process.stdout.write(`${passed ? 'ok' : 'FAILED'}: ${name} (${seconds} s)\n`);
   return passed;
 }
 
