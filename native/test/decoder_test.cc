@@ -86,42 +86,42 @@ TEST_CASE("attention") {
     double softCap;
     int64_t windows = 2;
   };
-  for (const NamedBackend& device : backends()) {
-    CAPTURE(device.name);
-    for (const Case& shape : {Case{1, 1, 0, 0},
-                              {5, 3, 2, 0},
-                              {33, 16, 0, 2},
-                              {130, 7, 100, 0},
-                              {530, 4, 3, 0},
-                              {401, 385, 0, 0, /* windows = */ 1},     // odd sums of more than one piece
-                              {2, 64, 0, 0, /* windows = */ 2700}}) {  // more than are packed at a time
-      for (DType dtype : {DType::f32, DType::bf16}) {
-        CAPTURE(shape.sequence);
-        const int64_t kvHeads = 2, heads = 4, d = shape.headDim, tokens = shape.windows * shape.sequence;
-        Tensor q = normal(dtype, {tokens, heads * d}, 1), k = normal(dtype, {tokens, kvHeads * d}, 2);
-        Tensor v = normal(dtype, {tokens, kvHeads * d}, 3), out = zeros(dtype, {tokens, heads * d});
-        device->attention(q, k, v, out, d, shape.sequence, 0.3, shape.window, shape.softCap);
-        Numbers qs = numbersOf(q), ks = numbersOf(k), vs = numbersOf(v), expected(qs.size());
-        for (int64_t t = 0; t < tokens; t++) {
-          for (int64_t head = 0; head < heads; head++) {
-            int64_t first = t / shape.sequence * shape.sequence, kvHead = head / 2;
-            if (shape.window > 0) first = std::max(first, t - shape.window + 1);
-            double total = 0;
-            for (int64_t s = first; s <= t; s++) {
-              double score = 0;
-              for (int64_t i = 0; i < d; i++)
-                score += qs[static_cast<size_t>((t * heads + head) * d + i)] *
-                         ks[static_cast<size_t>((s * kvHeads + kvHead) * d + i)];
-              score *= 0.3;
-              if (shape.softCap > 0) score = shape.softCap * std::tanh(score / shape.softCap);
-              total += std::exp(score);
-              for (int64_t i = 0; i < d; i++)
-                expected[static_cast<size_t>((t * heads + head) * d + i)] +=
-                    std::exp(score) * vs[static_cast<size_t>((s * kvHeads + kvHead) * d + i)];
-            }
-            for (int64_t i = 0; i < d; i++) expected[static_cast<size_t>((t * heads + head) * d + i)] /= total;
+  for (const Case& shape : {Case{1, 1, 0, 0},
+                            {5, 3, 2, 0},
+                            {33, 16, 0, 2},
+                            {130, 7, 100, 0},
+                            {530, 4, 3, 0},
+                            {401, 385, 0, 0, /* windows = */ 1},     // odd sums of more than one piece
+                            {2, 64, 0, 0, /* windows = */ 2700}}) {  // more than are packed at a time
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      CAPTURE(shape.sequence);
+      const int64_t kvHeads = 2, heads = 4, d = shape.headDim, tokens = shape.windows * shape.sequence;
+      Tensor q = normal(dtype, {tokens, heads * d}, 1), k = normal(dtype, {tokens, kvHeads * d}, 2);
+      Tensor v = normal(dtype, {tokens, kvHeads * d}, 3);
+      Numbers qs = numbersOf(q), ks = numbersOf(k), vs = numbersOf(v), expected(qs.size());
+      for (int64_t t = 0; t < tokens; t++) {
+        for (int64_t head = 0; head < heads; head++) {
+          int64_t first = t / shape.sequence * shape.sequence, kvHead = head / 2;
+          if (shape.window > 0) first = std::max(first, t - shape.window + 1);
+          const double* query = &qs[static_cast<size_t>((t * heads + head) * d)];
+          double *sums = &expected[static_cast<size_t>((t * heads + head) * d)], total = 0;
+          for (int64_t s = first; s <= t; s++) {
+            const size_t at = static_cast<size_t>((s * kvHeads + kvHead) * d);
+            double score = 0;
+            for (int64_t i = 0; i < d; i++) score += query[i] * (&ks[at])[i];
+            score *= 0.3;
+            if (shape.softCap > 0) score = shape.softCap * std::tanh(score / shape.softCap);
+            const double weight = std::exp(score);
+            total += weight;
+            for (int64_t i = 0; i < d; i++) sums[i] += weight * (&vs[at])[i];
           }
+          for (int64_t i = 0; i < d; i++) sums[i] /= total;
         }
+      }
+      for (const NamedBackend& device : backends()) {
+        CAPTURE(device.name);
+        Tensor out = zeros(dtype, {tokens, heads * d});
+        device->attention(q, k, v, out, d, shape.sequence, 0.3, shape.window, shape.softCap);
         CHECK(nmse(numbersOf(out), expected) < (dtype == DType::bf16 ? 3e-5 : 1e-11));
       }
     }
