@@ -119,11 +119,11 @@ class Backend {
   // a[i, i] += alpha values[i]; a f32 [n, n], values f32 [n], not a part of a.
   virtual void addToDiagonal(Tensor a, Tensor values, double alpha) = 0;
   virtual void diagonal(Tensor a, Tensor out) = 0;
-  // In place: symmetric positive definite a (both triangles given) := lower Cholesky factor, zeros above. Fails with
-  // NOT_POSITIVE_DEFINITE; a is then undefined.
+  // In place: symmetric positive definite a [n, n] or each of [count, n, n] (both triangles given) := lower Cholesky
+  // factor, zeros above. Fails with NOT_POSITIVE_DEFINITE; all of a is then undefined.
   virtual void cholesky(Tensor a) = 0;
-  // In place: lower factor L := (L Lᵀ)⁻¹, both triangles. split as in gemm: the relative error stays that of the
-  // factor, but the inverse may no longer be positive definite.
+  // In place: lower factor L, or each of several, := (L Lᵀ)⁻¹, both triangles. split as in gemm: the relative error
+  // stays that of the factor, but the inverse may no longer be positive definite.
   virtual void choleskyInverse(Tensor l, bool split = false) = 0;
   // In place: symmetric positive definite a (both triangles given) := the lower L with a⁻¹ = L Lᵀ, zeros above. Fails
   // as cholesky.

@@ -42,6 +42,13 @@ void square(const char* name, const Tensor& t) {
   require(t.dim(0) == t.dim(1), "Expected a square matrix for ", name, " but received ", describe(t));
 }
 
+// A square matrix, or several [count, n, n].
+void squares(const char* name, const Tensor& t) {
+  dtype(name, t, DType::f32);
+  require((t.rank() == 2 || t.rank() == 3) && t.dim(t.rank() - 2) == t.columns(),
+          "Expected a square matrix, or several [count, n, n], for ", name, " but received ", describe(t));
+}
+
 void range(const char* name, double value, double low, double high) {
   require(value >= low && value <= high, "Expected a number from ", low, " to ", high, " for ", name, " but received ",
           value);
@@ -251,8 +258,8 @@ void diagonal(const Tensor& a, const Tensor& out) {
   dtype("out", out, DType::f32);
   length("out", out, a.dim(0));
 }
-void cholesky(const Tensor& a) { square("a", a); }
-void choleskyInverse(const Tensor& l, bool) { square("l", l); }
+void cholesky(const Tensor& a) { squares("a", a); }
+void choleskyInverse(const Tensor& l, bool) { squares("l", l); }
 void inverseFactor(const Tensor& a) { square("a", a); }
 void inverseDiagonal(const Tensor& a, const Tensor& out) { diagonal(a, out); }
 

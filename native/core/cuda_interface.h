@@ -10,7 +10,7 @@
 namespace alps {
 
 // Changes with anything that both sides see.
-constexpr int cudaInterfaceVersion = 14;
+constexpr int cudaInterfaceVersion = 15;
 
 struct CudaDevice {
   std::string name;

@@ -85,6 +85,12 @@ struct Tensor {
   // A tensor read as a matrix: every leading dimension is rows, the last one is columns.
   int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
   int64_t rows() const { return columns() == 0 ? 0 : size() / columns(); }
+  // The last two dimensions are a matrix; how many of them there are.
+  int64_t matrices() const {
+    int64_t n = 1;
+    for (int i = 0; i + 2 < rank(); i++) n *= dim(i);
+    return n;
+  }
   size_t bytes() const { return static_cast<size_t>(size()) * sizeOf(dtype); }
   template <typename T = float>
   T* as() const {

@@ -3,9 +3,11 @@
 //
 // All of it are loops over block columns k. A step packs a panel [block, n] and adds ± panelᵀ · panel to a triangle,
 // tile by tile. The tiles of all steps are one list of tasks: a task waits for those that it needs, which stand before
-// it in the list, so that no thread waits at the end of a step. Bounds of tiles depend on n only.
+// it in the list, so that no thread waits at the end of a step. Of several matrices the tasks take turns: the diagonal
+// blocks, which all else waits for, are then no longer one behind the other. Bounds of tiles depend on n only.
 #include <algorithm>
 #include <atomic>
+#include <deque>
 #include <thread>
 #include <vector>
 
@@ -109,7 +111,8 @@ struct Task {
 // The tasks of all steps and how far they are. Each needs earlier ones only.
 class Steps {
  public:
-  Steps(const FactorKernels& kernels, float* a, int64_t n, bool upper)
+  // failed: whether a task of this matrix, or of another one whose tasks take turns with its, threw.
+  Steps(const FactorKernels& kernels, float* a, int64_t n, bool upper, std::atomic<bool>& failed)
       : kernels_(kernels),
         a_(a),
         n_(n),
@@ -123,8 +126,10 @@ class Steps {
         columns_(static_cast<size_t>(count_)),
         updated_(static_cast<size_t>(count_)),
         tiles_(static_cast<size_t>(count_ * count_)),
-        updates_(static_cast<size_t>(count_)) {}
+        updates_(static_cast<size_t>(count_)),
+        failed_(failed) {}
 
+  int64_t tasks() const { return static_cast<int64_t>(tasks_.size()); }
   int64_t block() const { return block_; }
   int64_t count() const { return count_; }
   int64_t width(int64_t k) const { return std::min(block_, n_ - k * block_); }
@@ -142,46 +147,39 @@ class Steps {
     }
   }
 
-  // fill(k, j) makes the panel of step k at block column j, diagonal(k) the inverse of a block.
+  // Runs a task. fill(k, j) makes the panel of step k at block column j, diagonal(k) the inverse of a block.
   template <typename Diagonal, typename Fill>
-  void run(ThreadPool& pool, const Diagonal& diagonal, const Fill& fill) {
-    pool.run(static_cast<int64_t>(tasks_.size()), [&](int64_t index) {
-      const Task& task = tasks_[static_cast<size_t>(index)];
-      try {
-        if (task.kind == Task::diagonal) {
-          for (int64_t j = task.from; j < task.to; j++) {
-            if (upper_ && !wait(tile(j, j), j)) return;
-            diagonal(j);
-            diagonals_[static_cast<size_t>(j)].store(1, std::memory_order_release);
-          }
-        } else if (task.kind == Task::panel) {
-          if (!wait(diagonals_[static_cast<size_t>(task.k)], 1)) return;
-          // The panel before the last lay here.
-          if (task.k > 1 && !wait(updated_[static_cast<size_t>(task.k - 2)], updates_[static_cast<size_t>(task.k - 2)]))
-            return;
-          for (int64_t j = task.from; j < task.to; j++) {
-            if (j != task.k && (upper_ || j < task.k) && !wait(tile(task.k, j), task.k)) return;
-            // A later step's part must not pass for this one's.
-            if (!wait(columns_[static_cast<size_t>(j)], task.k)) return;
-            fill(task.k, j);
-            columns_[static_cast<size_t>(j)].store(static_cast<int32_t>(task.k + 1), std::memory_order_release);
-          }
-        } else {
-          if (!wait(columns_[static_cast<size_t>(task.row)], task.k + 1)) return;
-          for (int64_t j = task.from; j < task.to; j++) {
-            bool isFirst = !upper_ && (task.k == j || task.k == task.row);
-            if (!wait(columns_[static_cast<size_t>(j)], task.k + 1)) return;
-            if (!isFirst && !wait(tile(task.row, j), task.k)) return;
-            update(task.k, task.row, j, !isFirst);
-            tile(task.row, j).store(static_cast<int32_t>(task.k + 1), std::memory_order_release);
-          }
-          updated_[static_cast<size_t>(task.k)].fetch_add(1, std::memory_order_release);
-        }
-      } catch (...) {
-        failed_ = true;
-        throw;
+  void run(int64_t index, const Diagonal& diagonal, const Fill& fill) {
+    const Task& task = tasks_[static_cast<size_t>(index)];
+    if (task.kind == Task::diagonal) {
+      for (int64_t j = task.from; j < task.to; j++) {
+        if (upper_ && !wait(tile(j, j), j)) return;
+        diagonal(j);
+        diagonals_[static_cast<size_t>(j)].store(1, std::memory_order_release);
       }
-    });
+    } else if (task.kind == Task::panel) {
+      if (!wait(diagonals_[static_cast<size_t>(task.k)], 1)) return;
+      // The panel before the last lay here.
+      if (task.k > 1 && !wait(updated_[static_cast<size_t>(task.k - 2)], updates_[static_cast<size_t>(task.k - 2)]))
+        return;
+      for (int64_t j = task.from; j < task.to; j++) {
+        if (j != task.k && (upper_ || j < task.k) && !wait(tile(task.k, j), task.k)) return;
+        // A later step's part must not pass for this one's.
+        if (!wait(columns_[static_cast<size_t>(j)], task.k)) return;
+        fill(task.k, j);
+        columns_[static_cast<size_t>(j)].store(static_cast<int32_t>(task.k + 1), std::memory_order_release);
+      }
+    } else {
+      if (!wait(columns_[static_cast<size_t>(task.row)], task.k + 1)) return;
+      for (int64_t j = task.from; j < task.to; j++) {
+        bool isFirst = !upper_ && (task.k == j || task.k == task.row);
+        if (!wait(columns_[static_cast<size_t>(j)], task.k + 1)) return;
+        if (!isFirst && !wait(tile(task.row, j), task.k)) return;
+        update(task.k, task.row, j, !isFirst);
+        tile(task.row, j).store(static_cast<int32_t>(task.k + 1), std::memory_order_release);
+      }
+      updated_[static_cast<size_t>(task.k)].fetch_add(1, std::memory_order_release);
+    }
   }
 
  private:
@@ -228,108 +226,164 @@ class Steps {
   std::vector<Counter> diagonals_, columns_, updated_, tiles_;  // steps done; of updated_, an update's tasks
   std::vector<int32_t> updates_;                                // tasks of an update
   std::vector<Task> tasks_;
-  std::atomic<bool> failed_{false};
+  std::atomic<bool>& failed_;
 };
 
 // Of the upper triangle, row by row of U = Lᵀ; each block of it is turned to its place below the diagonal when it is
 // done. fromEnd: rows and columns are counted from the end in what is told of a failure.
-void factorInPlace(ThreadPool& pool, const FactorKernels& kernels, float* a, int64_t n, bool fromEnd) {
-  Steps steps(kernels, a, n, true);
-  int64_t block = steps.block(), count = steps.count();
-  for (int64_t k = 0; k < count; k++) {
-    if (k == 0) steps.add(Task::diagonal, k, k, k, k + 1);
-    steps.add(Task::panel, k, k, k + 1, count);
-    for (int64_t i = k + 1; i < count; i++) {
-      if (i == k + 1) {  // first what the next step waits for
-        steps.add(Task::update, k, i, i, i + 1);
-        steps.add(Task::diagonal, i, i, i, i + 1);
+class Factoring {
+ public:
+  Factoring(const FactorKernels& kernels, float* a, int64_t n, bool fromEnd, std::atomic<bool>& failed)
+      : kernels_(kernels),
+        a_(a),
+        n_(n),
+        fromEnd_(fromEnd),
+        steps_(kernels, a, n, true, failed),
+        square_(static_cast<size_t>(steps_.block() * steps_.block())),
+        scratch_(static_cast<size_t>(steps_.block() * group)) {
+    const int64_t count = steps_.count();
+    for (int64_t k = 0; k < count; k++) {
+      if (k == 0) steps_.add(Task::diagonal, k, k, k, k + 1);
+      steps_.add(Task::panel, k, k, k + 1, count);
+      for (int64_t i = k + 1; i < count; i++) {
+        if (i == k + 1) {  // first what the next step waits for
+          steps_.add(Task::update, k, i, i, i + 1);
+          steps_.add(Task::diagonal, i, i, i, i + 1);
+        }
+        steps_.add(Task::update, k, i, i == k + 1 ? i + 1 : i, count);
       }
-      steps.add(Task::update, k, i, i == k + 1 ? i + 1 : i, count);
     }
   }
-  Lines<float> square(static_cast<size_t>(block * block)),
-      scratch(static_cast<size_t>(block * group));  // of the one diagonal block at a time
-  auto turnDown = [&](const float* from, int64_t ld, int64_t rows, int64_t columns, int64_t row, int64_t column) {
-    kernels.turn(from, ld, rows, columns, a + column * n + row, n, false);
-  };
-  auto diagonal = [&](int64_t k) {
-    int64_t at = k * block, width = steps.width(k);
-    float *corner = a + at * (n + 1), *u = square.data();
-    for (int64_t i = 0; i < width; i++) std::copy_n(corner + i * n, width, u + i * width);
-    if (int64_t pivot = factorBlock(kernels, u, steps.inverse(k), width, width, scratch.data()))
-      fail("NOT_POSITIVE_DEFINITE", "The matrix [", n, ", ", n, "] is not positive definite: pivot ",
-           fromEnd ? n + 1 - (at + pivot) : at + pivot);
+
+  int64_t tasks() const { return steps_.tasks(); }
+
+  void run(int64_t task) {
+    steps_.run(
+        task, [&](int64_t k) { diagonal(k); }, [&](int64_t k, int64_t j) { fill(k, j); });
+  }
+
+ private:
+  void turnDown(const float* from, int64_t ld, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+    kernels_.turn(from, ld, rows, columns, a_ + column * n_ + row, n_, false);
+  }
+
+  void diagonal(int64_t k) {
+    int64_t at = k * steps_.block(), width = steps_.width(k);
+    float *corner = a_ + at * (n_ + 1), *u = square_.data();
+    for (int64_t i = 0; i < width; i++) std::copy_n(corner + i * n_, width, u + i * width);
+    if (int64_t pivot = factorBlock(kernels_, u, steps_.inverse(k), width, width, scratch_.data()))
+      fail("NOT_POSITIVE_DEFINITE", "The matrix [", n_, ", ", n_, "] is not positive definite: pivot ",
+           fromEnd_ ? n_ + 1 - (at + pivot) : at + pivot);
     for (int64_t i = 0; i < width; i++) std::fill_n(u + i * width, i, 0.0f);
     turnDown(u, width, width, width, at, at);
-  };
-  auto fill = [&](int64_t k, int64_t j) {
-    int64_t at = k * block, width = steps.width(k), end = j * block + steps.width(j);
+  }
+
+  void fill(int64_t k, int64_t j) {
+    int64_t at = k * steps_.block(), width = steps_.width(k), end = j * steps_.block() + steps_.width(j);
     alignas(64) float packed[largestBlock * group];
-    for (int64_t column = j * block; column < end; column += group) {
+    for (int64_t column = j * steps_.block(); column < end; column += group) {
       int64_t columns = std::min(group, end - column);
-      float *from = a + at * n + column, *out = steps.panel(k, column);
-      kernels.pack(from, n, width, columns, packed, true);
-      multiplyTriangle(kernels, width, columns, steps.inverse(k), width, packed, 1, out, group);
+      float *from = a_ + at * n_ + column, *out = steps_.panel(k, column);
+      kernels_.pack(from, n_, width, columns, packed, true);
+      multiplyTriangle(kernels_, width, columns, steps_.inverse(k), width, packed, 1, out, group);
       turnDown(out, group, width, columns, at, column);
     }
-  };
-  steps.run(pool, diagonal, fill);
-}
+  }
+
+  const FactorKernels& kernels_;
+  float* a_;
+  int64_t n_;
+  bool fromEnd_;
+  Steps steps_;
+  Lines<float> square_, scratch_;  // of the one diagonal block at a time
+};
 
 // With X = L⁻¹, in place: before step k the rows from k on hold L, where block columns left of k hold M = L X (its sum
 // over the rows done) instead, and the rows above k hold X, or the sum of XᵀX over the rows done. Row k of X, which is
 // −Ldiag⁻¹ M left of the diagonal and Ldiag⁻¹ on it, then completes: it is stored, or its outer product with itself
 // goes to the rows above, and its product with column k of L goes to the rows below.
-void invertFactor(ThreadPool& pool, const FactorKernels& kernels, float* a, int64_t n, bool squares) {
-  Steps steps(kernels, a, n, false);
-  int64_t block = steps.block(), count = steps.count();
-  steps.add(Task::diagonal, 0, 0, 0, count);
-  for (int64_t k = 0; k < count; k++) {
-    steps.add(Task::panel, k, k, 0, count);
-    if (k + 1 < count) steps.add(Task::update, k, k + 1, 0, k + 1);  // first what the next step waits for
-    for (int64_t i = squares ? 0 : k + 2; i < count; i++)
-      if (i != k + 1) steps.add(Task::update, k, i, 0, std::min(i, k) + 1);
-  }
-  auto diagonal = [&](int64_t k) {
-    alignas(64) float scratch[largestBlock * group];
-    int64_t width = steps.width(k);
-    invertBlock(kernels, a + k * block * (n + 1), n, steps.inverse(k), width, width, scratch);
-  };
-  // The panel is row k of X, then column k of L turned.
-  auto fill = [&](int64_t k, int64_t j) {
-    int64_t at = k * block, width = steps.width(k), end = j * block + steps.width(j);
-    alignas(64) float packed[largestBlock * group];
-    for (int64_t column = j * block; column < end; column += group) {
-      int64_t columns = std::min(group, end - column);
-      float* out = steps.panel(k, column);
-      if (j < k) {
-        kernels.pack(a + at * n + column, n, width, columns, packed, false);
-        multiplyTriangle(kernels, width, columns, steps.inverse(k), width, packed, -1, out, group);
-      } else if (j == k) {
-        kernels.pack(steps.inverse(k) + column - at, width, width, columns, out, false);
-      } else {
-        kernels.turn(a + column * n + at, n, columns, width, out, group, false);
-      }
-      if (squares || j > k) continue;
-      for (int64_t r = 0; r < width; r++) std::copy_n(out + r * group, columns, a + (at + r) * n + column);
+class Inverting {
+ public:
+  Inverting(const FactorKernels& kernels, float* a, int64_t n, bool squares, std::atomic<bool>& failed)
+      : kernels_(kernels), a_(a), n_(n), squares_(squares), steps_(kernels, a, n, false, failed) {
+    const int64_t count = steps_.count();
+    steps_.add(Task::diagonal, 0, 0, 0, count);
+    for (int64_t k = 0; k < count; k++) {
+      steps_.add(Task::panel, k, k, 0, count);
+      if (k + 1 < count) steps_.add(Task::update, k, k + 1, 0, k + 1);  // first what the next step waits for
+      for (int64_t i = squares ? 0 : k + 2; i < count; i++)
+        if (i != k + 1) steps_.add(Task::update, k, i, 0, std::min(i, k) + 1);
     }
-  };
-  steps.run(pool, diagonal, fill);
+  }
+
+  int64_t tasks() const { return steps_.tasks(); }
+
+  void run(int64_t task) {
+    steps_.run(
+        task, [&](int64_t k) { diagonal(k); }, [&](int64_t k, int64_t j) { fill(k, j); });
+  }
+
+ private:
+  void diagonal(int64_t k) {
+    alignas(64) float scratch[largestBlock * group];
+    int64_t width = steps_.width(k);
+    invertBlock(kernels_, a_ + k * steps_.block() * (n_ + 1), n_, steps_.inverse(k), width, width, scratch);
+  }
+
+  // The panel is row k of X, then column k of L turned.
+  void fill(int64_t k, int64_t j) {
+    int64_t at = k * steps_.block(), width = steps_.width(k), end = j * steps_.block() + steps_.width(j);
+    alignas(64) float packed[largestBlock * group];
+    for (int64_t column = j * steps_.block(); column < end; column += group) {
+      int64_t columns = std::min(group, end - column);
+      float* out = steps_.panel(k, column);
+      if (j < k) {
+        kernels_.pack(a_ + at * n_ + column, n_, width, columns, packed, false);
+        multiplyTriangle(kernels_, width, columns, steps_.inverse(k), width, packed, -1, out, group);
+      } else if (j == k) {
+        kernels_.pack(steps_.inverse(k) + column - at, width, width, columns, out, false);
+      } else {
+        kernels_.turn(a_ + column * n_ + at, n_, columns, width, out, group, false);
+      }
+      if (squares_ || j > k) continue;
+      for (int64_t r = 0; r < width; r++) std::copy_n(out + r * group, columns, a_ + (at + r) * n_ + column);
+    }
+  }
+
+  const FactorKernels& kernels_;
+  float* a_;
+  int64_t n_;
+  bool squares_;
+  Steps steps_;
+};
+
+// Work (Factoring or Inverting) of matrices [count, n, n], which lie one behind the other; their tasks take turns.
+template <typename Work>
+void runTogether(ThreadPool& pool, const FactorKernels& kernels, float* a, int64_t count, int64_t n, bool how) {
+  if (count == 0 || n == 0) return;
+  std::atomic<bool> failed{false};
+  std::deque<Work> works;
+  for (int64_t i = 0; i < count; i++) works.emplace_back(kernels, a + i * n * n, n, how, failed);
+  pool.run(count * works.front().tasks(), [&](int64_t index) {
+    try {
+      works[static_cast<size_t>(index % count)].run(index / count);
+    } catch (...) {
+      failed = true;
+      throw;
+    }
+  });
 }
 
 }  // namespace
 
-void CpuBackend::cholesky(Tensor matrix) {
-  int64_t n = matrix.dim(0);
-  if (n > 0) factorInPlace(pool_, kernels_.factor, matrix.as(), n, false);
+void CpuBackend::cholesky(Tensor matrices) {
+  runTogether<Factoring>(pool_, kernels_.factor, matrices.as(), matrices.matrices(), matrices.columns(), false);
 }
 
-void CpuBackend::choleskyInverse(Tensor factor, bool /* split */) {
-  float* a = factor.as();
-  int64_t n = factor.dim(0);
-  if (n == 0) return;
-  invertFactor(pool_, kernels_.factor, a, n, true);
-  mirrorTriangle(pool_, kernels_, a, n, true);
+void CpuBackend::choleskyInverse(Tensor factors, bool /* split */) {
+  const int64_t n = factors.columns();
+  runTogether<Inverting>(pool_, kernels_.factor, factors.as(), factors.matrices(), n, true);
+  for (int64_t i = 0; i < factors.matrices(); i++) mirrorTriangle(pool_, kernels_, factors.as() + i * n * n, n, true);
 }
 
 // With J the turn of rows and columns, J a J = C Cᵀ gives a⁻¹ = L Lᵀ for L = J C⁻ᵀ J, which is lower as C is: half the
@@ -350,8 +404,8 @@ void CpuBackend::inverseFactor(Tensor matrix) {
     });
   };
   turn();
-  factorInPlace(pool_, kernels_.factor, a, n, true);
-  invertFactor(pool_, kernels_.factor, a, n, false);
+  runTogether<Factoring>(pool_, kernels_.factor, a, 1, n, true);
+  runTogether<Inverting>(pool_, kernels_.factor, a, 1, n, false);
   turn();
   mirrorTriangle(pool_, kernels_, a, n, false);
   pool_.ranges(n, rowsTogether, [&](int64_t begin, int64_t end) {
@@ -363,8 +417,8 @@ void CpuBackend::inverseFactor(Tensor matrix) {
 void CpuBackend::inverseDiagonal(Tensor matrix, Tensor out) {
   int64_t n = matrix.dim(0);
   if (n == 0) return;
-  cholesky(matrix);
-  invertFactor(pool_, kernels_.factor, matrix.as(), n, false);
+  runTogether<Factoring>(pool_, kernels_.factor, matrix.as(), 1, n, false);
+  runTogether<Inverting>(pool_, kernels_.factor, matrix.as(), 1, n, false);
   std::vector<double> sums(static_cast<size_t>(n));
   sumSquares(pool_, kernels_, matrix.as(), n, n, sums.data());
   std::transform(sums.begin(), sums.end(), out.as(), [](double sum) { return static_cast<float>(sum); });

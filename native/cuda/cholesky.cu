@@ -228,27 +228,32 @@ class Inversion {
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-void CudaBackend::cholesky(Tensor matrix) {
-  int64_t n = matrix.dim(0);
+void CudaBackend::cholesky(Tensor matrices) {
+  int64_t n = matrices.columns();
   if (n == 0) return;
   auto inverse = scratch<float>(blockSize * blockSize), panel = scratch<float>(std::max<int64_t>(1, n * blockSize));
-  Factorisation(*products_, queue(), matrix.as(), n, inverse, panel, failure()).columns(0, n);
-  launch(queue(), zeroUpperKernel, Grid{n}, blockSize_, 0, matrix.as(), n);
+  for (int64_t i = 0; i < matrices.matrices(); i++) {
+    float* a = matrices.as() + i * n * n;
+    Factorisation(*products_, queue(), a, n, inverse, panel, failure()).columns(0, n);
+    launch(queue(), zeroUpperKernel, Grid{n}, blockSize_, 0, a, n);
+  }
 }
 
-void CudaBackend::choleskyInverse(Tensor factor, bool split) {
-  int64_t n = factor.dim(0);
+void CudaBackend::choleskyInverse(Tensor factors, bool split) {
+  int64_t n = factors.columns();
   if (n == 0) return;
-  float* a = factor.as();
   auto memory = scratch<float>(Inversion::scratchFor(n));
-  launch(queue(), zeroUpperKernel, Grid{n}, blockSize_, 0, a, n);
-  launch(queue(), invertDiagonalKernel, Grid{(n + blockSize - 1) / blockSize}, diagonalThreads, diagonalBytes, a, n,
-         failure());
   auto multiply = [&](int64_t m, int64_t columns, int64_t k, float alpha, Factor left, Factor right, float* c,
                       int64_t ldc) { productOf(m, columns, k, alpha, left, right, 0, c, ldc, split); };
-  Inversion inversion(*products_, multiply, queue(), a, n, memory);
-  for (int64_t size = blockSize; size < n; size *= 2) inversion.joinPairs(size);
-  inversion.square();
+  for (int64_t i = 0; i < factors.matrices(); i++) {
+    float* a = factors.as() + i * n * n;
+    launch(queue(), zeroUpperKernel, Grid{n}, blockSize_, 0, a, n);
+    launch(queue(), invertDiagonalKernel, Grid{(n + blockSize - 1) / blockSize}, diagonalThreads, diagonalBytes, a, n,
+           failure());
+    Inversion inversion(*products_, multiply, queue(), a, n, memory);
+    for (int64_t size = blockSize; size < n; size *= 2) inversion.joinPairs(size);
+    inversion.square();
+  }
 }
 
 }  // namespace alps

@@ -233,12 +233,17 @@ export class Stream {
   diagonal(a: F32, out: F32): void {
     this.#op('diagonal', a.handle, out.handle);
   }
-  /** In place, a := L with a = L Lᵀ. The next await rejects with `NOT_POSITIVE_DEFINITE` when a is not. */
+  /**
+   * In place, a := L with a = L Lᵀ
+   * @param a [n, n], or several [count, n, n], which a processor works on side by side. The next await rejects with `NOT_POSITIVE_DEFINITE` when
+   * one is not positive definite; all are then undefined
+   */
   cholesky(a: F32): void {
     this.#op('cholesky', a.handle);
   }
   /**
    * In place, L := (L Lᵀ)⁻¹
+   * @param l as {@link cholesky} leaves it
    * @param options `split` as in {@link gemm}: the relative error stays that of the factor, but the inverse may no longer be positive definite
    */
   choleskyInverse(l: F32, { split = false } = {}): void {

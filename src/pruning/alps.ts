@@ -5,7 +5,7 @@ import type { LayerProblem } from './layer-problem.js';
 import { keptOf, nativePattern, productsTogether } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit, stepsProducts } from './refine.js';
-import { checkAlps, rungsOf, type ScheduleName } from './rho-schedule.js';
+import { checkAlps, isLadder, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
@@ -93,10 +93,12 @@ class Admm {
   readonly #problem: LayerProblem;
   readonly #options: ParsedPruningOptions;
   readonly #iterate: Iterate;
-  /** K in float32, made in place from H'. */
+  /** K in float32, made in place from H', of one or two values of ρ. */
   readonly #exact: F32;
-  /** K as the products take it. */
-  readonly #operator: Tensor<Precision>;
+  /** These values. */
+  #factorised: number[] = [];
+  /** K as the products take it, where that is not float32. */
+  readonly #narrow: Tensor<'bfloat16'> | undefined;
   readonly #clock: PhaseClock<Phase>;
   readonly #previous: Tensor<'uint8'>;
   /** The support at the last point of the trace. */
@@ -123,11 +125,10 @@ class Admm {
     this.#iterate = iterate;
     this.#clock = clock;
     this.#scope = scope;
-    this.#exact = scope.hold(device.empty('float32', [n, n], 'the ADMM operator'));
-    this.#operator =
-      precision === 'float32'
-        ? this.#exact
-        : scope.hold(device.empty('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
+    const values = factorisesPairs(n, options) && device.name === 'cpu' ? 2 : 1;
+    this.#exact = scope.hold(device.empty('float32', [values, n, n], 'the ADMM operator'));
+    if (precision === 'bfloat16')
+      this.#narrow = scope.hold(device.empty('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
     this.#previous = scope.hold(device.empty('uint8', [m, n], 'the support at the last check'));
     this.#traced =
       options.traceEvery > 0
@@ -159,21 +160,52 @@ class Admm {
     return this.#iteration;
   }
 
-  /** Factorises for another ρ. The dual part of the state is U = V / ρ, so it is scaled when a run goes on (not at its start). */
-  setRho(rho: number): void {
+  /**
+   * Goes on with another ρ. The dual part of the state is U = V / ρ, so it is scaled when a run goes on (not at its start).
+   * @param next the ρ after it, where that is known: a processor factorises for both side by side
+   */
+  setRho(rho: number, next?: number): void {
     if (rho === this.#rho) return;
-    const { stream, gram, base } = this.#problem;
+    const { stream, base } = this.#problem;
     const { state, mask, y } = this.#iterate;
     this.#clock.enter('factorise');
     if (!Number.isNaN(this.#rho)) stream.admmRescale(base, state, mask, y, this.#rho / rho);
-    stream.copy(gram, this.#exact);
-    stream.addDiagonal(this.#exact, rho);
-    stream.cholesky(this.#exact);
-    stream.choleskyInverse(this.#exact, { split: true });
-    stream.axpby(this.#exact, this.#exact, 0, rho);
-    if (this.#operator !== this.#exact) stream.copy(this.#exact, this.#operator);
     this.#rho = rho;
+    if (!this.#factorised.includes(rho)) this.#factorise(next === undefined ? [rho] : [rho, next]);
+    if (this.#narrow) {
+      using exact = this.#exactOperator();
+      stream.copy(exact, this.#narrow);
+    }
     this.#clock.enter('admm');
+  }
+
+  /** Makes K for the first of these values of ρ, and for as many more as there is memory for. */
+  #factorise(rhos: number[]): void {
+    const { stream, gram, n } = this.#problem;
+    this.#factorised = rhos.slice(0, this.#exact.shape[0]);
+    using operators = this.#exact.rows(0, this.#factorised.length);
+    const forEach = (change: (operator: F32, rho: number) => void) => {
+      for (const [i, rho] of this.#factorised.entries()) {
+        using one = operators.rows(i, i + 1);
+        using operator = one.reshape(n, n);
+        change(operator, rho);
+      }
+    };
+    forEach((operator, rho) => {
+      stream.copy(gram, operator);
+      stream.addDiagonal(operator, rho);
+    });
+    stream.cholesky(operators);
+    stream.choleskyInverse(operators, { split: true });
+    forEach((operator, rho) => stream.axpby(operator, operator, 0, rho));
+  }
+
+  /** K of the current ρ in float32, [n, n]. */
+  #exactOperator(): F32 {
+    const { n } = this.#problem;
+    const at = this.#factorised.indexOf(this.#rho);
+    using one = this.#exact.rows(at, at + 1);
+    return one.reshape(n, n);
   }
 
   /** Iterates, with the points of the trace that were asked for on the way. */
@@ -194,13 +226,15 @@ class Admm {
     const pattern = nativePattern(this.#options.pattern);
     const iterate = { base, ...this.#iterate };
     const { relaxation, int8 } = this.#options;
+    using exact = this.#exactOperator();
+    const operator = this.#narrow ?? exact;
     // An op holds its device: large layers go few iterations at a time, small ones several.
-    const narrow = this.#operator.dtype === 'bfloat16' && device.info().bf16Products;
+    const narrow = operator.dtype === 'bfloat16' && device.info().bf16Products;
     const operations = productsTogether(device) * (int8 ? 4 : narrow ? 2 : 1);
     const together = Math.max(1, Math.floor(operations / (2 * m * n * n)));
     for (let done = 0; done < count; done += together) {
       const iterations = Math.min(together, count - done);
-      stream.admmIterate(this.#operator, iterate, relaxation, pattern, segments, iterations, int8);
+      stream.admmIterate(operator, iterate, relaxation, pattern, segments, iterations, int8);
     }
     this.#iteration += count;
   }
@@ -267,6 +301,14 @@ class Admm {
   }
 }
 
+/** Widest layers of which two values of ρ are factorised side by side: beyond, one of them alone keeps all threads busy. */
+const widestPair = 2048;
+
+/** Whether a processor factorises for two values of ρ at once: of a ladder, which knows the next. */
+export function factorisesPairs(n: number, { schedule }: Pick<ParsedPruningOptions, 'schedule'>): boolean {
+  return isLadder(schedule) && n <= widestPair;
+}
+
 type Run = Pick<Solution, 'iterations' | 'trace' | 'capped'>;
 
 function runOf(admm: Admm, capped: boolean): Run {
@@ -276,8 +318,8 @@ function runOf(admm: Admm, capped: boolean): Run {
 async function runLadder(admm: Admm, rungs: ReturnType<typeof rungsOf>): Promise<Run> {
   admm.start();
   admm.markSupport();
-  for (const [rho, count] of rungs) {
-    admm.setRho(rho);
+  for (const [i, [rho, count]] of rungs.entries()) {
+    admm.setRho(rho, rungs[i + 1]?.[0]);
     await admm.iterate(count);
     await admm.look();
   }
