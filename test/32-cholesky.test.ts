@@ -193,6 +193,38 @@ describe.each(['cpu', 'cuda'] as const)('cholesky and choleskyInverse on %s', (n
     }
   });
 
+  test('several matrices: each as alone', async () => {
+    for (const [count, n] of [
+      [1, 5],
+      [2, 130],
+      [3, 257],
+    ] as const) {
+      const matrices = Array.from({ length: count }, (_, i) =>
+        wellConditioned(n).map((x, at) => x + (at % (n + 1) === 0 ? i : 0)),
+      );
+      using stream = device.stream();
+      using together = stream.upload('float32', [count, n, n], Float32Array.from(matrices.flatMap((a) => [...a])));
+      stream.cholesky(together);
+      const factors = await stream.read(together);
+      stream.choleskyInverse(together);
+      const inverses = await stream.read(together);
+      for (const [i, a] of matrices.entries()) {
+        const part = (all: Floats) => all.slice(i * n * n, (i + 1) * n * n);
+        expect(equalBits(part(factors), await factor(device, a, n))).toBe(true);
+        expect(equalBits(part(inverses), await inverse(device, a, n))).toBe(true);
+      }
+    }
+  });
+
+  test('several matrices, one of them not positive definite', async () => {
+    const n = 100;
+    const good = wellConditioned(n);
+    using stream = device.stream();
+    using together = stream.upload('float32', [2, n, n], Float32Array.from([...good, ...good.map((x) => -x)]));
+    stream.cholesky(together);
+    await expect(stream.sync()).rejects.toMatchObject({ code: 'NOT_POSITIVE_DEFINITE' });
+  });
+
   test('the stream works on after a failure', async () => {
     using stream = device.stream();
     using a = device.tensor('float32', [70, 70]);

@@ -127,7 +127,9 @@ TEST_CASE("products and square matrices") {
   REFUSED("3 elements for values", addToDiagonal(nn, f32({2}), 1));
   REFUSED("float32 for values", addToDiagonal(nn, f64({3}), 1));
   REFUSED("dtype float32 for a", cholesky(f64({3, 3})));
-  REFUSED("matrix for l", choleskyInverse(f32({9})));
+  REFUSED("square matrix, or several [count, n, n], for l", choleskyInverse(f32({9})));
+  REFUSED("square matrix, or several [count, n, n], for l", choleskyInverse(f32({3, 3, 2})));
+  REFUSED("square matrix, or several [count, n, n], for a", cholesky(f32({1, 1, 3, 3})));
   REFUSED("square matrix for a", inverseFactor(mn));
   PASSES(inverseDiagonal(nn, f32({3})));
   REFUSED("square matrix for a", inverseDiagonal(mn, f32({3})));

@@ -405,6 +405,36 @@ TEST_CASE("Cholesky factor and inverse") {
   }
 }
 
+TEST_CASE("Cholesky factors and inverses of several matrices have the bits of each alone") {
+  for (const NamedBackend& device : backends()) {
+    CAPTURE(device.name);
+    for (int64_t n : {1, 48, 130}) {
+      CAPTURE(n);
+      const int64_t count = 3;
+      Tensor together = zeros(DType::f32, {count, n, n}), one = zeros(DType::f32, {n, n});
+      for (int64_t i = 0; i < count; i++)
+        std::copy_n(gramOf(n, n + 8, static_cast<uint32_t>(i)).as(), n * n, together.as() + i * n * n);
+      Tensor given = zeros(DType::f32, together.shape), factors = zeros(DType::f32, together.shape);
+      device->copy(together, given);
+      device->cholesky(together);
+      device->copy(together, factors);
+      device->choleskyInverse(together);
+      for (int64_t i = 0; i < count; i++) {
+        std::copy_n(given.as() + i * n * n, n * n, one.as());
+        device->cholesky(one);
+        CHECK(std::equal(one.as(), one.as() + n * n, factors.as() + i * n * n));
+        device->choleskyInverse(one);
+        CHECK(std::equal(one.as(), one.as() + n * n, together.as() + i * n * n));
+      }
+      device->copy(given, together);
+      together.as()[2 * n * n - 1] = -1;  // the last pivot of the second
+      CHECK(codeOf([&] { device->cholesky(together); }) == "NOT_POSITIVE_DEFINITE");
+    }
+    device->cholesky(zeros(DType::f32, {0, 4, 4}));
+    device->choleskyInverse(zeros(DType::f32, {4, 0, 0}));
+  }
+}
+
 TEST_CASE("Cholesky's tasks keep their order where threads have to wait for a core") {
   const int64_t n = 300;
   Tensor gram = gramOf(n, n + 8, 7), expected = zeros(DType::f32, {n, n});
@@ -413,6 +443,14 @@ TEST_CASE("Cholesky's tasks keep their order where threads have to wait for a co
     device.copy(gram, out);
     device.cholesky(out);
     device.choleskyInverse(out);
+  };
+  auto pair = [&](Backend& device, Tensor& out) {
+    Tensor both = zeros(DType::f32, {2, n, n});
+    std::copy_n(gram.as(), n * n, both.as());
+    std::copy_n(gram.as(), n * n, both.as() + n * n);
+    device.cholesky(both);
+    device.choleskyInverse(both);
+    std::copy_n(both.as() + n * n, n * n, out.as());
   };
   auto factor = [&](Backend& device, Tensor& out) {
     device.copy(gram, out);
@@ -427,6 +465,7 @@ TEST_CASE("Cholesky's tasks keep their order where threads have to wait for a co
     }
   };
   holds(inverse);
+  holds(pair);
   holds(factor);
 }
 
