@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -111,8 +112,7 @@ struct Task {
 // The tasks of all steps and how far they are. Each needs earlier ones only.
 class Steps {
  public:
-  // failed: whether a task of this matrix, or of another one whose tasks take turns with its, threw.
-  Steps(const FactorKernels& kernels, float* a, int64_t n, bool upper, std::atomic<bool>& failed)
+  Steps(const FactorKernels& kernels, float* a, int64_t n, bool upper)
       : kernels_(kernels),
         a_(a),
         n_(n),
@@ -126,8 +126,7 @@ class Steps {
         columns_(static_cast<size_t>(count_)),
         updated_(static_cast<size_t>(count_)),
         tiles_(static_cast<size_t>(count_ * count_)),
-        updates_(static_cast<size_t>(count_)),
-        failed_(failed) {}
+        updates_(static_cast<size_t>(count_)) {}
 
   int64_t tasks() const { return static_cast<int64_t>(tasks_.size()); }
   int64_t block() const { return block_; }
@@ -147,10 +146,27 @@ class Steps {
     }
   }
 
-  // Runs a task. fill(k, j) makes the panel of step k at block column j, diagonal(k) the inverse of a block.
+  // Runs a task, or nothing after one that failed: the tasks of other matrices go on. fill(k, j) makes the panel of
+  // step k at block column j, diagonal(k) the inverse of a block.
   template <typename Diagonal, typename Fill>
   void run(int64_t index, const Diagonal& diagonal, const Fill& fill) {
-    const Task& task = tasks_[static_cast<size_t>(index)];
+    if (failed_.load(std::memory_order_relaxed)) return;
+    try {
+      runTask(tasks_[static_cast<size_t>(index)], diagonal, fill);
+    } catch (...) {
+      if (!taken_.test_and_set()) failure_ = std::current_exception();
+      failed_ = true;
+    }
+  }
+
+  // Throws what a task threw, when all have run.
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  template <typename Diagonal, typename Fill>
+  void runTask(const Task& task, const Diagonal& diagonal, const Fill& fill) {
     if (task.kind == Task::diagonal) {
       for (int64_t j = task.from; j < task.to; j++) {
         if (upper_ && !wait(tile(j, j), j)) return;
@@ -182,7 +198,6 @@ class Steps {
     }
   }
 
- private:
   Counter& tile(int64_t i, int64_t j) { return tiles_[static_cast<size_t>(i * count_ + j)]; }
 
   // Whether it came to `least`; false after a failure.
@@ -226,19 +241,21 @@ class Steps {
   std::vector<Counter> diagonals_, columns_, updated_, tiles_;  // steps done; of updated_, an update's tasks
   std::vector<int32_t> updates_;                                // tasks of an update
   std::vector<Task> tasks_;
-  std::atomic<bool>& failed_;
+  std::atomic<bool> failed_{false};
+  std::atomic_flag taken_;      // whether failure_ is
+  std::exception_ptr failure_;  // of the first task that threw
 };
 
 // Of the upper triangle, row by row of U = Lᵀ; each block of it is turned to its place below the diagonal when it is
 // done. fromEnd: rows and columns are counted from the end in what is told of a failure.
 class Factoring {
  public:
-  Factoring(const FactorKernels& kernels, float* a, int64_t n, bool fromEnd, std::atomic<bool>& failed)
+  Factoring(const FactorKernels& kernels, float* a, int64_t n, bool fromEnd)
       : kernels_(kernels),
         a_(a),
         n_(n),
         fromEnd_(fromEnd),
-        steps_(kernels, a, n, true, failed),
+        steps_(kernels, a, n, true),
         square_(static_cast<size_t>(steps_.block() * steps_.block())),
         scratch_(static_cast<size_t>(steps_.block() * group)) {
     const int64_t count = steps_.count();
@@ -256,6 +273,7 @@ class Factoring {
   }
 
   int64_t tasks() const { return steps_.tasks(); }
+  void rethrow() const { steps_.rethrow(); }
 
   void run(int64_t task) {
     steps_.run(
@@ -304,8 +322,8 @@ class Factoring {
 // goes to the rows above, and its product with column k of L goes to the rows below.
 class Inverting {
  public:
-  Inverting(const FactorKernels& kernels, float* a, int64_t n, bool squares, std::atomic<bool>& failed)
-      : kernels_(kernels), a_(a), n_(n), squares_(squares), steps_(kernels, a, n, false, failed) {
+  Inverting(const FactorKernels& kernels, float* a, int64_t n, bool squares)
+      : kernels_(kernels), a_(a), n_(n), squares_(squares), steps_(kernels, a, n, false) {
     const int64_t count = steps_.count();
     steps_.add(Task::diagonal, 0, 0, 0, count);
     for (int64_t k = 0; k < count; k++) {
@@ -317,6 +335,7 @@ class Inverting {
   }
 
   int64_t tasks() const { return steps_.tasks(); }
+  void rethrow() const { steps_.rethrow(); }
 
   void run(int64_t task) {
     steps_.run(
@@ -357,21 +376,21 @@ class Inverting {
   Steps steps_;
 };
 
-// Work (Factoring or Inverting) of matrices [count, n, n], which lie one behind the other; their tasks take turns.
+constexpr int64_t mostTogether = 4;  // matrices; each has panels of its own
+
+// Work (Factoring or Inverting) of matrices [count, n, n], which lie one behind the other; their tasks take turns. Of
+// several that fail the first is told.
 template <typename Work>
 void runTogether(ThreadPool& pool, const FactorKernels& kernels, float* a, int64_t count, int64_t n, bool how) {
-  if (count == 0 || n == 0) return;
-  std::atomic<bool> failed{false};
-  std::deque<Work> works;
-  for (int64_t i = 0; i < count; i++) works.emplace_back(kernels, a + i * n * n, n, how, failed);
-  pool.run(count * works.front().tasks(), [&](int64_t index) {
-    try {
-      works[static_cast<size_t>(index % count)].run(index / count);
-    } catch (...) {
-      failed = true;
-      throw;
-    }
-  });
+  if (n == 0) return;
+  for (int64_t first = 0; first < count; first += mostTogether) {
+    const int64_t together = std::min(mostTogether, count - first);
+    std::deque<Work> works;
+    for (int64_t i = first; i < first + together; i++) works.emplace_back(kernels, a + i * n * n, n, how);
+    pool.run(together * works.front().tasks(),
+             [&](int64_t index) { works[static_cast<size_t>(index % together)].run(index / together); });
+    for (const Work& work : works) work.rethrow();
+  }
 }
 
 }  // namespace
@@ -382,6 +401,7 @@ void CpuBackend::cholesky(Tensor matrices) {
 
 void CpuBackend::choleskyInverse(Tensor factors, bool /* split */) {
   const int64_t n = factors.columns();
+  if (n == 0) return;
   runTogether<Inverting>(pool_, kernels_.factor, factors.as(), factors.matrices(), n, true);
   for (int64_t i = 0; i < factors.matrices(); i++) mirrorTriangle(pool_, kernels_, factors.as() + i * n * n, n, true);
 }

@@ -39,7 +39,7 @@ const small = ({ m, n, segments = 1 }: { m: number; n: number; segments?: number
  * Bytes of tensors that one solve takes at most, for a matrix of m outputs and n inputs. Weights and result are 9 mn; 4 n² the Gram matrix, and 4 n² +
  * 4 mn it and the weights scaled, where they are needed ({@link needsGram}). On top comes the largest of
  *
- * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn; a ladder of ρ up to 2048 inputs 4 n² more on a processor), with a trace of errors 5 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 8 mn, from SparseGPT's mask 4 n² more
+ * - the search: ALPS 4 n² + 9 mn (bfloat16: 6 n² + 7 mn; a ladder of ρ up to 1536 inputs 4 n² more, on a GPU not), with a trace of errors 5 mn more; SparseGPT 4 n²; Wanda 4 mn; DSnoT 8 mn, from SparseGPT's mask 4 n² more
  * - the refit: by conjugate gradients 12 mn (16 behind a method other than ALPS; steps in bfloat16 2 n² + 2 mn more), exact 4 mn (8)
  * - the error: 4 mn
  */

@@ -301,8 +301,8 @@ class Admm {
   }
 }
 
-/** Widest layers of which two values of ρ are factorised side by side: beyond, one of them alone keeps all threads busy. */
-const widestPair = 2048;
+/** Widest layers of which two values of ρ are factorised side by side: beyond, it gains nothing (two threads). */
+const widestPair = 1536;
 
 /** Whether a processor factorises for two values of ρ at once: of a ladder, which knows the next. */
 export function factorisesPairs(n: number, { schedule }: Pick<ParsedPruningOptions, 'schedule'>): boolean {
