@@ -112,6 +112,27 @@ struct Task {
 // The tasks of all steps and how far they are. Each needs earlier ones only.
 class Steps {
  public:
+  virtual ~Steps() = default;
+
+  int64_t tasks() const { return static_cast<int64_t>(tasks_.size()); }
+
+  // Runs a task, or nothing after one that failed: the tasks of other matrices go on.
+  void run(int64_t index) {
+    if (failed_.load(std::memory_order_relaxed)) return;
+    try {
+      runTask(tasks_[static_cast<size_t>(index)]);
+    } catch (...) {
+      if (!taken_.test_and_set()) failure_ = std::current_exception();
+      failed_ = true;
+    }
+  }
+
+  // Throws what a task threw, when all have run.
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ protected:
   Steps(const FactorKernels& kernels, float* a, int64_t n, bool upper)
       : kernels_(kernels),
         a_(a),
@@ -128,10 +149,14 @@ class Steps {
         tiles_(static_cast<size_t>(count_ * count_)),
         updates_(static_cast<size_t>(count_)) {}
 
-  int64_t tasks() const { return static_cast<int64_t>(tasks_.size()); }
+  // Makes the inverse of diagonal block k.
+  virtual void diagonal(int64_t k) = 0;
+  // Makes the panel of step k at block column j.
+  virtual void fill(int64_t k, int64_t j) = 0;
+
   int64_t block() const { return block_; }
   int64_t count() const { return count_; }
-  int64_t width(int64_t k) const { return std::min(block_, n_ - k * block_); }
+  int64_t widthOf(int64_t k) const { return std::min(block_, n_ - k * block_); }
   // Zero until the block is inverted.
   float* inverse(int64_t k) { return inverses_.data() + k * block_ * block_; }
   // Step k's panel from a column on that begins a group: [block, group] for each group.
@@ -146,27 +171,12 @@ class Steps {
     }
   }
 
-  // Runs a task, or nothing after one that failed: the tasks of other matrices go on. fill(k, j) makes the panel of
-  // step k at block column j, diagonal(k) the inverse of a block.
-  template <typename Diagonal, typename Fill>
-  void run(int64_t index, const Diagonal& diagonal, const Fill& fill) {
-    if (failed_.load(std::memory_order_relaxed)) return;
-    try {
-      runTask(tasks_[static_cast<size_t>(index)], diagonal, fill);
-    } catch (...) {
-      if (!taken_.test_and_set()) failure_ = std::current_exception();
-      failed_ = true;
-    }
-  }
-
-  // Throws what a task threw, when all have run.
-  void rethrow() const {
-    if (failure_) std::rethrow_exception(failure_);
-  }
+  const FactorKernels& kernels_;
+  float* a_;
+  int64_t n_;
 
  private:
-  template <typename Diagonal, typename Fill>
-  void runTask(const Task& task, const Diagonal& diagonal, const Fill& fill) {
+  void runTask(const Task& task) {
     if (task.kind == Task::diagonal) {
       for (int64_t j = task.from; j < task.to; j++) {
         if (upper_ && !wait(tile(j, j), j)) return;
@@ -213,7 +223,7 @@ class Steps {
   // Tile (i, j) of the triangle: = panelᵀ panel, or += it, or −= it for the upper one. Of a tile on the diagonal, the
   // triangle and some more.
   void update(int64_t k, int64_t i, int64_t j, bool adds) {
-    int64_t depth = width(k), rowEnd = i * block_ + width(i), columnEnd = j * block_ + width(j);
+    int64_t depth = widthOf(k), rowEnd = i * block_ + widthOf(i), columnEnd = j * block_ + widthOf(j);
     float alpha = upper_ ? -1 : 1;
     for (int64_t column = j * block_; column < columnEnd; column += group) {
       int64_t columns = std::min(group, columnEnd - column);
@@ -232,9 +242,6 @@ class Steps {
     }
   }
 
-  const FactorKernels& kernels_;
-  float* a_;
-  int64_t n_;
   bool upper_;
   int64_t block_, count_, panelSize_;
   Lines<float> panels_, inverses_;
@@ -248,36 +255,24 @@ class Steps {
 
 // Of the upper triangle, row by row of U = Lᵀ; each block of it is turned to its place below the diagonal when it is
 // done. fromEnd: rows and columns are counted from the end in what is told of a failure.
-class Factoring {
+class Factoring final : public Steps {
  public:
   Factoring(const FactorKernels& kernels, float* a, int64_t n, bool fromEnd)
-      : kernels_(kernels),
-        a_(a),
-        n_(n),
+      : Steps(kernels, a, n, true),
         fromEnd_(fromEnd),
-        steps_(kernels, a, n, true),
-        square_(static_cast<size_t>(steps_.block() * steps_.block())),
-        scratch_(static_cast<size_t>(steps_.block() * group)) {
-    const int64_t count = steps_.count();
-    for (int64_t k = 0; k < count; k++) {
-      if (k == 0) steps_.add(Task::diagonal, k, k, k, k + 1);
-      steps_.add(Task::panel, k, k, k + 1, count);
-      for (int64_t i = k + 1; i < count; i++) {
+        square_(static_cast<size_t>(block() * block())),
+        scratch_(static_cast<size_t>(block() * group)) {
+    for (int64_t k = 0; k < count(); k++) {
+      if (k == 0) add(Task::diagonal, k, k, k, k + 1);
+      add(Task::panel, k, k, k + 1, count());
+      for (int64_t i = k + 1; i < count(); i++) {
         if (i == k + 1) {  // first what the next step waits for
-          steps_.add(Task::update, k, i, i, i + 1);
-          steps_.add(Task::diagonal, i, i, i, i + 1);
+          add(Task::update, k, i, i, i + 1);
+          add(Task::diagonal, i, i, i, i + 1);
         }
-        steps_.add(Task::update, k, i, i == k + 1 ? i + 1 : i, count);
+        add(Task::update, k, i, i == k + 1 ? i + 1 : i, count());
       }
     }
-  }
-
-  int64_t tasks() const { return steps_.tasks(); }
-  void rethrow() const { steps_.rethrow(); }
-
-  void run(int64_t task) {
-    steps_.run(
-        task, [&](int64_t k) { diagonal(k); }, [&](int64_t k, int64_t j) { fill(k, j); });
   }
 
  private:
@@ -285,34 +280,30 @@ class Factoring {
     kernels_.turn(from, ld, rows, columns, a_ + column * n_ + row, n_, false);
   }
 
-  void diagonal(int64_t k) {
-    int64_t at = k * steps_.block(), width = steps_.width(k);
+  void diagonal(int64_t k) override {
+    int64_t at = k * block(), width = widthOf(k);
     float *corner = a_ + at * (n_ + 1), *u = square_.data();
     for (int64_t i = 0; i < width; i++) std::copy_n(corner + i * n_, width, u + i * width);
-    if (int64_t pivot = factorBlock(kernels_, u, steps_.inverse(k), width, width, scratch_.data()))
+    if (int64_t pivot = factorBlock(kernels_, u, inverse(k), width, width, scratch_.data()))
       fail("NOT_POSITIVE_DEFINITE", "The matrix [", n_, ", ", n_, "] is not positive definite: pivot ",
            fromEnd_ ? n_ + 1 - (at + pivot) : at + pivot);
     for (int64_t i = 0; i < width; i++) std::fill_n(u + i * width, i, 0.0f);
     turnDown(u, width, width, width, at, at);
   }
 
-  void fill(int64_t k, int64_t j) {
-    int64_t at = k * steps_.block(), width = steps_.width(k), end = j * steps_.block() + steps_.width(j);
+  void fill(int64_t k, int64_t j) override {
+    int64_t at = k * block(), width = widthOf(k), end = j * block() + widthOf(j);
     alignas(64) float packed[largestBlock * group];
-    for (int64_t column = j * steps_.block(); column < end; column += group) {
+    for (int64_t column = j * block(); column < end; column += group) {
       int64_t columns = std::min(group, end - column);
-      float *from = a_ + at * n_ + column, *out = steps_.panel(k, column);
+      float *from = a_ + at * n_ + column, *out = panel(k, column);
       kernels_.pack(from, n_, width, columns, packed, true);
-      multiplyTriangle(kernels_, width, columns, steps_.inverse(k), width, packed, 1, out, group);
+      multiplyTriangle(kernels_, width, columns, inverse(k), width, packed, 1, out, group);
       turnDown(out, group, width, columns, at, column);
     }
   }
 
-  const FactorKernels& kernels_;
-  float* a_;
-  int64_t n_;
   bool fromEnd_;
-  Steps steps_;
   Lines<float> square_, scratch_;  // of the one diagonal block at a time
 };
 
@@ -320,47 +311,38 @@ class Factoring {
 // over the rows done) instead, and the rows above k hold X, or the sum of XᵀX over the rows done. Row k of X, which is
 // −Ldiag⁻¹ M left of the diagonal and Ldiag⁻¹ on it, then completes: it is stored, or its outer product with itself
 // goes to the rows above, and its product with column k of L goes to the rows below.
-class Inverting {
+class Inverting final : public Steps {
  public:
   Inverting(const FactorKernels& kernels, float* a, int64_t n, bool squares)
-      : kernels_(kernels), a_(a), n_(n), squares_(squares), steps_(kernels, a, n, false) {
-    const int64_t count = steps_.count();
-    steps_.add(Task::diagonal, 0, 0, 0, count);
-    for (int64_t k = 0; k < count; k++) {
-      steps_.add(Task::panel, k, k, 0, count);
-      if (k + 1 < count) steps_.add(Task::update, k, k + 1, 0, k + 1);  // first what the next step waits for
-      for (int64_t i = squares ? 0 : k + 2; i < count; i++)
-        if (i != k + 1) steps_.add(Task::update, k, i, 0, std::min(i, k) + 1);
+      : Steps(kernels, a, n, false), squares_(squares) {
+    add(Task::diagonal, 0, 0, 0, count());
+    for (int64_t k = 0; k < count(); k++) {
+      add(Task::panel, k, k, 0, count());
+      if (k + 1 < count()) add(Task::update, k, k + 1, 0, k + 1);  // first what the next step waits for
+      for (int64_t i = squares ? 0 : k + 2; i < count(); i++)
+        if (i != k + 1) add(Task::update, k, i, 0, std::min(i, k) + 1);
     }
   }
 
-  int64_t tasks() const { return steps_.tasks(); }
-  void rethrow() const { steps_.rethrow(); }
-
-  void run(int64_t task) {
-    steps_.run(
-        task, [&](int64_t k) { diagonal(k); }, [&](int64_t k, int64_t j) { fill(k, j); });
-  }
-
  private:
-  void diagonal(int64_t k) {
+  void diagonal(int64_t k) override {
     alignas(64) float scratch[largestBlock * group];
-    int64_t width = steps_.width(k);
-    invertBlock(kernels_, a_ + k * steps_.block() * (n_ + 1), n_, steps_.inverse(k), width, width, scratch);
+    int64_t width = widthOf(k);
+    invertBlock(kernels_, a_ + k * block() * (n_ + 1), n_, inverse(k), width, width, scratch);
   }
 
   // The panel is row k of X, then column k of L turned.
-  void fill(int64_t k, int64_t j) {
-    int64_t at = k * steps_.block(), width = steps_.width(k), end = j * steps_.block() + steps_.width(j);
+  void fill(int64_t k, int64_t j) override {
+    int64_t at = k * block(), width = widthOf(k), end = j * block() + widthOf(j);
     alignas(64) float packed[largestBlock * group];
-    for (int64_t column = j * steps_.block(); column < end; column += group) {
+    for (int64_t column = j * block(); column < end; column += group) {
       int64_t columns = std::min(group, end - column);
-      float* out = steps_.panel(k, column);
+      float* out = panel(k, column);
       if (j < k) {
         kernels_.pack(a_ + at * n_ + column, n_, width, columns, packed, false);
-        multiplyTriangle(kernels_, width, columns, steps_.inverse(k), width, packed, -1, out, group);
+        multiplyTriangle(kernels_, width, columns, inverse(k), width, packed, -1, out, group);
       } else if (j == k) {
-        kernels_.pack(steps_.inverse(k) + column - at, width, width, columns, out, false);
+        kernels_.pack(inverse(k) + column - at, width, width, columns, out, false);
       } else {
         kernels_.turn(a_ + column * n_ + at, n_, columns, width, out, group, false);
       }
@@ -369,11 +351,7 @@ class Inverting {
     }
   }
 
-  const FactorKernels& kernels_;
-  float* a_;
-  int64_t n_;
   bool squares_;
-  Steps steps_;
 };
 
 constexpr int64_t mostTogether = 4;  // matrices; each has panels of its own

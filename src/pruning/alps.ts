@@ -1,3 +1,4 @@
+import type { Device } from '../device/device.js';
 import { PhaseClock } from '../device/phase-clock.js';
 import { Scope, type Tensor } from '../device/tensor.js';
 import { together } from '../together.js';
@@ -93,9 +94,11 @@ class Admm {
   readonly #problem: LayerProblem;
   readonly #options: ParsedPruningOptions;
   readonly #iterate: Iterate;
-  /** K in float32, made in place from H', of one or two values of ρ. */
+  /** K in float32, made in place from H', of one or two values of ρ: [1 or 2, n, n]. */
   readonly #exact: F32;
-  /** These values. */
+  /** Each of them, [n, n]. */
+  readonly #operators: F32[];
+  /** Their ρ. */
   #factorised: number[] = [];
   /** K as the products take it, where that is not float32. */
   readonly #narrow: Tensor<'bfloat16'> | undefined;
@@ -125,8 +128,12 @@ class Admm {
     this.#iterate = iterate;
     this.#clock = clock;
     this.#scope = scope;
-    const values = factorisesPairs(n, options) && device.name === 'cpu' ? 2 : 1;
+    const values = factorisesPairs(n, options, device) ? 2 : 1;
     this.#exact = scope.hold(device.empty('float32', [values, n, n], 'the ADMM operator'));
+    this.#operators = Array.from({ length: values }, (_, i) => {
+      using one = this.#exact.rows(i, i + 1);
+      return scope.hold(one.reshape(n, n));
+    });
     if (precision === 'bfloat16')
       this.#narrow = scope.hold(device.empty('bfloat16', [n, n], 'the ADMM operator in bfloat16'));
     this.#previous = scope.hold(device.empty('uint8', [m, n], 'the support at the last check'));
@@ -172,40 +179,27 @@ class Admm {
     if (!Number.isNaN(this.#rho)) stream.admmRescale(base, state, mask, y, this.#rho / rho);
     this.#rho = rho;
     if (!this.#factorised.includes(rho)) this.#factorise(next === undefined ? [rho] : [rho, next]);
-    if (this.#narrow) {
-      using exact = this.#exactOperator();
-      stream.copy(exact, this.#narrow);
-    }
+    if (this.#narrow) stream.copy(this.#operator, this.#narrow);
     this.#clock.enter('admm');
   }
 
   /** Makes K for the first of these values of ρ, and for as many more as there is memory for. */
   #factorise(rhos: number[]): void {
-    const { stream, gram, n } = this.#problem;
-    this.#factorised = rhos.slice(0, this.#exact.shape[0]);
-    using operators = this.#exact.rows(0, this.#factorised.length);
-    const forEach = (change: (operator: F32, rho: number) => void) => {
-      for (const [i, rho] of this.#factorised.entries()) {
-        using one = operators.rows(i, i + 1);
-        using operator = one.reshape(n, n);
-        change(operator, rho);
-      }
-    };
-    forEach((operator, rho) => {
-      stream.copy(gram, operator);
-      stream.addDiagonal(operator, rho);
-    });
-    stream.cholesky(operators);
-    stream.choleskyInverse(operators, { split: true });
-    forEach((operator, rho) => stream.axpby(operator, operator, 0, rho));
+    const { stream, gram } = this.#problem;
+    this.#factorised = rhos.slice(0, this.#operators.length);
+    using together = this.#exact.rows(0, this.#factorised.length);
+    for (const [i, rho] of this.#factorised.entries()) {
+      stream.copy(gram, this.#operators[i]!);
+      stream.addDiagonal(this.#operators[i]!, rho);
+    }
+    stream.cholesky(together);
+    stream.choleskyInverse(together, { split: true });
+    for (const [i, rho] of this.#factorised.entries()) stream.axpby(this.#operators[i]!, this.#operators[i]!, 0, rho);
   }
 
   /** K of the current ρ in float32, [n, n]. */
-  #exactOperator(): F32 {
-    const { n } = this.#problem;
-    const at = this.#factorised.indexOf(this.#rho);
-    using one = this.#exact.rows(at, at + 1);
-    return one.reshape(n, n);
+  get #operator(): F32 {
+    return this.#operators[this.#factorised.indexOf(this.#rho)]!;
   }
 
   /** Iterates, with the points of the trace that were asked for on the way. */
@@ -226,8 +220,7 @@ class Admm {
     const pattern = nativePattern(this.#options.pattern);
     const iterate = { base, ...this.#iterate };
     const { relaxation, int8 } = this.#options;
-    using exact = this.#exactOperator();
-    const operator = this.#narrow ?? exact;
+    const operator = this.#narrow ?? this.#operator;
     // An op holds its device: large layers go few iterations at a time, small ones several.
     const narrow = operator.dtype === 'bfloat16' && device.info().bf16Products;
     const operations = productsTogether(device) * (int8 ? 4 : narrow ? 2 : 1);
@@ -304,9 +297,13 @@ class Admm {
 /** Widest layers of which two values of ρ are factorised side by side: beyond, it gains nothing (two threads). */
 const widestPair = 1536;
 
-/** Whether a processor factorises for two values of ρ at once: of a ladder, which knows the next. */
-export function factorisesPairs(n: number, { schedule }: Pick<ParsedPruningOptions, 'schedule'>): boolean {
-  return isLadder(schedule) && n <= widestPair;
+/** Whether a device, a processor where none is given, factorises for two values of ρ at once: of a ladder, which knows the next. */
+export function factorisesPairs(
+  n: number,
+  { schedule }: Pick<ParsedPruningOptions, 'schedule'>,
+  { name }: Pick<Device, 'name'> = { name: 'cpu' },
+): boolean {
+  return name === 'cpu' && isLadder(schedule) && n <= widestPair;
 }
 
 type Run = Pick<Solution, 'iterations' | 'trace' | 'capped'>;
