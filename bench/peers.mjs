@@ -124,7 +124,7 @@ async function layers() {
   const names = Object.keys(ours).filter(
     (name) =>
       peers[ours[name].checkout ?? ours[name].against] &&
-      !/bf16/.test(name) &&
+      (!/bf16/.test(name) || device.info().bf16Products) &&
       (!/mixed/.test(name) || device.info().bf16Products || device.info().int8Products),
   );
   const methods = [...new Set(names.map((name) => ours[name].against))];

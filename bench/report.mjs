@@ -167,6 +167,7 @@ function growthText(results) {
 
 const oursTitles = {
   'alps-ladder': 'ALPS',
+  'alps-ladder-bf16': 'ALPS, bfloat16',
   'alps-balanced': 'ALPS, balanced in float32',
   'alps-balanced-mixed': 'ALPS, balanced',
   'alps-published': 'ALPS, published schedule',
@@ -235,7 +236,7 @@ function peersText(results) {
   const parts = [];
   if (layers.length > 0)
     parts.push(
-      'Synthetic layers (outputs × inputs) of float32, the same for both (`balanced` has the products of ADMM and of the refit’s steps in 8-bit integers or bfloat16 where the processor multiplies them), as many threads for both; the best of three. Ours is the whole call, with copies, ' +
+      'Synthetic layers (outputs × inputs) of float32, the same for both (`ALPS, bfloat16`, which is `precision: "bfloat16"`, as `prune()` takes a bfloat16 checkpoint, has the products of ADMM in 8-bit integers or bfloat16 where the processor multiplies them, `balanced` those of the refit’s steps too), as many threads for both; the best of three. Ours is the whole call, with copies, ' +
         'checks and, for ALPS and SparseGPT, the error (the others run with `errors: false`); the published code starts with the Gram matrix (Wanda, DSnoT: the sums) and ends with the pruned weight, as the solve ' +
         'does. Ratios of times above 1 are in our favour, of errors below 1.\n\n' +
         table(layerTitles, layers.map(layerRow)),

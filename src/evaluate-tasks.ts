@@ -65,6 +65,7 @@ export async function evaluateTasks(options: EvaluateTasksOptions): Promise<Task
   const { signal, limit } = options;
   if (!Array.isArray(options.tasks) || options.tasks.length === 0)
     throw invalidArgument('tasks', 'at least one task', options.tasks);
+  for (const task of options.tasks) optionsObject(task, 'tasks');
   const definitions = options.tasks.map(({ task }) => taskOf(task));
   if (limit !== undefined && (!Number.isSafeInteger(limit) || limit < 1))
     throw invalidArgument('limit', 'an integer of at least 1', limit);
@@ -73,7 +74,7 @@ export async function evaluateTasks(options: EvaluateTasksOptions): Promise<Task
   try {
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
-    using stream = device.stream({ signal });
+    await using stream = device.stream({ signal });
     const model = DecoderModel.open(checkpoint, stream, precision);
     const results: TaskResult[] = [];
     for (const [i, definition] of definitions.entries())

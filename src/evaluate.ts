@@ -67,7 +67,7 @@ export async function evaluateWindows(
   const began = performance.now();
   const device = Device.open(options.device ?? 'auto', deviceOptions(options));
   const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
-  using stream = device.stream({ signal: options.signal });
+  await using stream = device.stream({ signal: options.signal });
   const model = DecoderModel.open(checkpoint, stream, precision);
   const result = await perplexity(model, windows, { onBlock: options.onProgress });
   return { ...result, protocol: describeProtocol(windows), precision, milliseconds: performance.now() - began };

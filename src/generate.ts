@@ -2,7 +2,7 @@ import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } fr
 import { join, shortened, type TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice } from './device/device.js';
-import { invalidArgument, optionsObject, throwIfAborted } from './errors.js';
+import { invalidArgument, optionalFunction, optionsObject, throwIfAborted } from './errors.js';
 import { passageLength, type WritingPlan, writeWindows } from './generation/writer.js';
 import type { DecoderConfig } from './model/config.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
@@ -70,13 +70,14 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   integerFrom('windows', windows, 1);
   integerFrom('seed', seed, 0);
   numberIn('temperature', temperature, 0, 1e6);
+  optionalFunction('onProgress', options.onProgress);
   if (options.promptLength !== undefined && !options.prompts)
     throw invalidArgument('promptLength', 'none without prompts', options.promptLength);
   throwIfAborted(signal);
   await using checkpoint = await Checkpoint.open(options.model, { signal });
   const device = Device.open(options.device ?? 'auto', deviceOptions(options));
   const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
-  using stream = device.stream({ signal });
+  await using stream = device.stream({ signal });
   const model = DecoderModel.open(checkpoint, stream, precision);
   const length = windowLength(options.length, model.config);
   const prompts = options.prompts && (await loadPrompts(options, model.config, { windows, length, seed }));

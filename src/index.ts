@@ -47,6 +47,7 @@ export type { JobOptions, JobQueueOptions } from './jobs/options.js';
 export type { Logger } from './logger.js';
 export { version } from './package-version.js';
 export { type PruneEvent, type PruneOptions, type PruneReport, prune } from './prune.js';
+export type { DenseTargetOptions } from './pruning/dense-target.js';
 export type { DsnotOptions, Method, Metric, Precision, PruningOptions, Refit } from './pruning/options.js';
 export type { Pattern } from './pruning/pattern.js';
 export type { Preset } from './pruning/preset.js';

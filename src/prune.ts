@@ -323,7 +323,10 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   if (options.calibration === undefined && (parsed.method !== 'magnitude' || parsed.refit !== 'none')) {
     throw invalidArgument('calibration', 'text or token ids', undefined);
   }
-  if (options.calibration) ownWindowsOf(options.calibration);
+  if (options.calibration !== undefined) {
+    optionsObject(options.calibration, 'calibration');
+    ownWindowsOf(options.calibration);
+  }
   return parsed;
 }
 

@@ -246,6 +246,59 @@ describe('hard numbers', () => {
     expect(result.capped).toBe(true);
   });
 
+  test.each<[string, Partial<PruneLayerOptions>, number]>([
+    ['ALPS', {}, 3e38],
+    ['ALPS, without errors', { errors: false }, 3e38],
+    ['the balanced preset', { preset: 'balanced' }, 3e38],
+    ['SparseGPT', { method: 'sparsegpt' }, 3e38],
+    ['Wanda’s scores', { method: 'wanda', errors: false }, 3e38],
+    ['DSnoT’s scores', { method: 'dsnot', gram: undefined, activations }, 3e38],
+    ['a refit', { method: 'magnitude', refit: 'backsolve' }, 3e38],
+  ])('finite weights and inputs whose products are not: %s', async (_, options, value) => {
+    const large = { ...good, weight: changed(weight, 0, value), name: 'q', ...options } as PruneLayerOptions;
+    if (large.activations) large.activations = large.activations.map((x) => x * 10);
+    await expect(pruneLayer(large)).rejects.toMatchObject({
+      code: 'NOT_FINITE',
+      message: 'The weights of q times its inputs are too large for float32',
+    });
+  });
+
+  test('an error that is lost in rounding is not told as none', async () => {
+    // No Gram matrix, but its factorisation is not asked for.
+    const indefinite = gram.map((value, i) => (i % (n + 1) === 0 ? value : 5 * value));
+    const { error } = await pruneLayer({ ...good, gram: indefinite, method: 'wanda', refit: 'pcg' });
+    expect(error).toBeNaN();
+  });
+
+  test.each([0, 1e-30])(
+    'a refit with more steps than float32 has digits for: tolerance %d',
+    async (refineTolerance) => {
+      const layer = syntheticLayer(16, 32, { tokens: 64, seed: 2 });
+      const options = { weight: layer.weight, shape: layer.shape, gram: layer.gram, sparsity: 0.3, refineTolerance };
+      const short = await pruneLayer({ ...options, refineIterations: 200 });
+      const long = await pruneLayer({ ...options, refineIterations: 3000 });
+      expect(long.errorWithRidge).toBeLessThan(short.errorWithRidge * 1.001);
+    },
+  );
+
+  test.each([4, 5])(
+    '%d refit steps of reduced precision, of inputs that are next to copies of one another',
+    async (steps) => {
+      const [rows, columns, tokens] = [24, 36, 72];
+      for (let seed = 1; seed <= 12; seed++) {
+        const x = normal(seed, tokens * columns);
+        for (let t = 0; t < tokens; t++)
+          for (let j = 0; j < 8; j++)
+            x[t * columns + j] = 100 * x[t * columns]! + (j === 0 ? 0 : 0.1 * x[t * columns + j]!);
+        const options = { weight: normal(seed + 100, rows * columns), shape: [rows, columns], activations: x } as const;
+        const all = { ...options, sparsity: 0.5, preset: 'balanced', refineIterations: steps } as const;
+        const narrow = await pruneLayer(all);
+        const exact = await pruneLayer({ ...all, mixedPrecision: false });
+        expect(narrow.errorWithRidge).toBeLessThan(exact.errorWithRidge * 1.5);
+      }
+    },
+  );
+
   test('rho at its cap', async () => {
     const result = await pruneLayer({ ...good, ...published, alpsSchedule: { initialRho: 1e6 } });
     expect(result.weight.every(Number.isFinite)).toBe(true);

@@ -147,6 +147,12 @@ describe('prune', () => {
       'INVALID_ARGUMENT',
       'Expected text or token ids for calibration',
     ],
+    ...[null, false, 0, ''].map((calibration): [string, Partial<PruneOptions>, string, string] => [
+      `${JSON.stringify(calibration)} for calibration`,
+      { sparsity: 0.5, preset: 'paper', calibration: calibration as never },
+      'INVALID_ARGUMENT',
+      'Expected an object for calibration',
+    ]),
     ['a missing model', { sparsity: 0.5, model: '/no/such/model' }, 'FILE_SYSTEM', '/no/such/model'],
     ...(['overwrite', 'resume', 'restart'] as const).map((name): [string, Partial<PruneOptions>, string, string] => [
       `${name} that is no flag`,

@@ -258,6 +258,10 @@ describe('compare', () => {
     ],
     ['a wrong propagation', { propagation: 'all' as never }, '"sequential" or "block" for propagation'],
     ['a wrong precision', { precision: 'x' as never }, 'for precision but received "x"'],
+    ['no texts', { texts: undefined as never }, 'Expected a list for texts'],
+    ['a text that is none', { texts: [null as never] }, 'Expected an object for texts'],
+    ['no calibration', { calibration: undefined as never }, 'Expected an object for calibration'],
+    ['an output inside the model', { out: join(model, 'no', 'comparison') }, 'must not be the model folder'],
     ['an unknown task', { tasks: [{ task: 'x', file: 'y' }] }, 'for a task but received "x"'],
   ])('%s is refused', async (_name, change, message) => {
     await expect(compare(options(change))).rejects.toMatchObject({

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -59,6 +60,22 @@ describe('order', () => {
     expect(await served(jobs)).toEqual(['a1', 'b1', 'c1', 'a2', 'b2', 'a3', 'a4']);
   });
 
+  test('of many priorities, whichever jobs leave the line', async () => {
+    const queue = new JobQueue({ device, concurrency: 1 });
+    const { open, work } = gate();
+    const first = queue.run(work);
+    const controller = new AbortController();
+    const order: number[] = [];
+    const priorities = Array.from({ length: 60 }, (_, i) => ((i * 37) % 20) - 10);
+    const jobs = priorities.map((priority, i) =>
+      queue.run(() => order.push(priority), i % 3 === 0 ? { priority, signal: controller.signal } : { priority }),
+    );
+    controller.abort();
+    open();
+    await Promise.allSettled([first, ...jobs]);
+    expect(order).toEqual(priorities.filter((_, i) => i % 3 !== 0).sort((a, b) => b - a));
+  });
+
   test('as many at once as asked for, and as the budget has bytes for', async () => {
     const queue = new JobQueue({ device, concurrency: 3, memoryBudget: 100 });
     const gates = [60, 50, 40, 10, 10].map((bytes) => ({ bytes, ...gate() }));
@@ -106,6 +123,21 @@ describe('back-pressure', () => {
     };
     await Promise.all(Array.from({ length: 50 }, (_, i) => produce(i)));
     expect(done).toEqual(Array.from({ length: 50 }, (_, i) => i));
+  });
+
+  test('nor where what runs leaves places but no memory, or nobody may wait', async () => {
+    for (const maxQueued of [0, 1]) {
+      const queue = new JobQueue({ device, concurrency: 2, memoryBudget: 100, maxQueued });
+      const { open, work } = gate();
+      const running = queue.run(work, { bytes: 100 });
+      const produced = [0, 1].map(async () => {
+        await queue.ready();
+        return queue.run(() => 'taken', { bytes: 50 });
+      });
+      setImmediate(open);
+      expect(await Promise.all(produced)).toEqual(['taken', 'taken']);
+      await running;
+    }
   });
 
   test('so are those of models, whose headers are read first; a full queue opens none', async () => {
@@ -188,6 +220,50 @@ describe('cancellation', () => {
     await Promise.all([jobs[0], jobs[2]]);
     expect(order).toEqual(['next']);
     await expect(queue.run(work, { signal: controller.signal })).rejects.toMatchObject({ code: 'ABORTED' });
+  });
+
+  test('of those that one signal stops, or close({ cancel }), none is started', async () => {
+    for (const stop of ['signal', 'close']) {
+      const queue = new JobQueue({ device, concurrency: 2, memoryBudget: 100 });
+      const { open, work } = gate();
+      const controller = new AbortController();
+      const { signal } = controller;
+      const started: string[] = [];
+      const running = queue.run(work, { bytes: 50 });
+      const large = queue.run(() => started.push('large'), { bytes: 100, signal });
+      const small = queue.run(() => started.push('small'), { bytes: 10, signal });
+      if (stop === 'signal') controller.abort();
+      const closed = stop === 'close' ? queue.close({ cancel: true }) : undefined;
+      for (const job of [large, small]) await expect(job).rejects.toMatchObject({ code: 'ABORTED' });
+      expect(started).toEqual([]);
+      open();
+      await Promise.all([running, closed]);
+    }
+  });
+
+  test('the memory of a call that fails or is stopped is back when it rejects, and the next job has it', async () => {
+    const { activations, weight, shape } = syntheticLayer(96, 256, { tokens: 2048 });
+    const options = { activations, weight, shape, sparsity: 0.5, method: 'wanda' } as const;
+    const own = Device.open('cpu', { memoryLimit: estimateLayerBytes(options) });
+    const queue = new JobQueue({ device: own, concurrency: 1 });
+    const larger = syntheticLayer(640, 256, { tokens: 2048 });
+    const tooLarge = { ...options, activations: larger.activations, weight: larger.weight, shape: larger.shape };
+    for (let i = 0; i < 5; i++) {
+      const alone = pruneLayer({ ...tooLarge, device: own });
+      await expect(alone).rejects.toMatchObject({ code: 'OUT_OF_MEMORY' });
+      expect(own.info().memoryUsed).toBe(0);
+      const failing = queue.pruneLayer(tooLarge, { bytes: 1 });
+      const good = [0, 1, 2].map(() => queue.pruneLayer(options));
+      await expect(failing).rejects.toMatchObject({ code: 'OUT_OF_MEMORY' });
+      await Promise.all(good);
+      for (const delay of [0, 1, 2, 3, 4]) {
+        const controller = new AbortController();
+        const stopped = pruneLayer({ ...options, device: own, signal: controller.signal });
+        setTimeout(() => controller.abort(), delay);
+        await stopped.catch(({ code }) => expect(code).toBe('ABORTED'));
+        expect(own.info().memoryUsed).toBe(0);
+      }
+    }
   });
 
   test('a large job that is cancelled lets those behind it start', async () => {
@@ -443,6 +519,44 @@ describe('memory estimates', () => {
 });
 
 describe('what is told', () => {
+  test('in the async context that a job was queued in', async () => {
+    const request = new AsyncLocalStorage<string>();
+    const seen: string[] = [];
+    const queue = new JobQueue({
+      device,
+      concurrency: 1,
+      onEvent: ({ type, job }) => seen.push(`${job.name} ${type} in ${request.getStore()}`),
+    });
+    const controller = new AbortController();
+    const submit = (name: string, signal?: AbortSignal) =>
+      request.run(name, () =>
+        queue.run(() => seen.push(`${name} runs in ${request.getStore()}`), { name, ...(signal && { signal }) }),
+      );
+    const jobs = [submit('a'), submit('b'), submit('c', controller.signal)];
+    request.run('other', () => controller.abort());
+    await Promise.allSettled(jobs);
+    expect(seen).toHaveLength(10);
+    for (const line of seen) expect(line).toMatch(/^(\w) .* in \1$/);
+  });
+
+  test('all listeners of one event before any of the next', async () => {
+    const seen: string[] = [];
+    const queue = new JobQueue({ device, concurrency: 1, onEvent: ({ type }) => seen.push(`queue: ${type}`) });
+    const { open, work } = gate();
+    const first = queue.run(work);
+    const controller = new AbortController();
+    const onEvent = ({ type }: JobEvent) => {
+      seen.push(`job: ${type}`);
+      if (type === 'queued') controller.abort();
+    };
+    seen.length = 0;
+    const job = queue.run(work, { signal: controller.signal, onEvent });
+    await expect(job).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(seen).toEqual(['job: queued', 'queue: queued', 'job: finished', 'queue: finished']);
+    open();
+    await first;
+  });
+
   test('events, channel and logger: each job from queued to finished', async () => {
     const events: JobEvent[] = [];
     const lines: [level: string, facts: object, message?: string][] = [];

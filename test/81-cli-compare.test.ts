@@ -149,6 +149,8 @@ test('options that would do nothing are told', async () => {
   expect(await complaint(['prune', ...base, '--sparsity', '0.5', ...fixed])).toBe('');
   const { options } = JSON.parse(await readFile(join(scratch, 'none', 'pruning.json'), 'utf8'));
   expect(options).toMatchObject({ schedule: 'fixed', alpsSchedule: { initialRho: 1, maxIterations: 2 } });
+  const diagonal = ['--metric', 'diagonal', ...fixed.slice(2), '--overwrite'];
+  expect(await complaint(['prune', ...base, '--sparsity', '0.5', ...diagonal])).toBe('');
 });
 
 test('a folder that the system never makes is an error, not a wait', async () => {

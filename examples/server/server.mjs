@@ -154,12 +154,17 @@ function getEvents({ request, response, id }) {
   for (const entry of job.events) if (entry.id > seen) write(entry);
   if (isEnded(job)) return response.end();
   const alive = setInterval(() => response.write(': alive\n\n'), 15_000);
-  const end = () => response.end();
-  job.emitter.on('event', write).once('end', end);
-  response.on('close', () => {
+  // An ended response stays open as long as the client does not read it, or one before it on the connection has no end.
+  const leave = () => {
     clearInterval(alive);
     job.emitter.off('event', write).off('end', end);
-  });
+  };
+  const end = () => {
+    leave();
+    response.end();
+  };
+  job.emitter.on('event', write).once('end', end);
+  response.on('close', leave);
 }
 
 /** A layer: its safetensors file. A model: its pruning.json, or the file of its folder that `?file=` names. */

@@ -139,17 +139,19 @@ void DeviceThread::loop() {
     if (stream->queue_.empty()) continue;
     stream->running_ = true;
     {
-      std::deque<Stream::Job> jobs;  // those that are skipped, and the one to run behind them
-      bool skip;
-      do {
-        skip = stream->skipsFirst();
-        jobs.push_back(std::move(stream->queue_.front()));
+      std::deque<Stream::Job> skipped;
+      std::optional<Stream::Job> next;  // the one behind them
+      while (!next && !stream->queue_.empty()) {
+        if (stream->skipsFirst())
+          skipped.push_back(std::move(stream->queue_.front()));
+        else
+          next = std::move(stream->queue_.front());
         stream->queue_.pop_front();
-      } while (skip && !stream->queue_.empty());
+      }
       lock.unlock();
-      if (!skip) stream->run(*backend_, jobs.back());
-      jobs.clear();  // tensors are freed before the stream counts as idle
-    }
+      skipped.clear();  // what they held is free when those who wait for them are told
+      if (next) stream->run(*backend_, *next);
+    }  // tensors are freed before the stream counts as idle
     lock.lock();
     stream->running_ = false;
     // A cancelled stream has no work left, only those who wait for it: they come first.

@@ -49,7 +49,7 @@ export async function searchAllocation(given: AllocationSearchOptions): Promise<
     await using checkpoint = await Checkpoint.open(given.model, { signal });
     const devices = openDevices(given.device ?? 'auto', deviceOptions(given));
     const precision = choosePrecision(given.precision ?? 'auto', checkpoint, ...devices);
-    using stream = devices[0]!.stream({ signal });
+    await using stream = devices[0]!.stream({ signal });
     const dense = DecoderModel.open(checkpoint, stream);
     checkWidths(checkpoint, dense, parsed.parsed.pattern);
     await makeFolder(dirname(resolve(given.work)));

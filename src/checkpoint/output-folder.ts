@@ -24,17 +24,36 @@ export async function checkOutput(source: string, out: string, overwrite: boolea
     throw new AlpsError('INVALID_ARGUMENT', `The output ${out} is a symbolic link to something that does not exist`);
   }
   const path = existing ?? join(parent, basename(target));
+  await checkApart(source, path, out);
+  if (existing) await checkExisting(existing, out, overwrite);
+  return path;
+}
+
+/**
+ * Refuses an output that is the model folder, holds it or lies inside it.
+ * @param path the output's absolute path, which need not exist
+ * @param out what it was called
+ */
+export async function checkApart(source: string, path: string, out: string): Promise<void> {
   const from = await realpath(source).catch((cause) => {
     throw fileSystemError('use the model folder', source, cause);
   });
-  if (isInside(from, path) || isInside(path, from)) {
-    throw new AlpsError(
-      'INVALID_ARGUMENT',
-      `The output ${out} must not be the model folder ${source}, hold it or lie inside it`,
-    );
+  const to = await realPart(path);
+  if (!isInside(from, to) && !isInside(to, from)) return;
+  throw new AlpsError(
+    'INVALID_ARGUMENT',
+    `The output ${out} must not be the model folder ${source}, hold it or lie inside it`,
+  );
+}
+
+/** An absolute path without the symbolic links of as much of it as exists. */
+async function realPart(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch {
+    const parent = dirname(path);
+    return parent === path ? path : join(await realPart(parent), basename(path));
   }
-  if (existing) await checkExisting(existing, out, overwrite);
-  return path;
 }
 
 /** Whether there is anything of a name, be it a link to nothing. */

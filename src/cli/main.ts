@@ -38,7 +38,7 @@ Examples:
   alps eval ./SmolLM2-135M-70 --text held-out.jsonl
   alps inspect ./SmolLM2-135M-24 --pattern 2:4
 
-"alps COMMAND --help" explains a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"alps COMMAND --help" explains a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (143 by SIGTERM).
 `;
 
 function version(): string {

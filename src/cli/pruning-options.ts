@@ -96,7 +96,8 @@ function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
   const preset = string(values, 'preset');
   const ofPreset =
     preset !== undefined && Object.hasOwn(presets, preset) ? presets[preset as Preset].schedule : undefined;
-  if (isLadder((string(values, 'schedule') ?? ofPreset ?? 'ladder') as ScheduleName))
+  const usual = string(values, 'metric') === 'diagonal' ? 'alps' : 'ladder';
+  if (isLadder((string(values, 'schedule') ?? ofPreset ?? usual) as ScheduleName))
     throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladders have their own');
   return Object.fromEntries(set);
 }

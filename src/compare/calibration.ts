@@ -19,7 +19,7 @@ export async function comparisonCalibration(
   if (ownWindowsOf(calibration) === 0) return given;
   const { checkpoint, device, precision, fingerprint, store } = parts;
   const key = { version, weights: fingerprint, precision, written: [calibrationKey(given, calibration), given.length] };
-  using stream = device.stream({ signal });
+  await using stream = device.stream({ signal });
   return await withOwnWindows(DecoderModel.open(checkpoint, stream, precision), given, calibration, {
     signal,
     onProgress: (share) => onEvent?.({ type: 'generate', share }),

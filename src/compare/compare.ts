@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { calibrationReport, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
+import { checkApart } from '../checkpoint/output-folder.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, fileSystemError, invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
 import { describeProtocol } from '../evaluate.js';
@@ -30,6 +31,9 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   const { signal, onEvent } = options;
   const methods = parseMethods(options.methods);
   const patterns = parsePatterns(options);
+  optionsObject(options.calibration, 'calibration');
+  listOfObjects('texts', options.texts);
+  if (options.tasks !== undefined) listOfObjects('tasks', options.tasks);
   distinct(
     'texts',
     options.texts.map(({ name }) => name),
@@ -38,10 +42,11 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   distinct('tasks', options.tasks?.map(({ task }) => task) ?? []);
   if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
     throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
-  ownWindowsOf(options.calibration ?? {}); // checked before the model is read
+  ownWindowsOf(options.calibration); // checked before the model is read
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
+    await checkApart(checkpoint.folder, resolve(options.out), options.out); // where copies of the model are to lie
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
     const architecture = readArchitecture(checkpoint);
@@ -132,6 +137,11 @@ function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Patt
   if (all.length === 0) throw invalidArgument('sparsities and patterns', 'at least one', 'none');
   distinct('sparsities and patterns', all.map(patternTitle));
   return all;
+}
+
+function listOfObjects(name: string, value: unknown): void {
+  if (!Array.isArray(value)) throw invalidArgument(name, 'a list', value);
+  for (const item of value) optionsObject(item, name);
 }
 
 function distinct(name: string, values: readonly string[], expected = 'each one once'): void {

@@ -93,7 +93,7 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
     const { supportSparsity = 0.7, refitLayer = titleOf(widest) } = options;
     const { refitSparsities = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9] } = options;
     const layerOf = async (name: string): Promise<DenseLayer> => {
-      using stream = device.stream({ signal });
+      await using stream = device.stream({ signal });
       const given = await loadCalibration(options.model, config, options.calibration, { signal });
       const parts = { checkpoint, device, precision, fingerprint, store };
       const windows = await comparisonCalibration(given, options, parts);

@@ -59,7 +59,8 @@ const nowhere: CudaLocation = { kernels: '', folders: [] };
 
 /**
  * A processor with its memory. One native thread of the process serves it; jobs reach it through streams and share it fairly.
- * Opening the same device with the same options again gives the same native device.
+ * Opening the same device with the same options again gives the same native device. It stays, with its threads, until the process ends: a
+ * service should use few different `threads` and `memoryLimit`.
  */
 export class Device {
   readonly name: string;

@@ -64,6 +64,14 @@ export class Stream {
     this.dispose();
   }
 
+  /** Drops what is queued, waits for what runs, and lets go of the stream: their memory is free then, and arrays are no longer read. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#closed) return;
+    addon().cancelStream(this.#handle);
+    await this.sync().catch(() => undefined);
+    this.dispose();
+  }
+
   /** Names the phase, in a profile of the device ({@link profile}), of what is queued from here on. @internal */
   enterPhase(name: string): void {
     native(() => addon().setPhase(this.#open(), name));

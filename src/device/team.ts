@@ -89,12 +89,9 @@ export class Team {
     for (const stream of this.streams) stream.dispose();
   }
 
-  /** Cancels what a failed job has queued on several devices and waits for what runs, so that all memory is back afterwards. */
+  /** Drops what a failed job has queued and waits for what runs, so that all memory is back afterwards. */
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#stop) {
-      this.#stop.abort();
-      await Promise.allSettled(this.streams.map((stream) => stream.sync()));
-    }
+    await Promise.all(this.streams.map((stream) => stream[Symbol.asyncDispose]()));
     this.dispose();
   }
 }

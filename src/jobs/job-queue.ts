@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks';
 import { onAbort } from '../abort.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, invalidArgument, optionalFunction, optionsObject } from '../errors.js';
@@ -18,6 +19,8 @@ interface Job extends JobInfo {
   controller: AbortController;
   onEvent: JobOptions['onEvent'];
   queuedAt: number;
+  /** Runs what belongs to the job in the async context that it was queued in. */
+  context: AsyncResource;
   /** Lets go of the caller's signal. */
   release(): void;
 }
@@ -43,6 +46,8 @@ export class JobQueue {
   readonly #line = new WaitingLine<Job>();
   readonly #running = new Set<Job>();
   readonly #room = new Room(() => this.#places());
+  /** Events that came while listeners were told of one before them. */
+  #unpublished: (() => void)[] | undefined;
   #idle: (() => void)[] = [];
   #bytes = 0;
   /** Models whose headers are being read for their bytes: each has a place already. */
@@ -235,6 +240,7 @@ export class JobQueue {
         controller,
         onEvent,
         queuedAt: performance.now(),
+        context: new AsyncResource('alps-prune job'),
         release: onAbort(signal, () => this.#cancel(job, signal?.reason)),
       };
       this.#enter(job, reserved);
@@ -242,10 +248,10 @@ export class JobQueue {
   }
 
   #enter(job: Job, reserved: boolean): void {
-    if (!reserved) this.#room.taken();
+    const hasPlace = reserved || this.#room.taken();
     this.#line.add(job);
     const starts = this.#line.peek() === job && this.#fits(job);
-    if (this.#line.size + this.#estimating > this.maxQueued && !starts && !reserved) {
+    if (this.#line.size + this.#estimating > this.maxQueued && !starts && !hasPlace) {
       this.#line.remove(job);
       job.release();
       job.reject(this.#refusal(infoOf(job), job.onEvent));
@@ -262,7 +268,7 @@ export class JobQueue {
   #startWhatFits(): void {
     for (let next = this.#line.peek(); next && this.#fits(next); next = this.#line.peek()) {
       this.#line.take();
-      void this.#execute(next);
+      void next.context.runInAsyncScope(() => this.#execute(next));
     }
     this.#room.changed();
     if (!this.#isIdle()) return;
@@ -299,9 +305,10 @@ export class JobQueue {
     if (!this.#line.remove(job)) return; // it runs, and its signal has fired
     job.release();
     const error = aborted(job.controller.signal);
-    this.#finish(job, 0, { error });
+    job.context.runInAsyncScope(() => this.#finish(job, 0, { error }));
     job.reject(error);
-    this.#startWhatFits(); // one that was behind it may fit
+    // One that was behind it may fit, if what stops this one does not stop it, too.
+    queueMicrotask(() => this.#startWhatFits());
   }
 
   #finish(job: Job, milliseconds: number, failure: { error: unknown } | undefined): void {
@@ -313,8 +320,21 @@ export class JobQueue {
     } else this.#publish({ ...event, outcome: 'done' }, job.onEvent);
   }
 
-  /** A listener that throws must not bring the queue out of step: its error is uncaught, as one of a diagnostics channel is. */
+  /** All listeners are told of an event before any is of the next, which one of them may cause. */
   #publish(event: JobEvent, onJobEvent: JobOptions['onEvent'], error?: unknown): void {
+    const tell = () => this.#tell(event, onJobEvent, error);
+    if (this.#unpublished) {
+      this.#unpublished.push(AsyncResource.bind(tell));
+      return;
+    }
+    this.#unpublished = [];
+    tell();
+    for (let next = this.#unpublished.shift(); next; next = this.#unpublished.shift()) next();
+    this.#unpublished = undefined;
+  }
+
+  /** A listener that throws must not bring the queue out of step: its error is uncaught, as one of a diagnostics channel is. */
+  #tell(event: JobEvent, onJobEvent: JobOptions['onEvent'], error?: unknown): void {
     const logger = this.#logger;
     const listeners = [onJobEvent, this.#onEvent, logger && (() => logJobEvent(logger, event, error))];
     for (const listener of listeners) {

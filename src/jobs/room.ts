@@ -42,9 +42,11 @@ export class Room {
     });
   }
 
-  /** To be called when somebody takes a place. */
-  taken(): void {
-    if (this.#promised > 0) this.#promised--;
+  /** To be called when somebody takes a place. Whether it was promised to one who was let in. */
+  taken(): boolean {
+    if (this.#promised === 0) return false;
+    this.#promised--;
+    return true;
   }
 
   /** To be called when a place may have become free. */

@@ -8,6 +8,8 @@ interface Waiting {
 export class WaitingLine<T extends Waiting> {
   /** By priority, then by key; the key that is first in its map is the next to be served. */
   readonly #levels = new Map<number, Map<string, T[]>>();
+  /** The levels' priorities, the highest last. */
+  readonly #priorities: number[] = [];
   #size = 0;
 
   get size(): number {
@@ -17,7 +19,10 @@ export class WaitingLine<T extends Waiting> {
   add(item: T): void {
     const { priority, key } = item;
     const level = this.#levels.get(priority) ?? new Map<string, T[]>();
-    this.#levels.set(priority, level);
+    if (level.size === 0) {
+      this.#levels.set(priority, level);
+      this.#priorities.splice(this.#placeOf(priority), 0, priority);
+    }
     const items = level.get(key);
     if (items) items.push(item);
     else level.set(key, [item]);
@@ -27,9 +32,7 @@ export class WaitingLine<T extends Waiting> {
   /** The next one, which stays. */
   peek(): T | undefined {
     if (this.#size === 0) return undefined;
-    let highest = Number.NEGATIVE_INFINITY;
-    for (const priority of this.#levels.keys()) highest = Math.max(highest, priority);
-    const [items] = this.#levels.get(highest)!.values();
+    const [items] = this.#levels.get(this.#priorities.at(-1)!)!.values();
     return items![0];
   }
 
@@ -53,9 +56,23 @@ export class WaitingLine<T extends Waiting> {
     if (!level || !items || at < 0) return false;
     items.splice(at, 1);
     if (items.length === 0) level.delete(item.key);
-    if (level.size === 0) this.#levels.delete(item.priority);
+    if (level.size === 0) {
+      this.#levels.delete(item.priority);
+      this.#priorities.splice(this.#placeOf(item.priority), 1);
+    }
     this.#size--;
     return true;
+  }
+
+  /** How many priorities are lower. */
+  #placeOf(priority: number): number {
+    let [low, high] = [0, this.#priorities.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#priorities[middle]! < priority) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   /** All, in no order. */

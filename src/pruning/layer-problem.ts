@@ -49,6 +49,8 @@ export class LayerProblem {
   readonly #scope = new Scope();
   #gram: F32 | undefined;
   #base: F32 | undefined;
+  /** Of each watched matrix the entries that are NaN or infinite. */
+  readonly #watched: Tensor<'uint32'>[] = [];
 
   private constructor(
     stream: Stream,
@@ -99,8 +101,26 @@ export class LayerProblem {
 
   /** B₀, float32 [m, n]; made when it is first asked for. Scaled in place by {@link scaleColumns}. */
   get base(): F32 {
-    this.#base ??= this.#scope.hold(this.scaled(this.group.weight));
+    if (!this.#base) {
+      this.#base = this.#scope.hold(this.scaled(this.group.weight));
+      this.watch(this.#base);
+    }
     return this.#base;
+  }
+
+  /** Has {@link checkFinite} know whether a matrix, as it is now, holds NaN or infinity. */
+  watch(matrix: F32): void {
+    const count = this.#scope.hold(this.device.tensor('uint32', [1]));
+    this.stream.countNonFinite(matrix, count);
+    this.#watched.push(count);
+  }
+
+  /** @throws AlpsError `NOT_FINITE` where a matrix that was watched holds NaN or infinity: weights and inputs alone are finite */
+  async checkFinite(): Promise<void> {
+    const counts = await together(this.#watched.map((count) => this.stream.read(count)));
+    if (counts.every(([bad]) => bad === 0)) return;
+    const names = this.group.layers.map(({ name }) => name).join(', ');
+    throw new AlpsError('NOT_FINITE', `The weights of ${names} times its inputs are too large for float32`);
   }
 
   #scaledGram(): F32 {

@@ -81,7 +81,7 @@ export interface PruningOptions {
   ridge?: number;
   /** Iterations of the conjugate gradient that refits the kept weights, up to 10,000; 0 leaves them. Default 10. */
   refineIterations?: number;
-  /** A row stops when its residual on the support has shrunk to this share. Default 1e-5. */
+  /** A row stops when its residual on the support has shrunk to this share; less than 1e-12 counts as that. Default 1e-5. */
   refineTolerance?: number;
   /** Constants of the published schedule; `initialRho`, `checkEvery` and `maxIterations` also of the fixed one. */
   alpsSchedule?: AlpsScheduleOptions;

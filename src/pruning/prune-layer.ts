@@ -47,7 +47,7 @@ export interface PruneLayerResult {
   /** Weights that stay (k). */
   kept: number;
   sparsity: number;
-  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ); NaN with `errors: false`, or where these sums are too large for float32. */
+  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ); NaN with `errors: false`, or where these sums are too large for float32 or come out negative. */
   error: number;
   /** The same with the ridge in XᵀX. */
   errorWithRidge: number;
@@ -74,7 +74,7 @@ export interface PruneLayerResult {
  *
  * The typed arrays given must not change until the promise settles.
  *
- * @throws AlpsError `INVALID_ARGUMENT` for options or lengths that do not fit, `NOT_FINITE` for NaN or infinity in the data,
+ * @throws AlpsError `INVALID_ARGUMENT` for options or lengths that do not fit, `NOT_FINITE` for NaN or infinity in the data or in what is made of it,
  * `NOT_POSITIVE_DEFINITE` for a `gram` that is no Gram matrix, `OUT_OF_MEMORY`, `ABORTED`.
  */
 export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
@@ -85,7 +85,7 @@ export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerRe
   const givenMoments = parseMoments(options, inputs);
   throwIfAborted(options.signal);
   const device = options.device instanceof Device ? options.device : Device.open(options.device ?? 'auto');
-  using stream = device.stream({ signal: options.signal });
+  await using stream = device.stream({ signal: options.signal });
   using scope = new Scope();
   const gramTensor = needsGram(parsed)
     ? scope.hold(device.tensor('float32', [inputs, inputs], `the Gram matrix of ${name}`))

@@ -34,6 +34,13 @@ const afterwards = async (last: (() => void) | undefined) => last?.();
 
 /** Most steps that are taken in bfloat16. */
 const narrowSteps = 5;
+/**
+ * Added to the diagonal of a rounded H': some times what rounding moves pᵀH'p by, in units of pᵀp. Where H' is next to singular, a rounded one may have
+ * a pᵀH'p of any size, and with it a step of any length.
+ */
+const narrowShift = 2 ** -6;
+/** Smaller tolerances mean nothing in float32, and residuals that are next to its smallest numbers no longer fall. */
+const leastTolerance = 1e-12;
 /** Steps that are queued before it is looked at whether any row still moves. */
 const stepsTogether = 64;
 /** Most steps of a row that it is expected to take, whatever was asked for. */
@@ -72,7 +79,8 @@ function refine(
   options: { iterations: number; tolerance: number; steps: StepsProducts },
 ): Refitting {
   const { stream, device, m, n } = problem;
-  const { iterations, tolerance, steps } = options;
+  const { iterations, steps } = options;
+  const tolerance = Math.max(options.tolerance, leastTolerance);
   const scope = new Scope();
   let active: Tensor<'uint32'> | undefined;
   let goOn: (() => Promise<void>) | undefined;
@@ -160,6 +168,7 @@ function sideBySide(
         stream.copy(direction, narrow.direction);
         if (products === 'int8') stream.int8Gemm(narrow.direction, narrow.gram, q);
         else stream.gemm(narrow.direction, narrow.gram, q);
+        stream.axpby(direction, q, narrowShift, 1);
       } else stream.gemm(direction, gram, q, { split: true });
       using count = counts.rows(i, i + 1);
       stream.cgStep(q, mask, b, residual, direction, rr, rr0, tolerance, count);

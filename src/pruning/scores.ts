@@ -23,10 +23,12 @@ export function chooseLargest(
 }
 
 /** Wanda's score |w| √(XᵀX)ⱼⱼ, up to a factor ("A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024). */
-export function wandaScores({ stream, device, group, diagonal }: LayerProblem): F32 {
+export function wandaScores(problem: LayerProblem): F32 {
+  const { stream, device, group, diagonal } = problem;
   using norms = stream.upload('float32', [diagonal.length], diagonal.map(Math.sqrt));
   const scores = device.empty('float32', group.weight.shape, 'Wanda’s scores');
   stream.scaleRowsColumns(group.weight, { column: norms }, scores);
+  problem.watch(scores);
   return scores;
 }
 

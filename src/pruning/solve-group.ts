@@ -19,7 +19,7 @@ export interface LayerResult {
   kept: number;
   /** Share of zeros: 1 − kept / size. */
   sparsity: number;
-  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ): the relative error of the layer's outputs. 0 when the outputs are all zero, NaN when not asked for. */
+  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ): the relative error of the layer's outputs. 0 when the outputs are all zero, NaN when not asked for or lost in rounding. */
   error: number;
   /** The same with H = XᵀX + λ₂I in place of XᵀX: the objective that is minimised. */
   errorWithRidge: number;
@@ -60,6 +60,9 @@ async function solveOnce(
     const { ridge } = problem;
     const solution = await solveBy(problem, options, precision);
     try {
+      if (options.method === 'alps' || options.method === 'sparsegpt' || options.refit !== 'none')
+        problem.watch(solution.weight);
+      await problem.checkFinite();
       const began = performance.now();
       let layers = withoutErrors(group, segments.keep);
       if (options.errors) {
@@ -177,8 +180,8 @@ export async function layerErrors(
   });
 }
 
-/** NaN where the sums overflowed. */
+/** NaN where the sums overflowed, or are negative by more than rounding: of weights that cancel one another, or of no Gram matrix. */
 function ratio(part: number, whole: number): number {
-  if (!Number.isFinite(part) || !Number.isFinite(whole)) return Number.NaN;
+  if (!Number.isFinite(part) || !Number.isFinite(whole) || part < -1e-5 * Math.abs(whole)) return Number.NaN;
   return whole > 0 ? Math.max(part, 0) / whole : 0;
 }
