@@ -126,18 +126,30 @@ describe('back-pressure', () => {
   });
 
   test('nor where what runs leaves places but no memory, or nobody may wait', async () => {
+    const out = await mkdtemp(join(tmpdir(), 'alps-jobs-'));
     for (const maxQueued of [0, 1]) {
       const queue = new JobQueue({ device, concurrency: 2, memoryBudget: 100, maxQueued });
       const { open, work } = gate();
       const running = queue.run(work, { bytes: 100 });
-      const produced = [0, 1].map(async () => {
+      const produced = [0, 1].map(async (i) => {
         await queue.ready();
-        return queue.run(() => 'taken', { bytes: 50 });
+        if (i === 0) return queue.run(() => 'taken', { bytes: 50 });
+        const options = { model, out: join(out, `${maxQueued}`), sparsity: 0.5, method: 'magnitude' } as const;
+        return queue.prune(options, { bytes: 50 }).then(() => 'taken');
       });
       setImmediate(open);
       expect(await Promise.all(produced)).toEqual(['taken', 'taken']);
       await running;
     }
+    const queue = new JobQueue({ device, concurrency: 2, maxQueued: 1 });
+    const { open, work } = gate();
+    const running = queue.run(work, { bytes: queue.memoryBudget });
+    await Promise.all([queue.ready(), queue.ready()]);
+    const waits = queue.run(() => 'taken', { bytes: 50 });
+    const estimated = queue.prune({ model, out: join(out, 'estimated'), sparsity: 0.5, method: 'magnitude' });
+    open();
+    await Promise.all([running, waits, estimated]);
+    await rm(out, { recursive: true });
   });
 
   test('so are those of models, whose headers are read first; a full queue opens none', async () => {
@@ -230,7 +242,10 @@ describe('cancellation', () => {
       const { signal } = controller;
       const started: string[] = [];
       const running = queue.run(work, { bytes: 50 });
-      const large = queue.run(() => started.push('large'), { bytes: 100, signal });
+      const onEvent = ({ type }: JobEvent) => {
+        if (type === 'finished' && stop === 'signal') void queue.run(() => undefined); // starts what fits
+      };
+      const large = queue.run(() => started.push('large'), { bytes: 100, signal, onEvent });
       const small = queue.run(() => started.push('small'), { bytes: 10, signal });
       if (stop === 'signal') controller.abort();
       const closed = stop === 'close' ? queue.close({ cancel: true }) : undefined;

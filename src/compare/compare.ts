@@ -31,6 +31,8 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   const { signal, onEvent } = options;
   const methods = parseMethods(options.methods);
   const patterns = parsePatterns(options);
+  if (typeof options.out !== 'string' || options.out === '')
+    throw invalidArgument('out', 'the path of a folder', options.out);
   optionsObject(options.calibration, 'calibration');
   listOfObjects('texts', options.texts);
   if (options.tasks !== undefined) listOfObjects('tasks', options.tasks);
@@ -46,7 +48,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
-    await checkApart(checkpoint.folder, resolve(options.out), options.out); // where copies of the model are to lie
+    await checkApart(checkpoint.folder, resolve(options.out, 'cells'), options.out); // where pruned models are to lie
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
     const architecture = readArchitecture(checkpoint);

@@ -21,7 +21,8 @@ interface Job extends JobInfo {
   queuedAt: number;
   /** Runs what belongs to the job in the async context that it was queued in. */
   context: AsyncResource;
-  /** Lets go of the caller's signal. */
+  /** The caller's signal, and what lets go of it. */
+  signal: AbortSignal | undefined;
   release(): void;
 }
 
@@ -184,7 +185,7 @@ export class JobQueue {
     this.#stopped ||= cancel;
     this.#room.close(closedError());
     if (cancel) {
-      const reason = new AlpsError('ABORTED', 'The queue was closed');
+      const reason = closedByCancel();
       for (const job of [...this.#line.items(), ...this.#running]) this.#cancel(job, reason);
     }
     await this.idle();
@@ -199,9 +200,8 @@ export class JobQueue {
     optionalFunction('onEvent', onEvent);
     if (signal?.aborted) throw aborted(signal);
     if (this.#closed) throw closedError();
-    if (this.#places() <= 0)
+    if (!this.#room.taken() && this.#places() <= 0)
       throw this.#refusal({ id: ++this.#lastId, kind: 'model', name, key, priority, bytes: 0 }, onEvent);
-    this.#room.taken();
     this.#estimating++;
   }
 
@@ -241,6 +241,7 @@ export class JobQueue {
         onEvent,
         queuedAt: performance.now(),
         context: new AsyncResource('alps-prune job'),
+        signal,
         release: onAbort(signal, () => this.#cancel(job, signal?.reason)),
       };
       this.#enter(job, reserved);
@@ -266,7 +267,15 @@ export class JobQueue {
   }
 
   #startWhatFits(): void {
+    if (this.#unpublished) {
+      queueMicrotask(() => this.#startWhatFits()); // when all listeners have heard of what came before
+      return;
+    }
     for (let next = this.#line.peek(); next && this.#fits(next); next = this.#line.peek()) {
+      if (this.#stopped || next.signal?.aborted) {
+        this.#cancel(next, this.#stopped ? closedByCancel() : next.signal?.reason);
+        continue;
+      }
       this.#line.take();
       void next.context.runInAsyncScope(() => this.#execute(next));
     }
@@ -307,8 +316,7 @@ export class JobQueue {
     const error = aborted(job.controller.signal);
     job.context.runInAsyncScope(() => this.#finish(job, 0, { error }));
     job.reject(error);
-    // One that was behind it may fit, if what stops this one does not stop it, too.
-    queueMicrotask(() => this.#startWhatFits());
+    queueMicrotask(() => this.#startWhatFits()); // one that was behind it may fit
   }
 
   #finish(job: Job, milliseconds: number, failure: { error: unknown } | undefined): void {
@@ -328,9 +336,12 @@ export class JobQueue {
       return;
     }
     this.#unpublished = [];
-    tell();
-    for (let next = this.#unpublished.shift(); next; next = this.#unpublished.shift()) next();
-    this.#unpublished = undefined;
+    try {
+      tell();
+      for (let next = this.#unpublished.shift(); next; next = this.#unpublished.shift()) next();
+    } finally {
+      this.#unpublished = undefined;
+    }
   }
 
   /** A listener that throws must not bring the queue out of step: its error is uncaught, as one of a diagnostics channel is. */
@@ -362,6 +373,10 @@ export class JobQueue {
 
 function infoOf({ id, kind, name, key, priority, bytes }: Job): JobInfo {
   return { id, kind, name, key, priority, bytes };
+}
+
+function closedByCancel(): AlpsError {
+  return new AlpsError('ABORTED', 'The queue was closed');
 }
 
 function closedError(): AlpsError {

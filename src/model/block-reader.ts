@@ -75,7 +75,7 @@ export class BlockReader {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const stream of this.#streams) stream.dispose();
+    await Promise.all(this.#streams.map((stream) => stream[Symbol.asyncDispose]()));
     await this.#drop();
   }
 }

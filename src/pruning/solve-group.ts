@@ -182,6 +182,6 @@ export async function layerErrors(
 
 /** NaN where the sums overflowed, or are negative by more than rounding: of weights that cancel one another, or of no Gram matrix. */
 function ratio(part: number, whole: number): number {
-  if (!Number.isFinite(part) || !Number.isFinite(whole) || part < -1e-5 * Math.abs(whole)) return Number.NaN;
+  if (!Number.isFinite(part) || !Number.isFinite(whole) || whole < 0 || part < -1e-5 * whole) return Number.NaN;
   return whole > 0 ? Math.max(part, 0) / whole : 0;
 }
