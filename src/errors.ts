@@ -82,6 +82,17 @@ export function optionsObject(value: unknown, name = 'options'): void {
   if (typeof value !== 'object' || value === null) throw invalidArgument(name, 'an object', value);
 }
 
+/** Refuses what is no list of objects. */
+export function listOfObjects(name: string, value: unknown): void {
+  if (!Array.isArray(value)) throw invalidArgument(name, 'a list', value);
+  for (const item of value) optionsObject(item, name);
+}
+
+/** Refuses what cannot be the path of a folder. */
+export function folderPath(name: string, value: unknown): void {
+  if (typeof value !== 'string' || value === '') throw invalidArgument(name, 'the path of a folder', value);
+}
+
 /** The error of a cancelled call; the signal's own reason is its cause. */
 export function aborted(signal?: AbortSignal): AlpsError {
   return new AlpsError('ABORTED', 'The operation was aborted', { cause: signal?.reason });

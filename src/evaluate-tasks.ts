@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice } from './device/device.js';
-import { AlpsError, invalidArgument, optionsObject, throwIfAborted } from './errors.js';
+import { AlpsError, invalidArgument, listOfObjects, optionsObject, throwIfAborted } from './errors.js';
 import { type TaskDefinition, type TaskItem, taskOf } from './evaluation/tasks/definitions.js';
 import { encodePair, type Likelihood, likelihoods, type TokenPair } from './evaluation/tasks/likelihood.js';
 import { readRecords } from './evaluation/tasks/records.js';
@@ -65,7 +65,7 @@ export async function evaluateTasks(options: EvaluateTasksOptions): Promise<Task
   const { signal, limit } = options;
   if (!Array.isArray(options.tasks) || options.tasks.length === 0)
     throw invalidArgument('tasks', 'at least one task', options.tasks);
-  for (const task of options.tasks) optionsObject(task, 'tasks');
+  listOfObjects('tasks', options.tasks);
   const definitions = options.tasks.map(({ task }) => taskOf(task));
   if (limit !== undefined && (!Number.isSafeInteger(limit) || limit < 1))
     throw invalidArgument('limit', 'an integer of at least 1', limit);

@@ -13,7 +13,15 @@ import { CheckpointWriter } from './checkpoint/writer.js';
 import { fingerprint } from './compare/fingerprint.js';
 import type { Device, DeviceOptions } from './device/device.js';
 import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
-import { AlpsError, aborted, invalidArgument, optionalFunction, optionsObject, throwIfAborted } from './errors.js';
+import {
+  AlpsError,
+  aborted,
+  folderPath,
+  invalidArgument,
+  optionalFunction,
+  optionsObject,
+  throwIfAborted,
+} from './errors.js';
 import { calibrationKey, ownWindowsOf, withOwnWindows } from './generation/own-windows.js';
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
@@ -303,10 +311,7 @@ export async function fingerprintOf(run: {
 export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   optionsObject(given);
   const options = withPreset(given);
-  for (const name of ['model', 'out'] as const) {
-    if (typeof options[name] !== 'string' || options[name] === '')
-      throw invalidArgument(name, 'the path of a folder', options[name]);
-  }
+  for (const name of ['model', 'out'] as const) folderPath(name, options[name]);
   const { propagation = 'sequential', precision = 'auto' } = options;
   if (propagation !== 'sequential' && propagation !== 'block') {
     throw invalidArgument('propagation', '"sequential" or "block"', propagation);

@@ -1,5 +1,5 @@
 import type { CalibrationOptions } from '../calibration/calibration.js';
-import { AlpsError, invalidArgument, optionsObject } from '../errors.js';
+import { AlpsError, folderPath, invalidArgument, optionsObject } from '../errors.js';
 import { type PruneEvent, type PruneOptions, parsePruneOptions } from '../prune.js';
 import { integerFrom, numberIn, oneOf, type ParsedPruningOptions } from '../pruning/options.js';
 import type { Pattern } from '../pruning/pattern.js';
@@ -94,8 +94,7 @@ export interface ParsedSearch {
 export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch {
   optionsObject(given);
   const { work, model, calibration, evaluation = {}, objective = 'crossEntropy', timeLimit = Infinity } = given;
-  for (const [name, path] of Object.entries({ model, work }))
-    if (typeof path !== 'string' || path === '') throw invalidArgument(name, 'the path of a folder', path);
+  for (const [name, path] of Object.entries({ model, work })) folderPath(name, path);
   if (typeof evaluation !== 'object' || evaluation === null)
     throw invalidArgument('evaluation', 'an object', evaluation);
   const { length, seed, text, tokenIds, shares, field } = evaluation;

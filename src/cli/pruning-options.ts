@@ -1,5 +1,5 @@
 import type { PruneOptions } from '../prune.js';
-import type { DsnotOptions, Method, Metric, Refit } from '../pruning/options.js';
+import { type DsnotOptions, type Method, type Metric, type Refit, usualSchedule } from '../pruning/options.js';
 import { type Preset, presets } from '../pruning/preset.js';
 import { type AlpsScheduleOptions, isLadder, type ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
@@ -96,7 +96,7 @@ function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
   const preset = string(values, 'preset');
   const ofPreset =
     preset !== undefined && Object.hasOwn(presets, preset) ? presets[preset as Preset].schedule : undefined;
-  const usual = string(values, 'metric') === 'diagonal' ? 'alps' : 'ladder';
+  const usual = usualSchedule(string(values, 'metric'));
   if (isLadder((string(values, 'schedule') ?? ofPreset ?? usual) as ScheduleName))
     throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladders have their own');
   return Object.fromEntries(set);

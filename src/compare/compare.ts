@@ -5,7 +5,16 @@ import { calibrationReport, loadCalibration, loadEvaluationWindows } from '../ca
 import { Checkpoint } from '../checkpoint/folder.js';
 import { checkApart } from '../checkpoint/output-folder.js';
 import { Device } from '../device/device.js';
-import { AlpsError, aborted, fileSystemError, invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
+import {
+  AlpsError,
+  aborted,
+  fileSystemError,
+  folderPath,
+  invalidArgument,
+  listOfObjects,
+  optionsObject,
+  throwIfAborted,
+} from '../errors.js';
 import { describeProtocol } from '../evaluate.js';
 import { taskOf } from '../evaluation/tasks/definitions.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
@@ -31,8 +40,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
   const { signal, onEvent } = options;
   const methods = parseMethods(options.methods);
   const patterns = parsePatterns(options);
-  if (typeof options.out !== 'string' || options.out === '')
-    throw invalidArgument('out', 'the path of a folder', options.out);
+  folderPath('out', options.out);
   optionsObject(options.calibration, 'calibration');
   listOfObjects('texts', options.texts);
   if (options.tasks !== undefined) listOfObjects('tasks', options.tasks);
@@ -139,11 +147,6 @@ function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Patt
   if (all.length === 0) throw invalidArgument('sparsities and patterns', 'at least one', 'none');
   distinct('sparsities and patterns', all.map(patternTitle));
   return all;
-}
-
-function listOfObjects(name: string, value: unknown): void {
-  if (!Array.isArray(value)) throw invalidArgument(name, 'a list', value);
-  for (const item of value) optionsObject(item, name);
 }
 
 function distinct(name: string, values: readonly string[], expected = 'each one once'): void {

@@ -185,7 +185,7 @@ export class JobQueue {
     this.#stopped ||= cancel;
     this.#room.close(closedError());
     if (cancel) {
-      const reason = closedByCancel();
+      const reason = new AlpsError('ABORTED', 'The queue was closed');
       for (const job of [...this.#line.items(), ...this.#running]) this.#cancel(job, reason);
     }
     await this.idle();
@@ -272,8 +272,8 @@ export class JobQueue {
       return;
     }
     for (let next = this.#line.peek(); next && this.#fits(next); next = this.#line.peek()) {
-      if (this.#stopped || next.signal?.aborted) {
-        this.#cancel(next, this.#stopped ? closedByCancel() : next.signal?.reason);
+      if (next.signal?.aborted) {
+        this.#cancel(next, next.signal.reason);
         continue;
       }
       this.#line.take();
@@ -373,10 +373,6 @@ export class JobQueue {
 
 function infoOf({ id, kind, name, key, priority, bytes }: Job): JobInfo {
   return { id, kind, name, key, priority, bytes };
-}
-
-function closedByCancel(): AlpsError {
-  return new AlpsError('ABORTED', 'The queue was closed');
 }
 
 function closedError(): AlpsError {

@@ -187,13 +187,13 @@ class Admm {
   #factorise(rhos: number[]): void {
     const { stream, gram } = this.#problem;
     this.#factorised = rhos.slice(0, this.#operators.length);
-    using together = this.#exact.rows(0, this.#factorised.length);
+    using operators = this.#exact.rows(0, this.#factorised.length);
     for (const [i, rho] of this.#factorised.entries()) {
       stream.copy(gram, this.#operators[i]!);
       stream.addDiagonal(this.#operators[i]!, rho);
     }
-    stream.cholesky(together);
-    stream.choleskyInverse(together, { split: true });
+    stream.cholesky(operators);
+    stream.choleskyInverse(operators, { split: true });
     for (const [i, rho] of this.#factorised.entries()) stream.axpby(this.#operators[i]!, this.#operators[i]!, 0, rho);
   }
 

@@ -1,4 +1,5 @@
 import { AlpsError } from '../errors.js';
+import { namesOf } from './layer-problem.js';
 
 const maxDampingSteps = 5;
 
@@ -18,10 +19,9 @@ export async function damped<T>(
     } catch (error) {
       if (!(error instanceof AlpsError) || error.code !== 'NOT_POSITIVE_DEFINITE') throw error;
       if (dampingSteps === maxDampingSteps) {
-        const names = layers.map((layer) => layer.name).join(', ');
         throw new AlpsError(
           'NOT_POSITIVE_DEFINITE',
-          `The Gram matrix of ${names} is not positive semi-definite: factorising failed with a ridge of up to ${ridge} times its ` +
+          `The Gram matrix of ${namesOf({ layers })} is not positive semi-definite: factorising failed with a ridge of up to ${ridge} times its ` +
             'mean diagonal. Was it accumulated from real inputs, without overflow?',
           { cause: error },
         );

@@ -1,6 +1,6 @@
 import { Scope } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
-import { type LayerProblem, nativePattern } from './layer-problem.js';
+import { type LayerProblem, namesOf, nativePattern } from './layer-problem.js';
 import type { ParsedPruningOptions } from './options.js';
 import { isNm } from './pattern.js';
 import { chooseLargest, sparseGptScores, wandaScores } from './scores.js';
@@ -23,10 +23,9 @@ export async function solveDsnot(
   chooseLargest(stream, initial, selection.mask, { pattern, segments, byRow: true });
   const { moments } = group;
   if (!moments) {
-    const names = group.layers.map(({ name }) => name).join(', ');
     throw new AlpsError(
       'INVALID_ARGUMENT',
-      `DSnoT needs the means of the inputs of ${names}: give activations, or inputMean and inputVariance beside the Gram matrix`,
+      `DSnoT needs the means of the inputs of ${namesOf(group)}: give activations, or inputMean and inputVariance beside the Gram matrix`,
     );
   }
   const { mean, variance, windowLength } = moments;

@@ -110,17 +110,17 @@ export class LayerProblem {
 
   /** Has {@link checkFinite} know whether a matrix, as it is now, holds NaN or infinity. */
   watch(matrix: F32): void {
-    const count = this.#scope.hold(this.device.tensor('uint32', [1]));
-    this.stream.countNonFinite(matrix, count);
-    this.#watched.push(count);
+    this.#watched.push(this.#scope.hold(nonFiniteCount(this.stream, matrix)));
   }
 
   /** @throws AlpsError `NOT_FINITE` where a matrix that was watched holds NaN or infinity: weights and inputs alone are finite */
   async checkFinite(): Promise<void> {
     const counts = await together(this.#watched.map((count) => this.stream.read(count)));
     if (counts.every(([bad]) => bad === 0)) return;
-    const names = this.group.layers.map(({ name }) => name).join(', ');
-    throw new AlpsError('NOT_FINITE', `The weights of ${names} times its inputs are too large for float32`);
+    throw new AlpsError(
+      'NOT_FINITE',
+      `The weights of ${namesOf(this.group)} times its inputs are too large for float32`,
+    );
   }
 
   #scaledGram(): F32 {
@@ -230,7 +230,7 @@ export function nativePattern(pattern: Pattern): { keep: number; of: number } | 
  * @throws AlpsError `NOT_FINITE`; `NOT_POSITIVE_DEFINITE` for a negative entry
  */
 export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promise<Float32Array<ArrayBuffer>> {
-  const names = group.layers.map((layer) => layer.name).join(', ');
+  const names = namesOf(group);
   const [values, badGram] = await together([
     group.diagonal ?? diagonalOf(stream, wholeGram(group)),
     group.gram ? nonFinite(stream, group.gram) : 0,
@@ -255,22 +255,28 @@ export async function checkedDiagonal(stream: Stream, group: LayerGroup): Promis
 }
 
 /** @throws AlpsError `NOT_FINITE` when a weight is NaN or infinite */
-export async function checkWeights(
-  stream: Stream,
-  { layers, weight }: Pick<LayerGroup, 'layers' | 'weight'>,
-): Promise<void> {
-  const bad = await nonFinite(stream, weight);
+export async function checkWeights(stream: Stream, group: Pick<LayerGroup, 'layers' | 'weight'>): Promise<void> {
+  const bad = await nonFinite(stream, group.weight);
   if (bad === 0) return;
-  const names = layers.map(({ name }) => name).join(', ');
-  throw new AlpsError('NOT_FINITE', `${bad} weights of ${names} are NaN or infinite`);
+  throw new AlpsError('NOT_FINITE', `${bad} weights of ${namesOf(group)} are NaN or infinite`);
 }
 
 /** Entries that are NaN or infinite. */
 async function nonFinite(stream: Stream, matrix: F32): Promise<number> {
-  using count = stream.device.tensor('uint32', [1]);
-  stream.countNonFinite(matrix, count);
+  using count = nonFiniteCount(stream, matrix);
   const [found = 0] = await stream.read(count);
   return found;
+}
+
+function nonFiniteCount(stream: Stream, matrix: F32): Tensor<'uint32'> {
+  const count = stream.device.tensor('uint32', [1]);
+  stream.countNonFinite(matrix, count);
+  return count;
+}
+
+/** A group's layers, for messages. */
+export function namesOf({ layers }: { layers: readonly { name: string }[] }): string {
+  return layers.map(({ name }) => name).join(', ');
 }
 
 export async function diagonalOf(stream: Stream, gram: F32): Promise<Float32Array<ArrayBuffer>> {
@@ -280,7 +286,7 @@ export async function diagonalOf(stream: Stream, gram: F32): Promise<Float32Arra
 }
 
 /** The Gram matrix of a group that must have it. */
-export function wholeGram({ gram, layers }: Pick<LayerGroup, 'gram' | 'layers'>): F32 {
-  if (gram) return gram;
-  throw new AlpsError('INTERNAL', `The Gram matrix of ${layers.map(({ name }) => name).join(', ')} was not collected`);
+export function wholeGram(group: Pick<LayerGroup, 'gram' | 'layers'>): F32 {
+  if (group.gram) return group.gram;
+  throw new AlpsError('INTERNAL', `The Gram matrix of ${namesOf(group)} was not collected`);
 }

@@ -164,7 +164,7 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
   const {
     refit = method === 'alps' ? 'pcg' : 'none',
     comparisonGroup = method === 'wanda' || method === 'dsnot' ? 'row' : 'layer',
-    schedule = options.metric === 'diagonal' ? 'alps' : 'ladder',
+    schedule = usualSchedule(options.metric),
     mixedPrecision,
     ridge = 0.01,
     refineIterations = 10,
@@ -217,6 +217,11 @@ export function parsePruningOptions(options: PruningOptions): ParsedPruningOptio
     );
   }
   return parsed;
+}
+
+/** The schedule where none is given. */
+export function usualSchedule(metric: string | undefined): ScheduleName {
+  return metric === 'diagonal' ? 'alps' : 'ladder';
 }
 
 /** Whether reduced precision is wanted where a device has it, in a run of this one: see {@link PruningOptions.mixedPrecision}. */

@@ -1,5 +1,6 @@
 import type { Stream } from '../device/stream.js';
 import { Scope, type Tensor } from '../device/tensor.js';
+import { together } from '../together.js';
 import { solveAlps } from './alps.js';
 import { damped } from './damping.js';
 import { solveDsnot } from './dsnot.js';
@@ -62,14 +63,16 @@ async function solveOnce(
     try {
       if (options.method === 'alps' || options.method === 'sparsegpt' || options.refit !== 'none')
         problem.watch(solution.weight);
-      await problem.checkFinite();
       const began = performance.now();
-      let layers = withoutErrors(group, segments.keep);
-      if (options.errors) {
+      const measure = async () => {
         using copy = stream.device.tensor('float32', group.weight.shape, 'the weights’ difference');
         stream.copy(group.weight, copy);
-        layers = await layerErrors(stream, { ...group, weight: copy }, solution.weight, ridge, segments.keep);
-      }
+        return await layerErrors(stream, { ...group, weight: copy }, solution.weight, ridge, segments.keep);
+      };
+      const [, layers] = await together([
+        problem.checkFinite(),
+        options.errors ? measure() : withoutErrors(group, segments.keep),
+      ]);
       return { ...solution, layers, ridge, dampingSteps, time: { ...solution.time, error: performance.now() - began } };
     } catch (error) {
       solution.weight.dispose();
