@@ -77,15 +77,28 @@ export function optionalFunction(name: string, value: unknown): void {
   if (value !== undefined && typeof value !== 'function') throw invalidArgument(name, 'a function', value);
 }
 
-/** Refuses what is no object, such as the options of a call without any. */
-export function optionsObject(value: unknown, name = 'options'): void {
+/** The names of a type's options, all of them and no other. */
+export type Names<T> = { readonly [K in keyof T]-?: unknown };
+
+/**
+ * Refuses what is no object, such as the options of a call without any, and an option that is not among the known ones: misspelt it would do
+ * nothing in silence. Those that are undefined are as if they were not there.
+ */
+export function optionsObject(value: unknown, known: Names<object>, name = 'options'): void {
   if (typeof value !== 'object' || value === null) throw invalidArgument(name, 'an object', value);
+  const isUnknown = (key: string) =>
+    !Object.hasOwn(known, key) && (value as Record<string, unknown>)[key] !== undefined;
+  const unknown = Object.keys(value).find(isUnknown);
+  if (unknown === undefined) return;
+  const all = Object.keys(known).sort().join(', ');
+  const where = name === 'options' ? '' : ` of ${name}`;
+  throw new AlpsError('INVALID_ARGUMENT', `Unknown option ${describe(unknown)}${where}; the options are ${all}`);
 }
 
-/** Refuses what is no list of objects. */
-export function listOfObjects(name: string, value: unknown): void {
+/** Refuses what is no list of objects that have known properties. */
+export function listOfObjects(name: string, value: unknown, known: Names<object>): void {
   if (!Array.isArray(value)) throw invalidArgument(name, 'a list', value);
-  for (const item of value) optionsObject(item, name);
+  for (const item of value) optionsObject(item, known, name);
 }
 
 /** Refuses what cannot be the path of a folder. */

@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { Checkpoint } from './checkpoint/folder.js';
-import { Device, type JobDevice } from './device/device.js';
-import { AlpsError, invalidArgument, listOfObjects, optionsObject, throwIfAborted } from './errors.js';
+import { Device, type JobDevice, jobDeviceNames } from './device/device.js';
+import { AlpsError, invalidArgument, listOfObjects, type Names, optionsObject, throwIfAborted } from './errors.js';
 import { type TaskDefinition, type TaskItem, taskOf } from './evaluation/tasks/definitions.js';
 import { encodePair, type Likelihood, likelihoods, type TokenPair } from './evaluation/tasks/likelihood.js';
 import { readRecords } from './evaluation/tasks/records.js';
@@ -29,6 +29,19 @@ export interface EvaluateTasksOptions extends JobDevice {
   signal?: AbortSignal;
   onProgress?: (share: number, task: string) => void;
 }
+
+export const taskNames: Names<TaskSource> = { task: true, file: true };
+
+const evaluateTasksNames: Names<EvaluateTasksOptions> = {
+  ...jobDeviceNames,
+  model: true,
+  tasks: true,
+  limit: true,
+  samples: true,
+  precision: true,
+  signal: true,
+  onProgress: true,
+};
 
 /** What was chosen for one item. */
 export interface TaskSample {
@@ -61,11 +74,11 @@ export interface TaskResult {
  * @throws AlpsError with a `code`
  */
 export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
-  optionsObject(options);
+  optionsObject(options, evaluateTasksNames);
   const { signal, limit } = options;
   if (!Array.isArray(options.tasks) || options.tasks.length === 0)
     throw invalidArgument('tasks', 'at least one task', options.tasks);
-  listOfObjects('tasks', options.tasks);
+  listOfObjects('tasks', options.tasks, taskNames);
   const definitions = options.tasks.map(({ task }) => taskOf(task));
   if (limit !== undefined && (!Number.isSafeInteger(limit) || limit < 1))
     throw invalidArgument('limit', 'an integer of at least 1', limit);

@@ -3,8 +3,8 @@ import { type PerplexityProtocol, protocols } from './calibration/protocols.js';
 import type { TextSource } from './calibration/text.js';
 import type { TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
-import { Device, type JobDevice } from './device/device.js';
-import { optionalFunction, optionsObject } from './errors.js';
+import { Device, type JobDevice, jobDeviceNames } from './device/device.js';
+import { type Names, optionalFunction, optionsObject } from './errors.js';
 import { type Perplexity, perplexity } from './evaluation/perplexity.js';
 import { DecoderModel, type Precision, readArchitecture } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
@@ -29,6 +29,19 @@ export interface EvaluateOptions extends JobDevice {
   onProgress?: (share: number) => void;
 }
 
+const evaluateNames: Names<EvaluateOptions> = {
+  ...jobDeviceNames,
+  model: true,
+  text: true,
+  field: true,
+  protocol: true,
+  length: true,
+  windows: true,
+  precision: true,
+  signal: true,
+  onProgress: true,
+};
+
 export interface Evaluation extends Perplexity {
   /** How the text became windows. */
   protocol: string;
@@ -42,7 +55,7 @@ export interface Evaluation extends Perplexity {
  * @throws AlpsError with a `code`
  */
 export async function evaluatePerplexity(options: EvaluateOptions): Promise<Evaluation> {
-  optionsObject(options);
+  optionsObject(options, evaluateNames);
   optionalFunction('onProgress', options.onProgress);
   const began = performance.now();
   const { signal } = options;

@@ -1,8 +1,8 @@
 import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } from './calibration/calibration.js';
 import { join, shortened, type TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
-import { Device, type JobDevice } from './device/device.js';
-import { invalidArgument, optionalFunction, optionsObject, throwIfAborted } from './errors.js';
+import { Device, type JobDevice, jobDeviceNames } from './device/device.js';
+import { invalidArgument, type Names, optionalFunction, optionsObject, throwIfAborted } from './errors.js';
 import { passageLength, type WritingPlan, writeWindows } from './generation/writer.js';
 import type { DecoderConfig } from './model/config.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
@@ -32,6 +32,23 @@ export interface GenerateOptions extends JobDevice {
   /** Called with the share of the work that is done. */
   onProgress?: (share: number) => void;
 }
+
+type Prompts = NonNullable<GenerateOptions['prompts']>;
+const promptNames: Names<Prompts> = { text: true, tokenIds: true, field: true, maxTokens: true };
+
+const generateNames: Names<GenerateOptions> = {
+  ...jobDeviceNames,
+  model: true,
+  windows: true,
+  length: true,
+  prompts: true,
+  promptLength: true,
+  seed: true,
+  temperature: true,
+  precision: true,
+  signal: true,
+  onProgress: true,
+};
 
 export interface GeneratedText {
   /** Windows of `length` token ids. */
@@ -64,7 +81,7 @@ export interface GeneratedText {
  * @throws AlpsError with a `code`; `OUT_OF_MEMORY` where the device does not hold the weights and one window
  */
 export async function generateText(options: GenerateOptions): Promise<GeneratedText> {
-  optionsObject(options);
+  optionsObject(options, generateNames);
   const began = performance.now();
   const { signal, windows = 16, seed = 0, temperature = 1 } = options;
   integerFrom('windows', windows, 1);
@@ -73,6 +90,7 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   optionalFunction('onProgress', options.onProgress);
   if (options.promptLength !== undefined && !options.prompts)
     throw invalidArgument('promptLength', 'none without prompts', options.promptLength);
+  if (options.prompts !== undefined) optionsObject(options.prompts, promptNames, 'prompts');
   throwIfAborted(signal);
   await using checkpoint = await Checkpoint.open(options.model, { signal });
   const device = Device.open(options.device ?? 'auto', deviceOptions(options));

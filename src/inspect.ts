@@ -39,7 +39,7 @@ export async function inspectModel(
   folder: string,
   options: { pattern?: { keep: number; of: number }; signal?: AbortSignal } = {},
 ): Promise<ModelInspection> {
-  optionsObject(options);
+  optionsObject(options, { pattern: true, signal: true });
   if (options.pattern !== undefined) parsePattern({ pattern: options.pattern });
   const checkpoint = await Checkpoint.open(folder, { signal: options.signal });
   try {

@@ -3,6 +3,7 @@ import { allocate, type LayerBudget, type LayerSparsities, parseLayerSparsities 
 import {
   type CalibrationOptions,
   type CalibrationReport,
+  calibrationNames,
   calibrationReport,
   loadCalibration,
 } from './calibration/calibration.js';
@@ -11,13 +12,14 @@ import { checkOutput, makeFolder } from './checkpoint/output-folder.js';
 import type { Fingerprint } from './checkpoint/unfinished.js';
 import { CheckpointWriter } from './checkpoint/writer.js';
 import { fingerprint } from './compare/fingerprint.js';
-import type { Device, DeviceOptions } from './device/device.js';
+import { type Device, type DeviceOptions, jobDeviceNames } from './device/device.js';
 import { type DeviceChoice, describeDevices, openDevices, Team } from './device/team.js';
 import {
   AlpsError,
   aborted,
   folderPath,
   invalidArgument,
+  type Names,
   optionalFunction,
   optionsObject,
   throwIfAborted,
@@ -37,6 +39,7 @@ import {
   type ParsedPruningOptions,
   type PruningOptions,
   parsePruningOptions,
+  pruningNames,
 } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
 import { withPreset } from './pruning/preset.js';
@@ -100,6 +103,26 @@ export interface PruneOptions extends PruningOptions {
   /** Gets each step and a failure as well. */
   logger?: Logger;
 }
+
+export const pruneNames: Names<PruneOptions> = {
+  ...pruningNames,
+  ...jobDeviceNames,
+  model: true,
+  out: true,
+  calibration: true,
+  propagation: true,
+  denseTarget: true,
+  rowWeights: true,
+  finalNorm: true,
+  allocation: true,
+  precision: true,
+  overwrite: true,
+  resume: true,
+  restart: true,
+  signal: true,
+  onEvent: true,
+  logger: true,
+};
 
 /** What happens during {@link prune}, as it happens. */
 export type PruneEvent =
@@ -309,7 +332,7 @@ export async function fingerprintOf(run: {
 
 /** Checks all options that can be checked without reading the model. */
 export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
-  optionsObject(given);
+  optionsObject(given, pruneNames);
   const options = withPreset(given);
   for (const name of ['model', 'out'] as const) folderPath(name, options[name]);
   const { propagation = 'sequential', precision = 'auto' } = options;
@@ -329,7 +352,7 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
     throw invalidArgument('calibration', 'text or token ids', undefined);
   }
   if (options.calibration !== undefined) {
-    optionsObject(options.calibration, 'calibration');
+    optionsObject(options.calibration, calibrationNames, 'calibration');
     ownWindowsOf(options.calibration);
   }
   return parsed;

@@ -1,6 +1,6 @@
 import type { CalibrationOptions } from '../calibration/calibration.js';
-import { AlpsError, folderPath, invalidArgument, optionsObject } from '../errors.js';
-import { type PruneEvent, type PruneOptions, parsePruneOptions } from '../prune.js';
+import { AlpsError, folderPath, invalidArgument, type Names, optionsObject } from '../errors.js';
+import { type PruneEvent, type PruneOptions, parsePruneOptions, pruneNames } from '../prune.js';
 import { integerFrom, numberIn, oneOf, type ParsedPruningOptions } from '../pruning/options.js';
 import type { Pattern } from '../pruning/pattern.js';
 import type { LayerSparsities } from './allocation.js';
@@ -40,6 +40,25 @@ export interface AllocationSearchOptions
   /** Called for each step; must not throw. */
   onEvent?: (event: AllocationSearchEvent) => void;
 }
+
+const searchEvaluationNames: Names<SearchEvaluation> = {
+  text: true,
+  tokenIds: true,
+  shares: true,
+  field: true,
+  length: true,
+  seed: true,
+  windows: true,
+};
+
+const { out: _out, allocation: _allocation, overwrite: _overwrite, resume: _resume, ...sharedNames } = pruneNames;
+const searchNames: Names<AllocationSearchOptions> = {
+  ...sharedNames,
+  work: true,
+  evaluation: true,
+  objective: true,
+  timeLimit: true,
+};
 
 /** A candidate: the model pruned by the sparsities that a gain gives. */
 export interface AllocationCandidate {
@@ -92,11 +111,11 @@ export interface ParsedSearch {
 
 /** Checks all options that can be checked without reading the model. */
 export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch {
-  optionsObject(given);
-  const { work, model, calibration, evaluation = {}, objective = 'crossEntropy', timeLimit = Infinity } = given;
+  optionsObject(given, searchNames);
+  const { work, evaluation = {}, objective = 'crossEntropy', timeLimit = Infinity, ...pruning } = given;
+  const { model, calibration } = pruning;
   for (const [name, path] of Object.entries({ model, work })) folderPath(name, path);
-  if (typeof evaluation !== 'object' || evaluation === null)
-    throw invalidArgument('evaluation', 'an object', evaluation);
+  optionsObject(evaluation, searchEvaluationNames, 'evaluation');
   const { length, seed, text, tokenIds, shares, field } = evaluation;
   // Each text of a mix gives one at least.
   const texts = (text === undefined && tokenIds === undefined ? calibration?.shares : shares)?.length ?? 1;
@@ -111,7 +130,7 @@ export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch
       throw invalidArgument(`evaluation.${name}`, 'none without evaluation.text', value);
   oneOf('objective', ['crossEntropy', 'kl'], objective);
   numberIn('timeLimit', timeLimit, 0, Infinity);
-  const parsed = parsePruneOptions({ ...given, onEvent: undefined, out: work });
+  const parsed = parsePruneOptions({ ...pruning, onEvent: undefined, out: work });
   if (calibration === undefined && text === undefined && tokenIds === undefined)
     throw invalidArgument('evaluation', 'text or token ids, as there is no calibration', given.evaluation);
   return { parsed, objective, windows, timeLimit };

@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import { AlpsError, fileSystemError, invalidArgument } from '../errors.js';
+import { AlpsError, fileSystemError, invalidArgument, type Names } from '../errors.js';
 import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
 import { drawPlaces, windowsAt } from './places.js';
@@ -44,6 +44,18 @@ export interface CalibrationOptions {
    */
   ownWindows?: number;
 }
+
+export const calibrationNames: Names<CalibrationOptions> = {
+  text: true,
+  tokenIds: true,
+  shares: true,
+  field: true,
+  windows: true,
+  length: true,
+  seed: true,
+  maxTokens: true,
+  ownWindows: true,
+};
 
 /** Of usual text, about. */
 const charactersOfToken = 4;

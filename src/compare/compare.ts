@@ -1,7 +1,12 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { calibrationReport, loadCalibration, loadEvaluationWindows } from '../calibration/calibration.js';
+import {
+  calibrationNames,
+  calibrationReport,
+  loadCalibration,
+  loadEvaluationWindows,
+} from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { checkApart } from '../checkpoint/output-folder.js';
 import { Device } from '../device/device.js';
@@ -16,6 +21,7 @@ import {
   throwIfAborted,
 } from '../errors.js';
 import { describeProtocol } from '../evaluate.js';
+import { taskNames } from '../evaluate-tasks.js';
 import { taskOf } from '../evaluation/tasks/definitions.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
 import { readArchitecture } from '../model/decoder.js';
@@ -25,7 +31,14 @@ import { choosePrecision, deviceOptions } from '../prune.js';
 import { keptWeights, type Pattern, parsePattern } from '../pruning/pattern.js';
 import { comparisonCalibration } from './calibration.js';
 import { CellStore } from './cell-store.js';
-import type { CompareOptions, Comparison, ComparisonCell, ComparisonFailure } from './comparison.js';
+import {
+  type CompareOptions,
+  type Comparison,
+  type ComparisonCell,
+  type ComparisonFailure,
+  compareNames,
+  comparisonTextNames,
+} from './comparison.js';
 import { ComparisonRun, type Prepared, type PreparedTask } from './comparison-run.js';
 import { fingerprint } from './fingerprint.js';
 import { parseMethods, patternTitle } from './method-spec.js';
@@ -36,14 +49,14 @@ import { parseMethods, patternTitle } from './method-spec.js';
  * @throws AlpsError with a `code`
  */
 export async function compare(options: CompareOptions): Promise<Comparison> {
-  optionsObject(options);
+  optionsObject(options, compareNames);
   const { signal, onEvent } = options;
   const methods = parseMethods(options.methods);
   const patterns = parsePatterns(options);
   folderPath('out', options.out);
-  optionsObject(options.calibration, 'calibration');
-  listOfObjects('texts', options.texts);
-  if (options.tasks !== undefined) listOfObjects('tasks', options.tasks);
+  optionsObject(options.calibration, calibrationNames, 'calibration');
+  listOfObjects('texts', options.texts, comparisonTextNames);
+  if (options.tasks !== undefined) listOfObjects('tasks', options.tasks, taskNames);
   distinct(
     'texts',
     options.texts.map(({ name }) => name),

@@ -1,7 +1,8 @@
 import type { CalibrationOptions, CalibrationReport } from '../calibration/calibration.js';
 import type { PerplexityProtocol } from '../calibration/protocols.js';
 import type { TextSource } from '../calibration/text.js';
-import type { JobDevice } from '../device/device.js';
+import { type JobDevice, jobDeviceNames } from '../device/device.js';
+import type { Names } from '../errors.js';
 import type { TaskResult, TaskSource } from '../evaluate-tasks.js';
 import type { Precision } from '../model/decoder.js';
 import type { Propagation } from '../traversal.js';
@@ -15,6 +16,8 @@ export interface ComparisonText {
   /** Default `text`. */
   protocol?: PerplexityProtocol;
 }
+
+export const comparisonTextNames: Names<ComparisonText> = { name: true, text: true, field: true, protocol: true };
 
 export interface CompareOptions extends JobDevice {
   /** Folder of the model. */
@@ -46,6 +49,26 @@ export interface CompareOptions extends JobDevice {
   signal?: AbortSignal;
   onEvent?: (event: CompareEvent) => void;
 }
+
+export const compareNames: Names<CompareOptions> = {
+  ...jobDeviceNames,
+  model: true,
+  out: true,
+  methods: true,
+  sparsities: true,
+  patterns: true,
+  calibration: true,
+  texts: true,
+  tasks: true,
+  taskLimit: true,
+  length: true,
+  windows: true,
+  propagation: true,
+  precision: true,
+  names: true,
+  signal: true,
+  onEvent: true,
+};
 
 export type CompareEvent =
   | { type: 'start'; cells: number; methods: string[]; patterns: string[] }

@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
-import { invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
+import { invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
 import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
 import { DecoderModel, readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
@@ -15,7 +15,7 @@ import type { TracePoint } from '../pruning/solution.js';
 import { comparisonCalibration } from './calibration.js';
 import { CellStore } from './cell-store.js';
 import { compare } from './compare.js';
-import type { CompareOptions, Comparison } from './comparison.js';
+import { type CompareOptions, type Comparison, compareNames } from './comparison.js';
 
 export interface PaperOptions extends CompareOptions {
   /** The layer of the support figure. Default: the first block's k matrix, or its first matrix. */
@@ -27,6 +27,14 @@ export interface PaperOptions extends CompareOptions {
   /** Default 0.4, 0.5, 0.6, 0.7, 0.8, 0.9. */
   refitSparsities?: readonly number[];
 }
+
+const paperNames: Names<PaperOptions> = {
+  ...compareNames,
+  supportLayer: true,
+  supportSparsity: true,
+  refitLayer: true,
+  refitSparsities: true,
+};
 
 /** One schedule's way to its support. */
 export interface SupportCurve {
@@ -73,9 +81,16 @@ const meant = (options: PruningOptions, sparsity: number) => parsePruningOptions
  * tasks, the change of the support by iteration, and conjugate gradients against the exact refit.
  */
 export async function reproducePaper(options: PaperOptions): Promise<PaperReport> {
-  optionsObject(options);
+  optionsObject(options, paperNames);
   await checkLayers(options);
-  const comparison = await compare(options);
+  const {
+    supportLayer: _layer,
+    supportSparsity: _sparsity,
+    refitLayer: _refit,
+    refitSparsities: _all,
+    ...compared
+  } = options;
+  const comparison = await compare(compared);
   const { signal, onEvent } = options;
   throwIfAborted(signal);
   const store = await CellStore.open(join(options.out, 'cells'));

@@ -1,4 +1,4 @@
-import { AlpsError, invalidArgument, optionsObject } from '../errors.js';
+import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
 import { addon, type CudaLocation, type DType, type NativeDevice } from './addon.js';
 import { cudaForAuto, findCuda, noCudaError } from './cuda.js';
 import { Stream } from './stream.js';
@@ -20,6 +20,8 @@ export interface DeviceOptions {
    * is multiplied in hardware. Default: the best there is. */
   isa?: InstructionSet;
 }
+
+const deviceNames: Names<DeviceOptions> = { threads: true, memoryLimit: true, isa: true };
 
 export interface DeviceInfo {
   name: string;
@@ -50,6 +52,8 @@ export interface JobDevice extends Pick<DeviceOptions, 'threads' | 'memoryLimit'
   /** Default `auto`. */
   device?: DeviceName;
 }
+
+export const jobDeviceNames: Names<JobDevice> = { device: true, threads: true, memoryLimit: true };
 
 /** As the addon takes them; 0 and '' stand for the default. */
 type Settings = { threads: number; memoryLimit: number; isa: string };
@@ -83,7 +87,7 @@ export class Device {
   static open(name: DeviceName = 'auto', options: DeviceOptions = {}): Device {
     if (name !== 'auto' && name !== 'cpu' && !/^cuda(:\d{1,3})?$/.test(name))
       throw invalidArgument('device', '"auto", "cpu", "cuda" or "cuda:N"', name);
-    optionsObject(options);
+    optionsObject(options, deviceNames);
     const { threads = 0, memoryLimit = 0, isa = '' } = options;
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
       throw invalidArgument('threads', 'an integer from 1 to 1024, or 0 for all cores,', threads);

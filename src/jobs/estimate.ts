@@ -3,7 +3,7 @@ import { Checkpoint } from '../checkpoint/folder.js';
 import { collectorBytes, makesOnDemand } from '../dense-collector.js';
 import type { Device } from '../device/device.js';
 import { sizeOf } from '../device/tensor.js';
-import { AlpsError } from '../errors.js';
+import { AlpsError, type Names, optionsObject } from '../errors.js';
 import { finalNormBytes } from '../final-norm.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
 import { writingBytes } from '../generation/writer.js';
@@ -12,7 +12,7 @@ import { type Precision, readArchitecture } from '../model/decoder.js';
 import type { Architecture, LinearSpec } from '../model/families/family.js';
 import { activationBytes, chunkTokens, numberBytes, rowsAtOnce, type TokenCounts } from '../model/memory.js';
 import { expectedTensors, linearShape } from '../model/shapes.js';
-import { choosePrecision, type PruneOptions, parseRowWeights } from '../prune.js';
+import { choosePrecision, type PruneOptions, parseRowWeights, pruneNames } from '../prune.js';
 import { factorisesPairs } from '../pruning/alps.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
 import {
@@ -27,7 +27,7 @@ import {
   wantsMixed,
 } from '../pruning/options.js';
 import { withPreset } from '../pruning/preset.js';
-import { parseShape } from '../pruning/prune-layer.js';
+import { type PruneLayerOptions, parseShape, pruneLayerNames } from '../pruning/prune-layer.js';
 import { countBytes, stepsProducts } from '../pruning/refine.js';
 import { matricesByName } from '../unknown-model.js';
 
@@ -100,6 +100,8 @@ export interface LayerSize extends PruningOptions {
   activations?: { length: number };
 }
 
+const layerSizeNames: Names<LayerSize & PruneLayerOptions> = { ...pruneLayerNames, tokens: true };
+
 /**
  * Bytes of tensors that {@link pruneLayer} takes at most: those of its solve, or of the upload where that is more (weights, Gram matrix and
  * calibration inputs together).
@@ -107,6 +109,7 @@ export interface LayerSize extends PruningOptions {
  * @throws AlpsError `INVALID_ARGUMENT` for pruning options that pruneLayer refuses
  */
 export function estimateLayerBytes(options: LayerSize): number {
+  optionsObject(options, layerSizeNames);
   const parsed = parsePruningOptions(withPreset(options));
   const [m, n] = parseShape(options.shape);
   const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
@@ -129,6 +132,7 @@ export function estimateLayerBytes(options: LayerSize): number {
  * @throws AlpsError as {@link prune} for a folder that it refuses
  */
 export async function estimateModelBytes(given: PruneOptions, device: Device): Promise<number> {
+  optionsObject(given, pruneNames);
   const options = withPreset(given);
   const asked = parsePruningOptions(options);
   const checkpoint = await Checkpoint.open(options.model, { signal: options.signal });

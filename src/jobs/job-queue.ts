@@ -3,12 +3,22 @@ import { onAbort } from '../abort.js';
 import { Device } from '../device/device.js';
 import { AlpsError, aborted, invalidArgument, optionalFunction, optionsObject } from '../errors.js';
 import { type Logger, parseLogger } from '../logger.js';
-import { type PruneOptions, type PruneReport, parsePruneOptions, prune } from '../prune.js';
+import { type PruneReport, parsePruneOptions, prune } from '../prune.js';
 import { type PruneLayerResult, parseLayer, pruneLayer } from '../pruning/prune-layer.js';
 import { estimateLayerBytes, estimateModelBytes } from './estimate.js';
 import { type JobEvent, type JobInfo, jobChannel, type QueueLoad } from './events.js';
 import { logJobEvent } from './log-events.js';
-import { type Given, integer, type JobOptions, type JobQueueOptions, type LayerOptions } from './options.js';
+import {
+  integer,
+  type JobOptions,
+  type JobQueueOptions,
+  jobNames,
+  jobQueueNames,
+  type LayerOptions,
+  layerNames,
+  type ModelOptions,
+  modelNames,
+} from './options.js';
 import { Room } from './room.js';
 import { WaitingLine } from './waiting-line.js';
 
@@ -59,7 +69,7 @@ export class JobQueue {
   #stopped = false;
 
   constructor(options: JobQueueOptions = {}) {
-    optionsObject(options);
+    optionsObject(options, jobQueueNames);
     const { device = 'auto', concurrency = 2, memoryBudget, maxQueued = 1000, logger, onEvent } = options;
     integer('concurrency', concurrency, 1);
     integer('maxQueued', maxQueued, 0);
@@ -90,14 +100,14 @@ export class JobQueue {
     options: LayerOptions | ((signal: AbortSignal) => Promise<LayerOptions>),
     job: JobOptions = {},
   ): Promise<PruneLayerResult> {
-    optionsObject(job, 'job');
+    optionsObject(job, jobNames, 'job');
     if (typeof options === 'function') {
       integer('bytes', job.bytes, 0);
       const start = async (signal: AbortSignal) =>
         pruneLayer({ ...(await options(signal)), device: this.device, signal });
       return this.#submit('layer', start, { name: 'a layer', ...job });
     }
-    optionsObject(options);
+    optionsObject(options, layerNames);
     parseLayer(options);
     const estimate = estimateLayerBytes(options);
     const { name = options.name ?? 'a layer', bytes = estimate } = job;
@@ -110,12 +120,10 @@ export class JobQueue {
    *
    * @throws AlpsError as {@link prune} and {@link run}
    */
-  async prune(
-    options: Omit<PruneOptions, Given | 'threads' | 'memoryLimit'>,
-    job: JobOptions = {},
-  ): Promise<PruneReport> {
+  async prune(options: ModelOptions, job: JobOptions = {}): Promise<PruneReport> {
+    optionsObject(options, modelNames);
     parsePruneOptions(options);
-    optionsObject(job, 'job');
+    optionsObject(job, jobNames, 'job');
     const { signal, name = options.model } = job;
     const reserved = job.bytes === undefined;
     let { bytes } = job;
@@ -156,7 +164,7 @@ export class JobQueue {
    */
   async run<T>(work: (context: { device: Device; signal: AbortSignal }) => Promise<T> | T, job: JobOptions = {}) {
     if (typeof work !== 'function') throw invalidArgument('work', 'a function', work);
-    optionsObject(job, 'job');
+    optionsObject(job, jobNames, 'job');
     return this.#submit('task', async (signal) => work({ device: this.device, signal }), job);
   }
 
@@ -166,7 +174,7 @@ export class JobQueue {
    * @throws AlpsError `DISPOSED` when the queue is closed, `ABORTED`
    */
   async ready(options: { signal?: AbortSignal } = {}): Promise<void> {
-    optionsObject(options);
+    optionsObject(options, { signal: true });
     if (this.#closed) throw closedError();
     await this.#room.wait(options.signal);
   }
@@ -179,7 +187,7 @@ export class JobQueue {
 
   /** Takes no more jobs, and settles when those it has are done, or with `cancel` when they are stopped. */
   async close(options: { cancel?: boolean } = {}): Promise<void> {
-    optionsObject(options);
+    optionsObject(options, { cancel: true });
     const { cancel = false } = options;
     this.#closed = true;
     this.#stopped ||= cancel;

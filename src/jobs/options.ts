@@ -1,7 +1,8 @@
 import type { Device, DeviceName } from '../device/device.js';
-import { invalidArgument } from '../errors.js';
+import { invalidArgument, type Names } from '../errors.js';
 import type { Logger } from '../logger.js';
-import type { PruneLayerOptions } from '../pruning/prune-layer.js';
+import { type PruneOptions, pruneNames } from '../prune.js';
+import { type PruneLayerOptions, pruneLayerNames } from '../pruning/prune-layer.js';
 import type { JobEvent } from './events.js';
 
 export interface JobQueueOptions {
@@ -18,6 +19,15 @@ export interface JobQueueOptions {
   onEvent?: (event: JobEvent) => void;
 }
 
+export const jobQueueNames: Names<JobQueueOptions> = {
+  device: true,
+  concurrency: true,
+  memoryBudget: true,
+  maxQueued: true,
+  logger: true,
+  onEvent: true,
+};
+
 export interface JobOptions {
   /** The highest goes first, whatever waits below. Default 0. */
   priority?: number;
@@ -33,10 +43,25 @@ export interface JobOptions {
   onEvent?: (event: JobEvent) => void;
 }
 
+export const jobNames: Names<JobOptions> = {
+  priority: true,
+  key: true,
+  name: true,
+  bytes: true,
+  signal: true,
+  onEvent: true,
+};
+
 /** What the queue chooses for a job: where it runs, and what stops it. */
-export type Given = 'device' | 'signal';
+type Given = 'device' | 'signal';
 
 export type LayerOptions = Omit<PruneLayerOptions, Given>;
+export type ModelOptions = Omit<PruneOptions, Given | 'threads' | 'memoryLimit'>;
+
+const { device: _layerDevice, signal: _layerSignal, ...layerNames } = pruneLayerNames;
+const { device: _device, signal: _signal, threads: _threads, memoryLimit: _limit, ...modelNames } = pruneNames;
+
+export { layerNames, modelNames };
 
 /** Checks an integer option. */
 export function integer(name: string, value: unknown, low: number): void {

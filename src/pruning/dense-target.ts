@@ -1,6 +1,6 @@
 import type { Stream } from '../device/stream.js';
 import type { Tensor } from '../device/tensor.js';
-import { AlpsError, invalidArgument } from '../errors.js';
+import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
 import { checkedDiagonal, type LayerGroup, lambdaOf, wholeGram } from './layer-problem.js';
 import { numberIn, type ParsedPruningOptions } from './options.js';
 import { isNm, type Pattern } from './pattern.js';
@@ -26,6 +26,8 @@ export interface DenseTargetOptions {
 }
 
 export type DenseTarget = Required<DenseTargetOptions>;
+
+const denseTargetNames: Names<DenseTargetOptions> = { strength: true, residualStrength: true, errorWeight: true };
 
 /** What a group of layers sees of the dense model, summed over the tokens. */
 export interface DenseInputs {
@@ -56,6 +58,7 @@ export function parseDenseTarget(
   const isObject = typeof given === 'object' && given !== null;
   if (given !== undefined && typeof given !== 'boolean' && !isObject)
     throw invalidArgument('denseTarget', 'true, false or { strength, residualStrength, errorWeight }', given);
+  if (isObject) optionsObject(given, denseTargetNames, 'denseTarget');
   const usual = usualStrength(pattern);
   const { strength = usual, residualStrength = usual, errorWeight = 1 } = isObject ? given : {};
   numberIn('denseTarget.strength', strength, 0, 1);

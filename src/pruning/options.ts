@@ -1,5 +1,5 @@
 import type { Device } from '../device/device.js';
-import { AlpsError, invalidArgument } from '../errors.js';
+import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
 import { isNm, type Pattern, parsePattern } from './pattern.js';
 import type { Preset } from './preset.js';
 import { type AlpsScheduleOptions, isLadder, parseAlpsSchedule, type ScheduleName } from './rho-schedule.js';
@@ -99,6 +99,37 @@ export interface PruningOptions {
    */
   errors?: boolean;
 }
+
+const dsnotNames: Names<DsnotOptions> = {
+  initial: true,
+  maxCycles: true,
+  threshold: true,
+  sameSign: true,
+  skip: true,
+};
+
+export const pruningNames: Names<PruningOptions> = {
+  preset: true,
+  sparsity: true,
+  pattern: true,
+  method: true,
+  refit: true,
+  comparisonGroup: true,
+  schedule: true,
+  metric: true,
+  obsExponent: true,
+  relaxation: true,
+  mixedPrecision: true,
+  ridge: true,
+  refineIterations: true,
+  refineTolerance: true,
+  alpsSchedule: true,
+  traceEvery: true,
+  traceErrors: true,
+  blockSize: true,
+  dsnot: true,
+  errors: true,
+};
 
 /** Options after their three stages: defaults, checks, interpretation. */
 export interface ParsedPruningOptions {
@@ -265,8 +296,9 @@ function usualRelaxation(pattern: Pattern): number {
   return isNm(pattern) ? 1 : Math.max(1, 1.8 - 2 * keptShare(pattern));
 }
 
-function parseDsnot(options: DsnotOptions | undefined, pattern: Pattern): Required<DsnotOptions> {
-  const { initial = 'wanda', maxCycles = 50, threshold = 0.1, sameSign = isNm(pattern), skip = 'none' } = options ?? {};
+function parseDsnot(options: DsnotOptions = {}, pattern: Pattern): Required<DsnotOptions> {
+  optionsObject(options, dsnotNames, 'dsnot');
+  const { initial = 'wanda', maxCycles = 50, threshold = 0.1, sameSign = isNm(pattern), skip = 'none' } = options;
   return {
     initial: oneOf('dsnot.initial', ['wanda', 'magnitude', 'sparsegpt'], initial),
     maxCycles: integerFrom('dsnot.maxCycles', maxCycles, 0),

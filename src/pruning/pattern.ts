@@ -1,4 +1,4 @@
-import { AlpsError, invalidArgument } from '../errors.js';
+import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
 
 /**
  * Which weights may stay.
@@ -8,6 +8,8 @@ import { AlpsError, invalidArgument } from '../errors.js';
 export type Pattern = { sparsity: number } | { keep: number; of: number };
 
 export type NmPattern = { keep: number; of: number };
+
+const patternNames: Names<NmPattern> = { keep: true, of: true };
 
 /** Whether a pattern is N:M. */
 export function isNm(pattern: Pattern): pattern is NmPattern {
@@ -32,9 +34,8 @@ export function parsePattern(options: { sparsity?: unknown; pattern?: unknown })
     }
     return { sparsity };
   }
-  const nm = pattern as Partial<NmPattern> | null;
-  if (typeof nm !== 'object' || nm === null) throw invalidArgument('pattern', '{keep, of}', pattern);
-  const { keep, of } = nm;
+  optionsObject(pattern, patternNames, 'pattern');
+  const { keep, of } = pattern as Partial<NmPattern>;
   if (!Number.isInteger(of) || (of as number) < 1) throw invalidArgument('pattern.of', 'an integer of at least 1', of);
   if (!Number.isInteger(keep) || (keep as number) < 0 || (keep as number) > (of as number)) {
     throw invalidArgument('pattern.keep', `an integer from 0 to pattern.of (${of})`, keep);

@@ -1,9 +1,9 @@
 import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
-import { invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
+import { invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
 import { diagonalOf, type LayerGroup } from './layer-problem.js';
-import { needsGram, onDevices, type PruningOptions, parsePruningOptions } from './options.js';
+import { needsGram, onDevices, type PruningOptions, parsePruningOptions, pruningNames } from './options.js';
 import { withPreset } from './preset.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
@@ -38,6 +38,21 @@ export interface PruneLayerOptions extends PruningOptions {
   precision?: 'float32' | 'bfloat16';
   signal?: AbortSignal;
 }
+
+export const pruneLayerNames: Names<PruneLayerOptions> = {
+  ...pruningNames,
+  weight: true,
+  shape: true,
+  gram: true,
+  activations: true,
+  inputMean: true,
+  inputVariance: true,
+  windowLength: true,
+  name: true,
+  device: true,
+  precision: true,
+  signal: true,
+};
 
 export interface PruneLayerResult {
   /** Row-major `[outputs, inputs]`; pruned entries are exactly +0. */
@@ -78,7 +93,7 @@ export interface PruneLayerResult {
  * `NOT_POSITIVE_DEFINITE` for a `gram` that is no Gram matrix, `OUT_OF_MEMORY`, `ABORTED`.
  */
 export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
-  optionsObject(given);
+  optionsObject(given, pruneLayerNames);
   const options = withPreset(given);
   const parsed = parsePruningOptions(options);
   const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);

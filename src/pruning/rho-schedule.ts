@@ -1,4 +1,4 @@
-import { invalidArgument } from '../errors.js';
+import { invalidArgument, optionsObject } from '../errors.js';
 import { isNm, type Pattern } from './pattern.js';
 
 /**
@@ -108,7 +108,9 @@ export function checkAlps(
 
 /** Checks the schedule's options. */
 export function parseAlpsSchedule(options: AlpsScheduleOptions = {}): Required<AlpsScheduleOptions> {
-  const parsed = { ...alpsDefaults, ...options };
+  optionsObject(options, alpsDefaults, 'alpsSchedule');
+  const given = Object.entries(options).filter(([, value]) => value !== undefined);
+  const parsed = { ...alpsDefaults, ...Object.fromEntries(given) };
   if (!(parsed.initialRho > 0 && parsed.initialRho <= maxRho)) {
     throw invalidArgument('initialRho', `a number above 0 and up to ${maxRho}`, parsed.initialRho);
   }

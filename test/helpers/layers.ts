@@ -1,12 +1,28 @@
 import { normal, product } from './numbers.js';
 
-export interface TestLayer {
-  weight: Float32Array<ArrayBuffer>;
-  gram: Float32Array<ArrayBuffer>;
-  activations: Float32Array<ArrayBuffer>;
-  m: number;
-  n: number;
-  shape: [number, number];
+/** What `pruneLayer` takes of a layer, and its sizes, which an object made of it by `...` has not. */
+export class TestLayer {
+  readonly weight: Float32Array<ArrayBuffer>;
+  readonly gram: Float32Array<ArrayBuffer>;
+  readonly activations: Float32Array<ArrayBuffer>;
+  readonly shape: [outputs: number, inputs: number];
+
+  constructor(given: Pick<TestLayer, 'weight' | 'gram' | 'activations' | 'shape'>) {
+    this.weight = given.weight;
+    this.gram = given.gram;
+    this.activations = given.activations;
+    this.shape = given.shape;
+  }
+
+  /** Outputs. */
+  get m(): number {
+    return this.shape[0];
+  }
+
+  /** Inputs. */
+  get n(): number {
+    return this.shape[1];
+  }
 }
 
 /** A layer with correlated inputs of uneven size, as real ones have. */
@@ -25,5 +41,5 @@ export function syntheticLayer(m: number, n: number, options: { tokens?: number;
   }
   const weight = normal(seed + 3, m * n);
   const gram = Float32Array.from(product(activations, activations, n, n, tokens, true));
-  return { weight, gram, activations, m, n, shape: [m, n] };
+  return new TestLayer({ weight, gram, activations, shape: [m, n] });
 }
