@@ -19,8 +19,8 @@ const script = fileURLToPath(new URL('peers/layer.py', import.meta.url));
 /** Ours, the peer each is compared with, and whose checkout that needs. */
 export const ours = {
   'alps-ladder': { against: 'alps', options: {} },
-  'alps-ladder-bf16': { against: 'alps', options: { precision: 'bfloat16' } },
-  'alps-balanced': { against: 'alps', options: { preset: 'balanced', mixedPrecision: false } },
+  'alps-ladder-float32': { against: 'alps', options: { precision: 'float32' } },
+  'alps-balanced': { against: 'alps', options: { preset: 'balanced', precision: 'float32' } },
   'alps-balanced-mixed': { against: 'alps', options: { preset: 'balanced' } },
   'alps-published': { against: 'alps', options: { schedule: 'alps', metric: 'diagonal' } },
   sparsegpt: { against: 'sparsegpt', options: { method: 'sparsegpt' } },

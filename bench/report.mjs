@@ -167,7 +167,7 @@ function growthText(results) {
 
 const oursTitles = {
   'alps-ladder': 'ALPS',
-  'alps-ladder-bf16': 'ALPS, bfloat16',
+  'alps-ladder-float32': 'ALPS in float32',
   'alps-balanced': 'ALPS, balanced in float32',
   'alps-balanced-mixed': 'ALPS, balanced',
   'alps-published': 'ALPS, published schedule',

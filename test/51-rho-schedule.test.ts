@@ -1,4 +1,12 @@
-import { type AlpsState, alpsDefaults, checkAlps, parseAlpsSchedule, rungsOf } from '../src/pruning/rho-schedule.js';
+import {
+  type AlpsState,
+  alpsDefaults,
+  checkAlps,
+  furtherRung,
+  hasSettled,
+  parseAlpsSchedule,
+  rungsOf,
+} from '../src/pruning/rho-schedule.js';
 
 const fresh: AlpsState = { rho: 0.1, grew: false };
 const grown: AlpsState = { rho: 0.1, grew: true };
@@ -45,6 +53,13 @@ describe('the published schedule of rho', () => {
     const rungs = rungsOf(name, pattern);
     expect(rungs.reduce((sum, [, count]) => sum + count, 0)).toBe(iterations);
     expect(rungs).toHaveLength(values);
+  });
+
+  test('a ladder goes on while more than a fiftieth of the support changes, up to the cap of rho', () => {
+    expect(hasSettled(20, 1000)).toBe(true);
+    expect(hasSettled(21, 1000)).toBe(false);
+    expect(furtherRung(2)).toEqual([3, 4]);
+    expect(furtherRung(9e5)).toBeUndefined();
   });
 
   test('constants are checked', () => {

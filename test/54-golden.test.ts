@@ -22,6 +22,7 @@ const schedules: [string, number, Partial<PruneLayerOptions>][] = [
   ['published schedule and metric', 1.002, { schedule: 'alps', metric: 'diagonal' }],
   // 0.953 to 0.992, and to 0.994.
   ['ladder, OBS metric', 0.996, {}],
+  ['ladder, OBS metric, float32', 0.996, { precision: 'float32' }],
   ['ladder, OBS metric, bfloat16 products', 0.996, { precision: 'bfloat16' }],
   ['balanced', 0.998, { preset: 'balanced' }],
 ];

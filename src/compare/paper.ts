@@ -158,7 +158,8 @@ async function supportFigure(
   signal: AbortSignal | undefined,
 ): Promise<PaperReport['support']> {
   const { weight, gram, shape, name } = layer;
-  const given = { weight, gram, shape, name, sparsity, device, signal, traceEvery: 1, traceErrors: true };
+  const traced = { traceEvery: 1, traceErrors: true } as const;
+  const given = { weight, gram, shape, name, sparsity, device, signal, precision: 'float32', ...traced } as const;
   const curves: SupportCurve[] = [];
   for (const { title, options } of schedules) {
     const { trace, kept, iterations, error } = await pruneLayer({ ...given, ...options });

@@ -19,6 +19,7 @@ import {
   choosesAmongRows,
   needsGram,
   numberIn,
+  ofLayer,
   onDevices,
   type ParsedPruningOptions,
   type PruningOptions,
@@ -110,7 +111,7 @@ const layerSizeNames: Names<LayerSize & PruneLayerOptions> = { ...pruneLayerName
  */
 export function estimateLayerBytes(options: LayerSize): number {
   optionsObject(options, layerSizeNames);
-  const parsed = parsePruningOptions(withPreset(options));
+  const parsed = ofLayer(parsePruningOptions(withPreset(options)), options.precision);
   const [m, n] = parseShape(options.shape);
   const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
   numberIn('tokens', tokens, 0, Number.MAX_SAFE_INTEGER);

@@ -6,7 +6,7 @@ import type { LayerProblem } from './layer-problem.js';
 import { keptOf, nativePattern, productsTogether } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
 import { refit, stepsProducts } from './refine.js';
-import { checkAlps, isLadder, rungsOf, type ScheduleName } from './rho-schedule.js';
+import { checkAlps, furtherRung, hasSettled, isLadder, rungsOf, type ScheduleName } from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
@@ -313,14 +313,23 @@ function runOf(admm: Admm, capped: boolean): Run {
 }
 
 async function runLadder(admm: Admm, rungs: ReturnType<typeof rungsOf>): Promise<Run> {
+  const kept = admm.keptTotal;
+  const left = [...rungs];
+  let settled = false;
   admm.start();
   admm.markSupport();
-  for (const [i, [rho, count]] of rungs.entries()) {
-    admm.setRho(rho, rungs[i + 1]?.[0]);
+  for (let rung = left.shift(); rung; rung = left.shift()) {
+    const [rho, count] = rung;
+    admm.setRho(rho, left[0]?.[0]);
     await admm.iterate(count);
-    await admm.look();
+    const look = await admm.look();
+    if (left.length > 0) continue;
+    await admm.settle();
+    settled = hasSettled(look.changed, kept);
+    const next = settled ? undefined : furtherRung(rho);
+    if (next) left.push(next);
   }
-  return runOf(admm, false);
+  return runOf(admm, !settled);
 }
 
 async function runFixed(admm: Admm, options: ParsedPruningOptions): Promise<Run> {

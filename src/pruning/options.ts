@@ -73,8 +73,8 @@ export interface PruningOptions {
    * ALPS: whether the products of the search for the support are in what the device (of several: all) multiplies fastest, 8-bit integers or bfloat16,
    * and with them those of the refit's steps, if these are at most 5, and what dense targets sum of the inputs' differences. Only corrections go
    * through them (docs/algorithm.md, "ADMM", "Refit" and "Dense targets").
-   * Default: with the ladders whether the run is in bfloat16; with `preset: 'balanced'` true unless `precision` is `float32`. Reports say what was
-   * done (`mixedPrecision`, `int8`).
+   * Default: with the ladders true for a single layer, and in a run of {@link prune} that is in bfloat16; with `preset: 'balanced'` true; not where
+   * `precision: 'float32'` is given. Reports say what was done (`mixedPrecision`, `int8`).
    */
   mixedPrecision?: boolean;
   /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
@@ -259,6 +259,12 @@ export function usualSchedule(metric: string | undefined): ScheduleName {
 export function wantsMixed(parsed: ParsedPruningOptions, precision: Precision): boolean {
   const { method, schedule, mixedPrecision = precision === 'bfloat16' && isLadder(schedule) } = parsed;
   return method === 'alps' && mixedPrecision;
+}
+
+/** The options of a single layer. @param precision that was given */
+export function ofLayer(parsed: ParsedPruningOptions, precision: Precision | undefined): ParsedPruningOptions {
+  const { mixedPrecision = isLadder(parsed.schedule) && precision !== 'float32' } = parsed;
+  return { ...parsed, mixedPrecision };
 }
 
 /**

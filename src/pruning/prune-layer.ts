@@ -3,7 +3,7 @@ import { Scope } from '../device/tensor.js';
 import { invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
 import { diagonalOf, type LayerGroup } from './layer-problem.js';
-import { needsGram, onDevices, type PruningOptions, parsePruningOptions, pruningNames } from './options.js';
+import { needsGram, ofLayer, onDevices, type PruningOptions, parsePruningOptions, pruningNames } from './options.js';
 import { withPreset } from './preset.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
@@ -34,7 +34,10 @@ export interface PruneLayerOptions extends PruningOptions {
   name?: string;
   /** Default `auto`. */
   device?: DeviceName | Device;
-  /** Number format of the products while the support is sought. Default `float32`; see also `mixedPrecision`, which `preset: 'balanced'` sets. */
+  /**
+   * Number format of the products while the support is sought. Default `float32` but for what `mixedPrecision` takes, which is the default of the
+   * ladders; with `precision: 'float32'` nothing is rounded further.
+   */
   precision?: 'float32' | 'bfloat16';
   signal?: AbortSignal;
 }
@@ -95,7 +98,7 @@ export interface PruneLayerResult {
 export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
   optionsObject(given, pruneLayerNames);
   const options = withPreset(given);
-  const parsed = parsePruningOptions(options);
+  const parsed = ofLayer(parsePruningOptions(options), options.precision);
   const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);
   const givenMoments = parseMoments(options, inputs);
   throwIfAborted(options.signal);

@@ -4,7 +4,8 @@ import { isNm, type Pattern } from './pattern.js';
 /**
  * How the penalty ρ of ADMM grows.
  * - `alps`: as published; every 3 iterations the size of the support's change decides (docs/algorithm.md, "ρ")
- * - `ladder`: 28 iterations on four fixed values, for `sparsity` above 0.7 and N:M 36 on five, no checks; only together with the `obs` metric
+ * - `ladder`: 28 iterations on four fixed values, for `sparsity` above 0.7 and N:M 36 on five, and more on larger ones only where the support has
+ *   not settled by then; only together with the `obs` metric
  * - `short`: the same with 22 iterations on three values
  * - `fixed`: `initialRho` for all of `maxIterations`, which the paper compares its schedule with
  */
@@ -65,6 +66,25 @@ export function rungsOf(schedule: Ladder, pattern: Pattern): readonly Rung[] {
 }
 
 const maxRho = 1e6;
+/** Share of the support that changes from one look to the next where it has not settled (measured: docs/algorithm.md, "ρ"). */
+const unsettledShare = 0.02;
+
+/**
+ * Whether a ladder's support has settled at a look.
+ *
+ * @param changed entries of the support that differ from the look before
+ * @param kept k, the entries of the support
+ */
+export function hasSettled(changed: number, kept: number): boolean {
+  return changed <= unsettledShare * kept;
+}
+
+/** What a ladder goes on with behind its last value of ρ where its support has not settled. */
+export function furtherRung(rho: number): Rung | undefined {
+  const next = 1.5 * rho;
+  return next <= maxRho ? [next, 4] : undefined;
+}
+
 /** Below this ρ the penalised system is the unpenalised one in float32; the published rule would divide by 5 for ever. */
 const minRho = 1e-7;
 
