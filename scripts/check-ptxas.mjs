@@ -20,6 +20,9 @@ const exceptions = {
   // One block factors a diagonal block alone, so nothing else needs the registers.
   factorKernel: { registers: 255 },
   solveKernel: { elsewhere: { stack: 8, spills: 16 } },
+  useKernel: { elsewhere: { stack: 24, spills: 48 } },
+  normKernel: { elsewhere: { stack: 8, spills: 24 } },
+  rowsKernel: { elsewhere: { stack: 8, spills: 48 } },
 };
 
 /** The kernel's own name in a mangled one: _ZN4alps12_GLOBAL__N_110fillKernelIfEEvPT_ → fillKernel. */

@@ -27,7 +27,13 @@ CudaBackend::CudaBackend(int device, const BackendOptions& options, const CudaHo
   // "split": products of any size.
   splitsAlways_ = options_.isa.find("split") != std::string::npos;
   failures_ = static_cast<Failure*>(runtime_->allocate(failureSlots * sizeof(Failure)));
-  runtime_->zero(failures_, failureSlots * sizeof(Failure));
+  try {
+    clearFailures(failureSlots);
+    runtime_->synchronize();
+  } catch (const Error& error) {
+    runtime_->release(failures_, failureSlots * sizeof(Failure));
+    fail("NO_DEVICE", "The kernels do not run on ", info().details, ": ", error.what());
+  }
   for (int slot = failureSlots; slot-- > 0;) freeSlots_.push_back(slot);
 }
 

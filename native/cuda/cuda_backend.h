@@ -120,6 +120,8 @@ class CudaBackend final : public Backend {
   Queue queue() const { return runtime_->queue(); }
   // Blocks of a loop over `count` elements by a grid of blockSize_ threads; each thread strides by the whole grid.
   Grid blocksFor(int64_t count) const;
+  // By a kernel: the first one, which tells whether the library has code for this GPU.
+  void clearFailures(int64_t count);
   // Where kernels of the running op report that it failed.
   Failure* failure();
   void throwIfCancelled() const;

@@ -88,6 +88,12 @@ void dispatchFloats(DType dtype, const Action& action) {
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
+void CudaBackend::clearFailures(int64_t count) {
+  int64_t words = count * static_cast<int64_t>(sizeof(Failure) / sizeof(uint32_t));
+  launch(queue(), fillKernel<uint32_t>, blocksFor(words), blockSize_, 0, reinterpret_cast<uint32_t*>(failures_), words,
+         words, 0u);
+}
+
 void CudaBackend::fill(Tensor out, double value) {
   auto run = [&](auto* to, auto converted) {
     using T = std::remove_pointer_t<decltype(to)>;

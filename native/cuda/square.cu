@@ -27,12 +27,12 @@ __global__ void __launch_bounds__(threads, 6) transposeKernel(const T* a, int64_
     int height = static_cast<int>(min(rows - top, int64_t{side}));
     int width = static_cast<int>(min(columns - left, int64_t{side}));
     const T* from = a + (top + y) * columns + left + x;
-#pragma unroll
+#pragma unroll 8  // of all 16 some architectures keep the addresses
     for (int k = 0; k < side; k += rowsAtOnce, from += rowsAtOnce * columns)
       if (y + k < height && x < width) tile[(y + k) * stride<T> + x] = *from;
     __syncthreads();
     T* to = out + (left + y) * rows + top + x;
-#pragma unroll
+#pragma unroll 8
     for (int k = 0; k < side; k += rowsAtOnce, to += rowsAtOnce * rows)
       if (y + k < width && x < height) *to = tile[x * stride<T> + y + k];
     __syncthreads();
