@@ -94,8 +94,8 @@ const strange = fc.oneof(
 );
 const argument = fc.oneof({ weight: 8, arbitrary: fitting }, { weight: 1, arbitrary: strange });
 
-// Those that open devices stay apart: a device is never closed. The last two are for the end of the process.
-const apart = ['openDevice', 'probeCuda', 'stopDevices', 'claimExit'];
+// Those that open devices stay apart: a device is never closed. The next two are for the end of the process, and the last locks files of any number.
+const apart = ['openDevice', 'probeCuda', 'stopDevices', 'claimExit', 'lockFile'];
 const names = Object.keys(native).filter((name) => !apart.includes(name));
 
 const codes = ['INVALID_ARGUMENT', 'DISPOSED', 'OUT_OF_MEMORY', 'NO_DEVICE'];

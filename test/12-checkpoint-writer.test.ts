@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process';
-import { chmod, mkdir, readdir, readFile, realpath, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readdir, readFile, realpath, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { Checkpoint } from '../src/checkpoint/folder.js';
@@ -152,6 +152,22 @@ describe('outputs that are refused before anything is written', () => {
     await rewrite(folder, out, {}, true);
     expect((await readdir(out)).sort()).toEqual(['config.json', 'model.safetensors', 'pruning.json']);
     expect(await readdir(join(out, '..'))).not.toContainEqual(expect.stringContaining('partial'));
+  });
+
+  test('what another process has put in place of a file is not published', async () => {
+    const source = await Checkpoint.open(await modelFolder());
+    const out = join(await temporaryFolder(), 'out');
+    const writer = await CheckpointWriter.create({ source, out });
+    const parent = join(out, '..');
+    const shard = join(parent, (await readdir(parent))[0]!, 'model.safetensors');
+    await copyFile(shard, `${shard}.other`);
+    await rename(`${shard}.other`, shard);
+    await expect(writer.finish()).rejects.toMatchObject({
+      code: 'FILE_SYSTEM',
+      message: expect.stringContaining('was replaced by another process while it was written'),
+    });
+    expect(await readdir(parent)).toEqual([]);
+    await source.close();
   });
 
   test('an empty folder is taken', async () => {

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { link, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -185,6 +185,23 @@ describe('two runs on one output', () => {
         `Another run works on the output ${join(scratch, 'out')}: process ${process.pid}.`,
       ),
     });
+  });
+
+  test('a process that another one cannot see keeps it out as well; once it is gone it does not', async () => {
+    const lock = join(scratch, 'lock');
+    const held = await RunLock.take(lock, 'it');
+    // As from another container of the same name: this number is another process there, or none.
+    const holder = JSON.parse(await readFile(lock, 'utf8'));
+    for (const seen of [{ pid: 2 ** 22 + 1 }, { pid: 1, started: 'another boot 1' }]) {
+      await writeFile(lock, JSON.stringify({ ...holder, ...seen }));
+      await expect(RunLock.take(lock, 'it')).rejects.toThrow('Another run works on it');
+    }
+    await writeFile(lock, JSON.stringify({ ...holder, pid: process.pid }));
+    const kept = join(scratch, 'kept');
+    await link(lock, kept);
+    await held.release();
+    await link(kept, lock); // as a process leaves it that is killed
+    await (await RunLock.take(lock, 'it')).release();
   });
 
   test('what a worker held that was terminated is free again', async () => {

@@ -14,6 +14,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add("probeCuda", probeCudaDevices);
   add("openDevice", openDeviceHandle);
   add("claimExit", claimExit);
+  add("lockFile", lockFile);
   add("stopDevices", stopAllDevices);
   add("deviceInfo", deviceInfo);
   add("resetPeak", resetPeak);

@@ -1,5 +1,8 @@
 #include "binding/memory.h"
 
+#include <sys/file.h>
+
+#include <cerrno>
 #include <chrono>
 #include <limits>
 
@@ -83,6 +86,19 @@ Napi::Value openDeviceHandle(const Napi::CallbackInfo& info) {
 Napi::Value claimExit(const Napi::CallbackInfo& info) {
   static std::atomic<bool> claimed{false};
   return Napi::Boolean::New(info.Env(), !claimed.exchange(true));
+}
+
+// By flock(2): the system lets go of it with the last descriptor of its opening, whatever ends the process.
+Napi::Value lockFile(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    int64_t descriptor = -1;
+    convert(info[0], descriptor);
+    require(descriptor >= 0 && descriptor <= std::numeric_limits<int>::max(),
+            "Expected a file descriptor but received ", descriptor);
+    const bool locked = flock(static_cast<int>(descriptor), LOCK_EX | LOCK_NB) == 0;
+    const char* state = locked ? "locked" : errno == EWOULDBLOCK ? "held" : "unknown";
+    return Napi::String::New(info.Env(), state);
+  });
 }
 
 Napi::Value stopAllDevices(const Napi::CallbackInfo& info) {

@@ -1,4 +1,4 @@
-// Devices, streams, tensors and the two awaits (read, sync).
+// Devices, streams, tensors and the two awaits (read, sync); and what Node lacks of file locks.
 #pragma once
 #include <napi.h>
 
@@ -8,6 +8,7 @@ Napi::Value probeCudaDevices(const Napi::CallbackInfo& info);  // ({kernels, fol
 Napi::Value openDeviceHandle(
     const Napi::CallbackInfo& info);  // (name, {threads, memoryLimit, isa}, {kernels, folders}) => device
 Napi::Value claimExit(const Napi::CallbackInfo& info);       // () => whether it is this process's first call
+Napi::Value lockFile(const Napi::CallbackInfo& info);        // (descriptor) => 'locked', 'held' or 'unknown'
 Napi::Value stopAllDevices(const Napi::CallbackInfo& info);  // (), before the process ends
 Napi::Value deviceInfo(const Napi::CallbackInfo& info);      // (device) => {name, details, ...}
 Napi::Value resetPeak(const Napi::CallbackInfo& info);       // (device) => undefined

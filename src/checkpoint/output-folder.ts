@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { lstat, mkdir, open, readdir, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -187,7 +188,7 @@ export async function flushPath(path: string): Promise<void> {
 
 /** Writes a text file whole: under another name first, flushed to the disk, then renamed. A failure leaves what was there. */
 export async function replaceFile(path: string, text: string): Promise<void> {
-  const temporary = `${path}.partial`;
+  const temporary = `${path}.${randomBytes(4).toString('hex')}.partial`;
   try {
     await writeFile(temporary, text);
     await flushPath(temporary);

@@ -1,16 +1,22 @@
 import { randomBytes } from 'node:crypto';
 import { readlinkSync } from 'node:fs';
-import { link, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { type FileHandle, link, open, readFile, rename, rm, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename } from 'node:path';
+import { addon } from '../device/addon.js';
 import { AlpsError, fileSystemError, isCode } from '../errors.js';
 
-/** A file that keeps other processes out for as long as this one lives, and its thread; one whose holder is gone is taken over. */
+/**
+ * A file that keeps other processes out for as long as this one lives, and its thread; one whose holder is gone is taken over. Its holder has it
+ * locked in the file system as well, where that can be done: so those are kept out, too, who do not see the process, as in another container.
+ */
 export class RunLock {
   readonly #path: string;
+  readonly #file: FileHandle;
 
-  private constructor(path: string) {
+  private constructor(path: string, file: FileHandle) {
     this.#path = path;
+    this.#file = file;
   }
 
   /**
@@ -19,20 +25,23 @@ export class RunLock {
    */
   static async take(path: string, what: string): Promise<RunLock> {
     const own = `${path}.${randomBytes(6).toString('hex')}`;
-    const thread = ownThread();
-    const holder: Holder = { pid: process.pid, host: hostname(), started: await startOf(process.pid), thread };
-    if (thread) holder.threadStarted = await startOf(`${process.pid}/task/${thread}`);
+    let file: FileHandle | undefined;
     try {
-      await writeFile(own, JSON.stringify(holder), { flag: 'wx' });
+      file = await open(own, 'wx');
+      const locked = addon().lockFile(file.fd) === 'locked';
+      await file.writeFile(JSON.stringify({ ...(await ownHolder()), locked }));
     } catch (cause) {
+      await file?.close();
       await rm(own, { force: true }).catch(() => undefined);
       throw fileSystemError('create a lock for', what, cause);
     }
+    let taken = false;
     try {
       for (let attempt = 0; ; attempt++) {
         try {
           await link(own, path); // fails where there is one: no two processes succeed
-          return new RunLock(path);
+          taken = true;
+          return new RunLock(path, file);
         } catch (cause) {
           if (!isCode(cause, 'EEXIST')) throw fileSystemError('lock', what, cause);
           const held = await holderOf(path);
@@ -41,12 +50,14 @@ export class RunLock {
         }
       }
     } finally {
+      if (!taken) await file.close();
       await rm(own, { force: true }).catch(() => undefined);
     }
   }
 
   async release(): Promise<void> {
     await rm(this.#path, { force: true }).catch(() => undefined);
+    await this.#file.close().catch(() => undefined);
   }
 }
 
@@ -59,7 +70,8 @@ async function dropStale(path: string, stale: Holder): Promise<void> {
     return; // gone
   }
   const moved = await holderOf(aside);
-  if (moved && JSON.stringify(moved) !== JSON.stringify(stale)) await link(aside, path).catch(() => undefined);
+  if (moved && (moved.isHeld || JSON.stringify(moved) !== JSON.stringify(stale)))
+    await link(aside, path).catch(() => undefined);
   await rm(aside, { force: true });
 }
 
@@ -79,6 +91,17 @@ interface Holder {
   /** The thread of the process, which may be a worker that ends before it does, and when it began. */
   thread?: string | undefined;
   threadStarted?: string | undefined;
+  /** Whether it has locked the file in the file system. */
+  locked?: boolean;
+  /** Whether somebody had when the file was read. */
+  isHeld?: boolean;
+}
+
+async function ownHolder(): Promise<Holder> {
+  const { pid } = process;
+  const thread = ownThread();
+  const threadStarted = thread === undefined ? undefined : await startOf(`${pid}/task/${thread}`);
+  return { pid, host: hostname(), started: await startOf(pid), thread, threadStarted };
 }
 
 /** The system's number of this thread; undefined where it does not tell. */
@@ -103,10 +126,15 @@ async function startOf(pid: number | string): Promise<string | undefined> {
 }
 
 async function holderOf(path: string): Promise<Holder | undefined> {
+  let file: FileHandle | undefined;
   try {
-    return JSON.parse(await readFile(path, 'utf8')) as Holder;
+    file = await open(path, 'r+'); // for writing: where locks go over a network, it takes that
+    const holder = JSON.parse(await file.readFile('utf8')) as Holder;
+    return { ...holder, isHeld: addon().lockFile(file.fd) === 'held' };
   } catch {
     return undefined;
+  } finally {
+    await file?.close();
   }
 }
 
@@ -121,8 +149,9 @@ export function isRunning(pid: number): boolean {
 }
 
 /** Whether a lock's process, and its thread, may still run. Those on another machine may. */
-async function isAlive({ pid, host, started, thread, threadStarted }: Holder): Promise<boolean> {
-  if (host !== hostname()) return true;
+async function isAlive({ pid, host, started, thread, threadStarted, locked, isHeld }: Holder): Promise<boolean> {
+  if (isHeld || host !== hostname()) return true;
+  if (locked) return false;
   if (!isRunning(pid)) return false;
   const now = await startOf(pid);
   if (started !== undefined && now !== undefined && started !== now) return false;

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
-import { copyFile, type FileHandle, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises';
+import { copyFile, type FileHandle, mkdir, open, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { types } from 'node:util';
 import { AlpsError, describe, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
@@ -272,14 +272,15 @@ export class CheckpointWriter {
   }
 
   /**
-   * Copies all that is left, adds `extras` (file name → text), and puts the folder under its final name.
+   * Copies all that is left, adds `extras` (file name → text; a function is called when the tensors are written), and puts the folder under its
+   * final name.
    * @throws AlpsError as {@link write}; `INVALID_ARGUMENT` also when the final name was taken meanwhile; `INVALID_CHECKPOINT` when the
    * source was changed meanwhile
    */
-  async finish(extras: Record<string, string> = {}): Promise<void> {
+  async finish(extras: Record<string, string> | (() => Record<string, string>) = {}): Promise<void> {
     this.#checkOpen();
     try {
-      this.#checkExtras(extras);
+      if (typeof extras !== 'function') this.#checkExtras(extras); // before the copying
       await Promise.all(this.#pending);
       const [part] = this.#parts.keys();
       if (part !== undefined) throw new AlpsError('INTERNAL', `Tensor ${describe(part)} was written in part only`);
@@ -287,13 +288,16 @@ export class CheckpointWriter {
       for (const { path, handle } of this.#shards.splice(0)) {
         try {
           await handle.sync();
+          await checkInPlace(path, handle);
         } catch (cause) {
           throw fileSystemError('flush', path, cause);
         } finally {
           await handle.close();
         }
       }
-      await this.#copyFiles(extras);
+      const made = typeof extras === 'function' ? extras() : extras;
+      if (made !== extras) this.#checkExtras(made);
+      await this.#copyFiles(made);
       throwIfAborted(this.#options.signal);
       this.#checkOpen();
       this.#state = 'finished'; // from here on an abort must not remove files under the rename
@@ -385,4 +389,11 @@ export class CheckpointWriter {
       }
     }
   }
+}
+
+/** Refuses to publish what another process has put where this one's file was. */
+async function checkInPlace(path: string, handle: FileHandle): Promise<void> {
+  const [own, there] = await Promise.all([handle.stat({ bigint: true }), stat(path, { bigint: true })]);
+  if (own.ino !== there.ino || own.dev !== there.dev)
+    throw new AlpsError('FILE_SYSTEM', `${path} was replaced by another process while it was written`);
 }

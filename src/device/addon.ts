@@ -71,6 +71,8 @@ export interface Addon {
   ): NativeDevice;
   /** Whether this is the first call in the process. */
   claimExit(): boolean;
+  /** Locks an open file, as its opening in this process, unless another one has; `unknown` where its file system cannot. */
+  lockFile(descriptor: number): 'locked' | 'held' | 'unknown';
   /** Ends the devices' threads, for good. */
   stopDevices(): void;
   deviceInfo(device: NativeDevice): NativeDeviceInfo;
