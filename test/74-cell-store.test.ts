@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
-import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { CellStore } from '../src/compare/cell-store.js';
 import { digestOf } from '../src/compare/fingerprint.js';
 
@@ -40,11 +40,21 @@ describe('the store of finished parts', () => {
 
   test('what a killed process left is removed, what a running one writes is not', async () => {
     const dead = spawnSync(process.execPath, ['-e', '']).pid;
-    await writeFile(join(folder, `abc.json.${dead}.partial`), '');
-    await mkdir(join(folder, `.model.${dead}.partial.partial-0a1b2c`));
-    await mkdir(join(folder, `model.${process.pid}.partial`));
+    const store = await CellStore.open(folder);
+    const [own, other] = [store.scratch('model'), (await CellStore.open(folder)).scratch('model')];
+    expect(own).not.toBe(other);
+    const [, place] = /model\.([0-9a-f]{8})-\d+-[0-9a-f]{8}\.partial$/.exec(own)!;
+    const elsewhere = ['abc.json.00000000-1-0a1b2c3d.partial', 'old.json.00000000-1-0a1b2c3d.partial'];
+    for (const name of [`abc.json.${place}-${dead}-0a1b2c3d.partial`, ...elsewhere])
+      await writeFile(join(folder, name), '');
+    await mkdir(join(folder, `.model.${place}-${dead}-0a1b2c3d.partial.partial-0a1b2c`));
+    await utimes(join(folder, elsewhere[1]!), 0, 0);
+    for (const path of [own, other]) await mkdir(path);
     await CellStore.open(folder);
-    expect(await readdir(folder)).toEqual([`model.${process.pid}.partial`]);
+    expect((await readdir(folder)).sort()).toEqual([
+      elsewhere[0],
+      ...[own, other].map((path) => basename(path)).sort(),
+    ]);
   });
 });
 

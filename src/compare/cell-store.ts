@@ -1,4 +1,7 @@
-import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { readlinkSync } from 'node:fs';
+import { readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { openError } from '../checkpoint/file-io.js';
 import { flushPath, makeFolder } from '../checkpoint/output-folder.js';
@@ -6,8 +9,21 @@ import { isRunning } from '../checkpoint/run-lock.js';
 import { fileSystemError, isCode } from '../errors.js';
 import { digestOf } from './fingerprint.js';
 
-/** Ours, and the checkpoint writer's folder beside it. */
-const scratchName = /\.(\d+)\.partial(?:\.partial-[0-9a-f]+(?:\.old)?)?$/;
+/** Ours, and the checkpoint writer's folder beside it: where the process is seen, its number, and a name of its own. */
+const scratchName = /\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial(?:\.partial-[0-9a-f]+(?:\.old)?)?$/;
+/** Of processes that are not seen from here, what was not touched for so long is removed as well. */
+const forgotten = 7 * 24 * 3600_000;
+
+/** Where process numbers mean the same: a machine, or a container of it. */
+const place = digestOf([hostname(), pidNamespace()]).slice(0, 8);
+
+function pidNamespace(): string {
+  try {
+    return readlinkSync('/proc/self/ns/pid');
+  } catch {
+    return ''; // not a system that has them
+  }
+}
 
 /**
  * Finished parts of a long computation, one JSON file each in a folder. A part's name is the digest of all that its result
@@ -15,6 +31,7 @@ const scratchName = /\.(\d+)\.partial(?:\.partial-[0-9a-f]+(?:\.old)?)?$/;
  */
 export class CellStore {
   readonly folder: string;
+  readonly #own = `${place}-${process.pid}-${randomBytes(4).toString('hex')}`;
 
   private constructor(folder: string) {
     this.folder = folder;
@@ -25,9 +42,11 @@ export class CellStore {
       await makeFolder(folder);
       // What killed processes were writing.
       for (const name of await readdir(folder)) {
-        const pid = scratchName.exec(name)?.[1];
-        if (pid !== undefined && !isRunning(Number(pid)))
-          await rm(join(folder, name), { force: true, recursive: true });
+        const [, where, pid] = scratchName.exec(name) ?? [];
+        if (pid === undefined) continue;
+        const path = join(folder, name);
+        const isLeft = where === place ? !isRunning(Number(pid)) : (await age(path)) > forgotten;
+        if (isLeft) await rm(path, { force: true, recursive: true });
       }
     } catch (cause) {
       throw fileSystemError('make the folder', folder, cause);
@@ -57,7 +76,7 @@ export class CellStore {
 
   /** A name in the folder for what is not finished; should the process be killed, the next one removes it. */
   scratch(name: string): string {
-    return join(this.folder, `${name}.${process.pid}.partial`);
+    return join(this.folder, `${name}.${this.#own}.partial`);
   }
 
   async save(key: unknown, result: unknown): Promise<void> {
@@ -80,5 +99,14 @@ export class CellStore {
     const result = await compute();
     await this.save(key, result);
     return { result, stored: false };
+  }
+}
+
+/** Milliseconds since something was touched; 0 where it is gone. */
+async function age(path: string): Promise<number> {
+  try {
+    return Date.now() - (await stat(path)).mtimeMs;
+  } catch {
+    return 0;
   }
 }
