@@ -66,8 +66,9 @@ async function expectSame(
   const shared = await run(name, 'several', { ...options, device: devices });
   expect(shared.layers.map(({ name }) => name)).toEqual(alone.layers.map(({ name }) => name));
   for (const [i, layer] of shared.layers.entries()) {
-    const { error, milliseconds: _, ...rest } = alone.layers[i]!;
+    const { error, milliseconds: _, iterations, ...rest } = alone.layers[i]!;
     expect(layer).toMatchObject(rest);
+    if (ties === exact || ties === oneTie) expect(layer.iterations).toBe(iterations);
     if (error === null) expect(layer.error).toBeNull();
     else expect(Math.abs(layer.error! - error)).toBeLessThanOrEqual(ties.error * error);
   }
@@ -80,6 +81,7 @@ const exact = { error: 1e-4, meanError: 1e-5, zeros: 0 };
 // Where ADMM meets a near-tie in one layer, the layers behind it see other inputs, as they do on one device when the windows come in
 // another order. In models this tiny that moves the error of a layer by some percent, of an expert with few tokens by half.
 const oneTie = { error: 0.01, meanError: 1e-3, zeros: 5e-3 }; // rounding by one instruction set in several is enough
+const steadySearch = { schedule: 'fixed', metric: 'obs', alpsSchedule: { initialRho: 1, maxIterations: 30 } } as const;
 const nearTies = { error: 0.1, meanError: 2e-3, zeros: 0.02 };
 const expertTies = { error: 1, meanError: 0.02, zeros: 0.08 };
 
@@ -95,11 +97,13 @@ describe.each([
     await expectSame(name, { method: 'wanda', propagation }, two);
     // Row weights lie elsewhere by rounding: where there are near-ties, others.
     const rowWeights = ties === oneTie;
-    await expectSame(name, { propagation, rowWeights, denseTarget: false }, two, ties);
+    // Whether a ladder goes on may be such a tie, too.
+    const search = ties === oneTie ? steadySearch : {};
+    await expectSame(name, { propagation, rowWeights, denseTarget: false, ...search }, two, ties);
     // A dense target divides by the Gram matrix: with the usual ridge that finds near-ties in any model this tiny. With more of it
     // the refit's tenth iteration is near the tolerance.
     const steady = ties === oneTie ? { ridge: 1, refineIterations: 6 } : {};
-    await expectSame(name, { propagation, rowWeights, ...steady }, two, ties);
+    await expectSame(name, { propagation, rowWeights, ...search, ...steady }, two, ties);
   });
 });
 

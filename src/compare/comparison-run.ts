@@ -197,8 +197,9 @@ export class ComparisonRun {
   }
 
   async #tasks(model: string, doing: string): Promise<Record<string, TaskScore>> {
-    const { tasks, precision } = this.#prepared;
-    if (tasks.length === 0) return {};
+    const { tasks: prepared, precision } = this.#prepared;
+    if (prepared.length === 0) return {};
+    const tasks = prepared.map(({ task, file }) => ({ task, file }));
     const { signal, onEvent, taskLimit: limit } = this.#options;
     const onProgress = (share: number, task: string) =>
       onEvent?.({ type: 'progress', share, doing: `${task}, ${doing}` });
