@@ -172,7 +172,7 @@ export interface PruneReport {
   sparsity: number;
   /** Mean of the layers' relative errors; null when there was no calibration, or `errors: false`. */
   meanError: number | null;
-  /** Wall-clock by phase; `calibration` is the reading of the text, and the writing of `ownWindows`. */
+  /** Wall-clock by phase; `calibration` is the reading of the text, and the writing of `ownWindows`. Of a run that went on: its last part. */
   milliseconds: { total: number; calibration: number; blocks: number; write: number };
 }
 
@@ -288,9 +288,15 @@ export async function prune(given: PruneOptions): Promise<PruneReport> {
       meanError: tokens && parsed.errors ? meanErrorOf(layers) : null,
       milliseconds: { total: 0, calibration: calibrated - began, blocks: pruned - calibrated, write: 0 },
     };
-    await writer.finish({ 'pruning.json': `${JSON.stringify(report, null, 2)}\n` });
-    report.milliseconds.write = performance.now() - pruned;
-    report.milliseconds.total = performance.now() - began;
+    const tellTimes = () => {
+      report.milliseconds.write = performance.now() - pruned;
+      report.milliseconds.total = performance.now() - began;
+    };
+    await writer.finish(() => {
+      tellTimes(); // but for what puts the folder in its place
+      return { 'pruning.json': `${JSON.stringify(report, null, 2)}\n` };
+    });
+    tellTimes();
     const { sparsity, meanError } = report;
     onEvent({ type: 'done', out: options.out, sparsity, meanError, milliseconds: report.milliseconds.total });
     return report;

@@ -65,24 +65,27 @@ describe('pruneLayer', () => {
     expect(relaxed.weight).not.toEqual(plain.weight);
   });
 
-  test.each(patterns)('%j, inputs in nearly equal pairs: a ladder goes on until its support settles', async (pattern) => {
-    const [outputs, inputs, tokens] = [48, 64, 256];
-    const [common, own] = [normal(31, (tokens * inputs) / 2), normal(32, tokens * inputs)];
-    const paired = own.map((x, i) => common[Math.floor(i / inputs) * (inputs / 2) + (i % (inputs / 2))]! + 1e-3 * x);
-    const given = {
-      weight: normal(33, outputs * inputs),
-      activations: paired,
-      shape: [outputs, inputs] as const,
-      precision: 'float32' as const,
-      ...optionsOf(pattern),
-    };
-    const { iterations, error, trace, kept, capped } = await pruneLayer(given);
-    const usual = rungsOf('ladder', 'of' in pattern ? pattern : { sparsity: pattern.sparsity });
-    expect(iterations).toBeGreaterThan(usual.reduce((sum, [, count]) => sum + count, 0));
-    expect(trace.at(-1)!.changed).toBeLessThanOrEqual(0.02 * kept);
-    expect(capped).toBe(false);
-    expect(error / (await pruneLayer({ ...given, ...published })).error).toBeLessThan(1.15);
-  });
+  test.each(patterns)(
+    '%j, inputs in nearly equal pairs: a ladder goes on until its support settles',
+    async (pattern) => {
+      const [outputs, inputs, tokens] = [48, 64, 256];
+      const [common, own] = [normal(31, (tokens * inputs) / 2), normal(32, tokens * inputs)];
+      const paired = own.map((x, i) => common[Math.floor(i / inputs) * (inputs / 2) + (i % (inputs / 2))]! + 1e-3 * x);
+      const given = {
+        weight: normal(33, outputs * inputs),
+        activations: paired,
+        shape: [outputs, inputs] as const,
+        precision: 'float32' as const,
+        ...optionsOf(pattern),
+      };
+      const { iterations, error, trace, kept, capped } = await pruneLayer(given);
+      const usual = rungsOf('ladder', 'of' in pattern ? pattern : { sparsity: pattern.sparsity });
+      expect(iterations).toBeGreaterThan(usual.reduce((sum, [, count]) => sum + count, 0));
+      expect(trace.at(-1)!.changed).toBeLessThanOrEqual(0.02 * kept);
+      expect(capped).toBe(false);
+      expect(error / (await pruneLayer({ ...given, ...published })).error).toBeLessThan(1.15);
+    },
+  );
 
   const int8 = Device.open('cpu').info().int8Products;
   (int8 ? describe : describe.skip)('mixed precision on a device that multiplies 8-bit integers', () => {

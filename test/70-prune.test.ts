@@ -100,6 +100,16 @@ describe('prune', () => {
     }
   });
 
+  test('the report in the folder has the times of the run', async () => {
+    const { milliseconds } = await run('times', { sparsity: 0.5, overwrite: true });
+    const { milliseconds: written } = JSON.parse(await readFile(join(scratch, 'times', 'pruning.json'), 'utf8'));
+    const { total, write, ...parts } = written;
+    expect(parts).toEqual({ calibration: milliseconds.calibration, blocks: milliseconds.blocks });
+    expect(write).toBeGreaterThan(0);
+    expect(total).toBeCloseTo(parts.calibration + parts.blocks + write, 0);
+    expect(total).toBeLessThanOrEqual(milliseconds.total);
+  });
+
   const tokenIds = Array.from({ length: 4 }, (_, w) =>
     Array.from({ length: 24 }, (_, i) => (w * 37 + i * i * 11) % 90),
   );

@@ -63,8 +63,10 @@ export async function solveAlps(
     // When it settles, ADMM's memory is free for the refit.
     await together([admm.settle(), inOwnUnits()]);
     const refitted = refit(problem, weight, mask, options, stepsProducts(options));
-    clock.leave();
-    const refineIterations = await refitted(() => problem.unscale(weight));
+    const refineIterations = await refitted(
+      () => problem.unscale(weight),
+      () => clock.leave(),
+    );
     const time = { factorise: clock.spent('factorise'), admm: clock.spent('admm'), refine: clock.spent('refine') };
     return { weight, mask, refineIterations, time, ...run };
   } catch (error) {

@@ -18,7 +18,8 @@ export function refit(
   const { refit, refineIterations: iterations, refineTolerance: tolerance } = options;
   if (refit === 'pcg' && iterations > 0) return refine(problem, b, mask, { iterations, tolerance, steps });
   if (refit === 'backsolve') backsolve(problem, b, mask);
-  return async (last) => {
+  return async (last, queued) => {
+    queued?.();
     await together([problem.stream.sync(), afterwards(last)]);
     return 0;
   };
@@ -27,8 +28,9 @@ export function refit(
 /**
  * Waits for a refit, and gives the iterations in which some row moved.
  * @param last queues what comes behind the refit's last op, for the device to do while the host waits
+ * @param queued is called when all ops of the refit are queued
  */
-type Refitting = (last?: () => void) => Promise<number>;
+type Refitting = (last?: () => void, queued?: () => void) => Promise<number>;
 
 const afterwards = async (last: (() => void) | undefined) => last?.();
 
@@ -104,13 +106,14 @@ function refine(
   }
   if (!goOn) scope.dispose();
   const counts = active;
-  return async (last) => {
+  return async (last, queued) => {
     using _ = counts;
     try {
       await goOn?.();
     } finally {
       scope.dispose();
     }
+    queued?.();
     const [moved] = await together([stream.read(counts), afterwards(last)]);
     return iterationsIn(moved, iterations);
   };
