@@ -60,6 +60,30 @@ LONG_ROPE = dict(
     original_max_position_embeddings=32,
 )
 
+SMALL = dict(
+    vocab_size=40,
+    hidden_size=24,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=12,
+    max_position_embeddings=256,
+    initializer_range=0.25,
+    tie_word_embeddings=True,
+)
+
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=64)
+
+LONG_ROPE_FACTOR = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    factor=32.0,
+    short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.6],
+    long_factor=[1.0, 1.2, 1.5, 2.5, 4.0, 6.0],
+    original_max_position_embeddings=64,
+)
+
 OPT = dict(
     vocab_size=120,
     hidden_size=48,
@@ -102,6 +126,11 @@ CONFIGS = {
         **SHAPE, head_dim=16, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True, tie_word_embeddings=False
     ),
     "gpt2-by-layer": GPT2Config(vocab_size=120, n_embd=48, n_layer=2, n_head=6, n_positions=64, initializer_range=0.25, scale_attn_by_inverse_layer_idx=True),
+    "llama-yarn": LlamaConfig(**SMALL, rope_parameters=YARN),
+    "llama-longrope-factor": LlamaConfig(**SMALL, rope_parameters=LONG_ROPE_FACTOR),
+    "qwen3-moe-window": Qwen3MoeConfig(
+        **SMALL, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, use_sliding_window=True, sliding_window=9
+    ),
 }
 
 

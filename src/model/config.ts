@@ -4,13 +4,32 @@ export type RopeScaling =
   | { type: 'none' }
   | { type: 'linear'; factor: number }
   | { type: 'llama3'; factor: number; lowFrequency: number; highFrequency: number; originalPositions: number }
-  | { type: 'longrope'; short: number[]; long: number[]; originalPositions: number; attentionFactor: number };
+  | { type: 'longrope'; short: number[]; long: number[]; originalPositions: number; attentionFactor: number }
+  /** Frequencies below the `low`-th stay, those from the `high`-th on are stretched, those between are blended. */
+  | { type: 'yarn'; factor: number; low: number; high: number; attentionFactor: number };
 
 /** Rotary positions on the first `dimensions` of each head. */
 export interface Rope {
   theta: number;
   scaling: RopeScaling;
   dimensions: number;
+}
+
+/** What a family's rotary positions differ in. */
+export interface RopeOptions {
+  maxPositions: number;
+  /** The base where config.json has none; default 10000. */
+  theta?: number;
+  /** The key at the top level that holds it; default `rope_theta`. */
+  thetaKey?: string;
+  /** Of one of several kinds of layers; default: the one object that config.json has for all. */
+  parameters?: Readonly<Record<string, unknown>>;
+  /** Whether `partial_rotary_factor` counts. */
+  partial?: boolean;
+  /** What goes before an `original_max_position_embeddings` that is not at the top level. */
+  originalPositions?: number;
+  /** Whether `yarn` is another name of `longrope`. */
+  yarnIsLongrope?: boolean;
 }
 
 export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'relu';
@@ -119,10 +138,17 @@ export class ConfigReader {
     return value;
   }
 
-  flag(key: string, fallback: boolean): boolean {
-    const value = this.config[key] ?? fallback;
+  flag(key: string, fallback: boolean, from: Readonly<Record<string, unknown>> = this.config): boolean {
+    const value = from[key] ?? fallback;
     if (typeof value !== 'boolean') throw this.#invalid(key, 'true or false', value);
     return value;
+  }
+
+  /** An object; empty when the key is absent or null. */
+  object(key: string, from: Readonly<Record<string, unknown>> = this.config): Readonly<Record<string, unknown>> {
+    const value = from[key] ?? {};
+    if (typeof value !== 'object' || Array.isArray(value)) throw this.#invalid(key, 'an object', value);
+    return value as Record<string, unknown>;
   }
 
   activation(key: string, fallback: string): Activation {
@@ -130,8 +156,11 @@ export class ConfigReader {
       silu: 'silu',
       swish: 'silu',
       gelu: 'gelu',
+      gelu_python: 'gelu',
+      gelu_accurate: 'gelu_tanh',
       gelu_fast: 'gelu_tanh',
       gelu_new: 'gelu_tanh',
+      gelu_python_tanh: 'gelu_tanh',
       gelu_pytorch_tanh: 'gelu_tanh',
       relu: 'relu',
     };
@@ -162,42 +191,44 @@ export class ConfigReader {
     return value;
   }
 
-  /** A sliding window where `layer_types` (or `otherwise`, for files without it) has one. */
-  slidingWindows(layers: number, otherwise: (layer: number) => boolean, usual?: number): number[] {
+  /** A sliding window where `types` (or `otherwise`, for files without them) has one. */
+  slidingWindows(
+    layers: number,
+    otherwise: (layer: number) => boolean,
+    { usual, types }: { usual?: number; types?: readonly string[] } = {},
+  ): number[] {
     const { sliding_window: window = usual } = this.config;
     if (window === undefined || window === null) return new Array(layers).fill(0);
     const size = this.size('sliding_window', usual);
-    const types = this.names('layer_types');
     const slides = (layer: number) => (types ? types[layer] === 'sliding_attention' : otherwise(layer));
     return Array.from({ length: layers }, (_, layer) => (slides(layer) ? size : 0));
   }
 
-  /**
-   * Rotary positions, in the spelling `rope_theta` + `rope_scaling` or `rope_parameters`.
-   * @param options.kind the key in `rope_parameters` where it has several
-   */
-  rope(headDim: number, options: { theta?: number; kind?: string } = {}): Rope {
-    const all = this.config.rope_parameters ?? this.config.rope_scaling ?? {};
-    const nested = options.kind ? ((all as Record<string, unknown>)[options.kind] ?? all) : all;
-    if (typeof nested !== 'object' || nested === null || Array.isArray(nested))
-      throw this.#invalid('rope_scaling', 'an object', nested);
-    const parameters = nested as Record<string, unknown>;
-    const { theta: fallback = 10000 } = options;
-    const theta = this.positive('rope_theta', (this.config.rope_theta as number) ?? fallback, parameters);
-    const partial = this.positive(
-      'partial_rotary_factor',
-      (this.config.partial_rotary_factor as number) ?? 1,
-      parameters,
-    );
-    const dimensions = Math.floor(headDim * partial);
+  /** Rotary positions, in the spelling `rope_theta` + `rope_scaling`, which goes before the other, or `rope_parameters`. */
+  rope(headDim: number, options: RopeOptions): Rope {
+    const { theta: usual = 10000, thetaKey = 'rope_theta', partial = false } = options;
+    const scaling = this.object('rope_scaling');
+    const all = Object.keys(scaling).length > 0 ? scaling : this.object('rope_parameters');
+    const { parameters = all } = options;
+    const theta = this.positive('rope_theta', this.positive(thetaKey, usual), parameters);
+    const part = partial
+      ? this.positive('partial_rotary_factor', this.positive('partial_rotary_factor', 1), parameters)
+      : 1;
+    const dimensions = Math.floor(headDim * part);
     if (dimensions % 2 !== 0 || dimensions > headDim)
       throw this.#invalid('head_dim', 'an even number of rotary dimensions', dimensions);
-    return { theta, dimensions, scaling: this.#ropeScaling(parameters, dimensions) };
+    return { theta, dimensions, scaling: this.#ropeScaling(parameters, { theta, dimensions }, options) };
   }
 
-  #ropeScaling(parameters: Record<string, unknown>, dimensions: number): RopeScaling {
+  #ropeScaling(
+    parameters: Readonly<Record<string, unknown>>,
+    { theta, dimensions }: { theta: number; dimensions: number },
+    options: RopeOptions,
+  ): RopeScaling {
+    const { maxPositions } = options;
     const type = parameters.rope_type ?? parameters.type ?? 'default';
-    if (type === 'default') return { type: 'none' };
+    // Dynamic differs from the default beyond max_position_embeddings alone, where no window goes.
+    if (type === 'default' || type === 'dynamic') return { type: 'none' };
     if (type === 'linear') return { type, factor: this.positive('factor', undefined, parameters) };
     if (type === 'llama3') {
       return {
@@ -205,10 +236,10 @@ export class ConfigReader {
         factor: this.positive('factor', undefined, parameters),
         lowFrequency: this.positive('low_freq_factor', undefined, parameters),
         highFrequency: this.positive('high_freq_factor', undefined, parameters),
-        originalPositions: this.positive('original_max_position_embeddings', undefined, parameters),
+        originalPositions: this.#originalPositions(parameters, options),
       };
     }
-    if (type === 'longrope') {
+    if (type === 'longrope' || (type === 'yarn' && options.yarnIsLongrope)) {
       const factors = (key: string) => {
         const list = parameters[key];
         if (
@@ -219,24 +250,59 @@ export class ConfigReader {
           throw this.#invalid(key, `a list of ${dimensions / 2} positive numbers`, list);
         return list as number[];
       };
-      const originalPositions = this.positive(
-        'original_max_position_embeddings',
-        this.config.original_max_position_embeddings as number,
-        parameters,
-      );
-      const stretch = this.size('max_position_embeddings') / originalPositions;
+      const originalPositions = this.#originalPositions(parameters, options);
+      const stretch = this.positive('factor', maxPositions / originalPositions, parameters);
       const usual = stretch > 1 ? Math.sqrt(1 + Math.log(stretch) / Math.log(originalPositions)) : 1;
       return {
-        type,
+        type: 'longrope',
         short: factors('short_factor'),
         long: factors('long_factor'),
         originalPositions,
         attentionFactor: this.positive('attention_factor', usual, parameters),
       };
     }
+    if (type === 'yarn') return this.#yarn(parameters, { theta, dimensions }, options);
     throw new AlpsError(
       'UNSUPPORTED_MODEL',
-      `config.json: the rope_type ${describe(type)} is not supported (default, linear, llama3, longrope are)`,
+      `config.json: the rope_type ${describe(type)} is not supported (default, linear, dynamic, llama3, longrope, yarn are)`,
     );
+  }
+
+  /** By the YaRN paper, section 3.2: a frequency that turns often within the original positions stays. */
+  #yarn(
+    parameters: Readonly<Record<string, unknown>>,
+    { theta, dimensions }: { theta: number; dimensions: number },
+    options: RopeOptions,
+  ): RopeScaling {
+    const originalPositions = this.#originalPositions(parameters, options);
+    const factor = this.positive('factor', options.maxPositions / originalPositions, parameters);
+    // The place of the frequency that turns so often, in whole numbers unless `truncate` is false.
+    const placeOf = (turns: number) =>
+      (dimensions * Math.log(originalPositions / (turns * 2 * Math.PI))) / (2 * Math.log(theta));
+    const first = placeOf(this.positive('beta_fast', 32, parameters));
+    const last = placeOf(this.positive('beta_slow', 1, parameters));
+    const isWhole = this.flag('truncate', true, parameters);
+    const low = Math.max(isWhole ? Math.floor(first) : first, 0);
+    const high = Math.min(isWhole ? Math.ceil(last) : last, dimensions - 1);
+    const growth = (scale = 1) => (factor > 1 ? 0.1 * scale * Math.log(factor) + 1 : 1);
+    const scale = (key: string) => growth(this.positive(key, undefined, parameters));
+    const usual = parameters.mscale && parameters.mscale_all_dim ? scale('mscale') / scale('mscale_all_dim') : growth();
+    return {
+      type: 'yarn',
+      factor,
+      low,
+      high: low === high ? high + 0.001 : high,
+      attentionFactor: this.positive('attention_factor', usual, parameters),
+    };
+  }
+
+  /** The positions that a model had before it was stretched; as in transformers the top level goes first, but not for a kind of layers. */
+  #originalPositions(
+    parameters: Readonly<Record<string, unknown>>,
+    { maxPositions, originalPositions, parameters: ofKind }: RopeOptions,
+  ): number {
+    const key = 'original_max_position_embeddings';
+    const inner = originalPositions ?? this.positive(key, maxPositions, parameters);
+    return ofKind ? inner : this.positive(key, inner);
   }
 }

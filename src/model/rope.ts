@@ -12,7 +12,7 @@ export function ropeTables(rope: Rope, positions: number) {
     const exponent = Math.fround((2 * i) / dimensions);
     return scaled(1 / Math.fround(theta ** exponent), i, rope, positions);
   });
-  const amplitude = scaling.type === 'longrope' ? scaling.attentionFactor : 1;
+  const amplitude = 'attentionFactor' in scaling ? scaling.attentionFactor : 1;
   const cosine = new Float32Array(positions * half);
   const sine = new Float32Array(positions * half);
   for (let t = 0; t < positions; t++) {
@@ -33,11 +33,16 @@ function scaled(frequency: number, index: number, { scaling }: Rope, positions: 
     const factors = positions > scaling.originalPositions ? scaling.long : scaling.short;
     return frequency / factors[index]!;
   }
+  if (scaling.type === 'yarn') {
+    const { factor, low, high } = scaling;
+    const ramp = Math.min(Math.max((index - low) / (high - low), 0), 1);
+    return (frequency / factor) * ramp + frequency * (1 - ramp);
+  }
   // Llama 3: long wavelengths are stretched, short ones stay, those between are blended.
   const wavelength = (2 * Math.PI) / frequency;
   const { factor, lowFrequency, highFrequency, originalPositions } = scaling;
-  if (wavelength < originalPositions / highFrequency) return frequency;
   if (wavelength > originalPositions / lowFrequency) return frequency / factor;
+  if (wavelength < originalPositions / highFrequency) return frequency;
   const smooth = (originalPositions / wavelength - lowFrequency) / (highFrequency - lowFrequency);
   return ((1 - smooth) * frequency) / factor + smooth * frequency;
 }

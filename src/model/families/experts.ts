@@ -28,7 +28,7 @@ export const expertsFamily: Family = {
 
 function mixtralExperts(reader: ConfigReader, layers: number): ExpertsConfig {
   return {
-    count: reader.count('num_local_experts', 8),
+    count: reader.count(reader.config.num_experts == null ? 'num_local_experts' : 'num_experts', 8),
     perToken: reader.size('num_experts_per_tok', 2),
     intermediate: reader.size('intermediate_size'),
     normalise: true,

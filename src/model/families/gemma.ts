@@ -1,5 +1,5 @@
 import { AlpsError } from '../../errors.js';
-import { ConfigReader, type DecoderConfig, usualConfig } from '../config.js';
+import { ConfigReader, type DecoderConfig, type Rope, usualConfig } from '../config.js';
 import type { Family } from './family.js';
 import { llamaBlock, llamaNames } from './llama.js';
 
@@ -36,12 +36,14 @@ function readConfig(reader: ConfigReader): DecoderConfig {
   const layers = reader.count('num_hidden_layers');
   const headDim = reader.size('head_dim', 256);
   const heads = reader.size('num_attention_heads');
-  const every = reader.size('sliding_window_pattern', third ? 6 : 2);
-  const slidingWindow = reader.slidingWindows(layers, (layer) => (layer + 1) % every !== 0);
+  const maxPositions = reader.size('max_position_embeddings', third ? 131072 : 8192);
+  const every = third ? reader.size('sliding_window_pattern', 6) : 2;
+  const slidingWindow = reader.slidingWindows(layers, (layer) => (layer + 1) % every !== 0, {
+    usual: 4096,
+    types: reader.names('layer_types'),
+  });
   const cap = (key: string, usual: number | null) =>
     (reader.config[key] === undefined ? usual : reader.config[key]) === null ? 0 : reader.positive(key, usual ?? 0);
-  const global = reader.rope(headDim, { kind: 'full_attention', theta: third ? 1e6 : 1e4 });
-  const local = localRope(reader, headDim);
   return {
     ...usualConfig,
     modelType,
@@ -52,18 +54,15 @@ function readConfig(reader: ConfigReader): DecoderConfig {
     intermediate: reader.size('intermediate_size'),
     kvHeads: reader.size('num_key_value_heads', heads),
     vocabulary: reader.size('vocab_size'),
-    maxPositions: reader.size('max_position_embeddings', 8192),
+    maxPositions,
     normEps: reader.positive('rms_norm_eps', 1e-6),
     normOffset: 1,
     normPlacement: 'sandwich',
-    activation: reader.activation(
-      reader.config.hidden_activation == null ? 'hidden_act' : 'hidden_activation',
-      'gelu_pytorch_tanh',
-    ),
-    ropes: third ? [global, local] : [global],
+    activation: reader.activation('hidden_activation', 'gelu_pytorch_tanh'),
+    ropes: third ? ropesOfThird(reader, headDim, maxPositions) : [reader.rope(headDim, { maxPositions })],
     ropeOf: slidingWindow.map((window) => (third && window > 0 ? 1 : 0)),
     attentionScale: new Array(layers).fill(1 / Math.sqrt(reader.positive('query_pre_attn_scalar', 256))),
-    attentionSoftCap: cap('attn_logit_softcapping', third ? null : 50),
+    attentionSoftCap: third ? 0 : cap('attn_logit_softcapping', 50),
     logitSoftCap: cap('final_logit_softcapping', third ? null : 30),
     qkNorm: third,
     slidingWindow,
@@ -73,12 +72,13 @@ function readConfig(reader: ConfigReader): DecoderConfig {
   };
 }
 
-/** Gemma 3's layers with a sliding window turn faster and are never stretched. */
-function localRope(reader: ConfigReader, headDim: number) {
-  const { rope_parameters: nested } = reader.config;
-  if (typeof nested === 'object' && nested !== null && 'sliding_attention' in nested) {
-    return reader.rope(headDim, { kind: 'sliding_attention' });
-  }
-  const theta = reader.positive('rope_local_base_freq', 1e4);
-  return { theta, dimensions: headDim, scaling: { type: 'none' } } as const;
+/** Gemma 3: one for the layers that see all tokens, and one that turns faster for those with a sliding window. */
+function ropesOfThird(reader: ConfigReader, headDim: number, maxPositions: number): Rope[] {
+  const kinds = reader.object('rope_parameters');
+  const global = { ...reader.object('full_attention', kinds), ...reader.object('rope_scaling') };
+  const local = reader.object('sliding_attention', kinds);
+  return [
+    reader.rope(headDim, { maxPositions, theta: 1e6, parameters: global }),
+    reader.rope(headDim, { maxPositions, theta: 1e4, thetaKey: 'rope_local_base_freq', parameters: local }),
+  ];
 }

@@ -7,10 +7,11 @@ export const gpt2Family: Family = {
 
   read(raw, has) {
     const reader = new ConfigReader(raw);
-    const hidden = reader.size('n_embd', 768);
-    const heads = reader.size('n_head', 12);
-    const layers = reader.count('n_layer', 12);
-    const maxPositions = reader.size('n_positions', 1024);
+    const either = (alias: string, key: string) => (raw[alias] == null ? key : alias);
+    const hidden = reader.size(either('hidden_size', 'n_embd'), 768);
+    const heads = reader.size(either('num_attention_heads', 'n_head'), 12);
+    const layers = reader.count(either('num_hidden_layers', 'n_layer'), 12);
+    const maxPositions = reader.size(either('max_position_embeddings', 'n_positions'), 1024);
     const headDim = Math.floor(hidden / heads);
     const scale = reader.flag('scale_attn_weights', true) ? 1 / Math.sqrt(headDim) : 1;
     const byLayer = reader.flag('scale_attn_by_inverse_layer_idx', false);

@@ -1,4 +1,4 @@
-import { ConfigReader, type DecoderConfig, usualConfig } from '../config.js';
+import { ConfigReader, type DecoderConfig, type RopeOptions, usualConfig } from '../config.js';
 import type { BlockSpec, Family } from './family.js';
 
 /** Llama 1-3, SmolLM2, Mistral, Qwen2, Qwen3: RMSNorm, rotary positions, grouped queries, gated MLP. */
@@ -29,6 +29,7 @@ interface Defaults {
   theta?: number;
   /** Of the sliding window, where one is used. */
   window?: number;
+  rope?: Partial<RopeOptions>;
 }
 
 const qwen: Defaults = { maxPositions: 32768, window: 4096 };
@@ -39,7 +40,11 @@ const defaultsOf: Partial<Record<string, Defaults>> = {
   qwen2: qwen,
   qwen3: qwen,
   qwen3_moe: qwen,
-  phi3: { maxPositions: 4096, normEps: 1e-5 },
+  phi3: {
+    maxPositions: 4096,
+    normEps: 1e-5,
+    rope: { partial: true, originalPositions: 4096, yarnIsLongrope: true },
+  },
 };
 
 /** What decoders in the manner of Llama have in their config.json. */
@@ -48,9 +53,9 @@ export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
   const hidden = reader.size('hidden_size');
   const layers = reader.count('num_hidden_layers');
   const heads = reader.size('num_attention_heads');
-  const { maxPositions = 2048, kvHeads = heads, normEps = 1e-6, theta = 1e4, window } = defaultsOf[modelType] ?? {};
-  const qwen3 = modelType.startsWith('qwen3');
-  const headDim = reader.size('head_dim', qwen3 ? 128 : Math.floor(hidden / heads));
+  const usual = defaultsOf[modelType] ?? {};
+  const maxPositions = reader.size('max_position_embeddings', usual.maxPositions ?? 2048);
+  const headDim = reader.size('head_dim', modelType === 'qwen3' ? 128 : Math.floor(hidden / heads));
   return {
     ...usualConfig,
     modelType,
@@ -59,16 +64,16 @@ export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
     heads,
     headDim,
     intermediate: reader.size('intermediate_size'),
-    kvHeads: reader.size('num_key_value_heads', kvHeads),
+    kvHeads: reader.size('num_key_value_heads', usual.kvHeads ?? heads),
     vocabulary: reader.size('vocab_size'),
-    maxPositions: reader.size('max_position_embeddings', maxPositions),
-    normEps: reader.positive('rms_norm_eps', normEps),
+    maxPositions,
+    normEps: reader.positive('rms_norm_eps', usual.normEps ?? 1e-6),
     activation: reader.activation('hidden_act', 'silu'),
-    ropes: [reader.rope(headDim, { theta })],
+    ropes: [reader.rope(headDim, { maxPositions, theta: usual.theta, ...usual.rope })],
     ropeOf: new Array(layers).fill(0),
     attentionScale: new Array(layers).fill(1 / Math.sqrt(headDim)),
-    qkNorm: qwen3,
-    slidingWindow: slidingWindows(reader, modelType, layers, window),
+    qkNorm: modelType.startsWith('qwen3'),
+    slidingWindow: slidingWindows(reader, modelType, layers, usual.window),
     embeddingSize: hidden,
     tiedEmbeddings: reader.flag('tie_word_embeddings', false),
   };
@@ -105,11 +110,15 @@ export function llamaBlock(
   };
 }
 
-/** Mistral, Mixtral: every layer. Qwen: the layers from `max_window_layers` on, or those that `layer_types` names. Llama: none. */
+/**
+ * Mistral, Mixtral, Phi-3 and, where it uses windows, Qwen3-MoE: every layer. Qwen2, Qwen3: the layers from `max_window_layers` on.
+ * Llama: none. In files of Mistral, Qwen2 and Qwen3 `layer_types` goes before that.
+ */
 function slidingWindows(reader: ConfigReader, modelType: string, layers: number, usual: number | undefined): number[] {
-  const everywhere = modelType === 'mistral' || modelType === 'mixtral' || modelType === 'phi3';
-  const used = everywhere || (modelType.startsWith('qwen') && reader.config.use_sliding_window === true);
+  const isQwen = modelType.startsWith('qwen');
+  const used = isQwen ? reader.config.use_sliding_window === true : modelType !== 'llama';
   if (!used) return new Array(layers).fill(0);
-  const first = everywhere ? 0 : Number(reader.config.max_window_layers ?? 28);
-  return reader.slidingWindows(layers, (layer) => layer >= first, usual);
+  const first = isQwen && modelType !== 'qwen3_moe' ? Number(reader.config.max_window_layers ?? 28) : 0;
+  const types = ['mistral', 'qwen2', 'qwen3'].includes(modelType) ? reader.names('layer_types') : undefined;
+  return reader.slidingWindows(layers, (layer) => layer >= first, { usual, types });
 }
