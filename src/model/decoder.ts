@@ -177,9 +177,13 @@ export function readArchitecture(checkpoint: Checkpoint): Architecture {
     );
   }
   const architecture = family.read(checkpoint.config, (name) => checkpoint.tensors.has(name));
-  // A head of its own counts, whatever config.json says of ties, as in transformers from version 5 on.
-  if (checkpoint.tensors.has(`${architecture.head}.weight`)) architecture.config.tiedEmbeddings = false;
-  const { heads, kvHeads, ropes, headDim, experts } = architecture.config;
+  const { config, embedding, head } = architecture;
+  if (checkpoint.tensors.has(`${head}.weight`)) {
+    // A head of its own counts, whatever config.json says of ties, as in transformers from version 5 on; a tied one alone is the table too.
+    if (config.tiedEmbeddings && !checkpoint.tensors.has(`${embedding}.weight`)) architecture.embedding = head;
+    else config.tiedEmbeddings = false;
+  }
+  const { heads, kvHeads, ropes, headDim, experts } = config;
   if (heads % kvHeads !== 0) {
     throw new AlpsError(
       'INVALID_CHECKPOINT',

@@ -12,15 +12,16 @@ export const expertsFamily: Family = {
     const config = readLlamaConfig(reader);
     const experts = mixtral ? mixtralExperts(reader, config.layers) : qwenExperts(reader, config.layers);
     const bias = !mixtral && reader.flag('attention_bias', false);
+    const { at, ...names } = llamaNames(has);
     return {
       config: { ...config, experts },
-      ...llamaNames,
+      ...names,
       block(layer) {
-        const block = llamaBlock(layer, config, { qkv: bias, o: bias });
+        const block = llamaBlock(at(layer), config, { qkv: bias, o: bias });
         if (!experts.layers[layer]) return block;
-        const old = `model.layers.${layer}.block_sparse_moe`;
-        const at = mixtral && has(`${old}.gate.weight`) ? old : `model.layers.${layer}.mlp`;
-        return { ...block, router: `${at}.gate`, mlp: expertSpecs(at, experts.count, has) };
+        const old = `${at(layer)}.block_sparse_moe`;
+        const moe = mixtral && has(`${old}.gate.weight`) ? old : `${at(layer)}.mlp`;
+        return { ...block, router: `${moe}.gate`, mlp: expertSpecs(moe, experts.count, has) };
       },
     };
   },

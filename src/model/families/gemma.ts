@@ -7,20 +7,20 @@ import { llamaBlock, llamaNames } from './llama.js';
 export const gemmaFamily: Family = {
   modelTypes: ['gemma2', 'gemma3_text'],
 
-  read(raw) {
+  read(raw, has) {
     const reader = new ConfigReader(raw);
     const config = readConfig(reader);
     const bias = reader.flag('attention_bias', false);
+    const { at, ...names } = llamaNames(has);
     return {
       config,
-      ...llamaNames,
+      ...names,
       block(layer) {
-        const at = (name: string) => `model.layers.${layer}.${name}`;
         return {
-          ...llamaBlock(layer, config, { qkv: bias, o: bias }),
-          attentionOutNorm: at('post_attention_layernorm'),
-          mlpNorm: at('pre_feedforward_layernorm'),
-          mlpOutNorm: at('post_feedforward_layernorm'),
+          ...llamaBlock(at(layer), config, { qkv: bias, o: bias }),
+          attentionOutNorm: `${at(layer)}.post_attention_layernorm`,
+          mlpNorm: `${at(layer)}.pre_feedforward_layernorm`,
+          mlpOutNorm: `${at(layer)}.post_feedforward_layernorm`,
         };
       },
     };

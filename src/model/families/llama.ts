@@ -1,26 +1,35 @@
 import { ConfigReader, type DecoderConfig, type RopeOptions, usualConfig } from '../config.js';
-import type { BlockSpec, Family } from './family.js';
+import { type BlockSpec, type Family, onePrefix } from './family.js';
 
 /** Llama 1-3, SmolLM2, Mistral, Qwen2, Qwen3: RMSNorm, rotary positions, grouped queries, gated MLP. */
 export const llamaFamily: Family = {
   modelTypes: ['llama', 'mistral', 'qwen2', 'qwen3'],
 
-  read(raw) {
+  read(raw, has) {
     const reader = new ConfigReader(raw);
     const config = readLlamaConfig(reader);
     const { modelType } = config;
     const bias = (modelType === 'llama' || modelType === 'qwen3') && reader.flag('attention_bias', false);
     const mlpBias = modelType === 'llama' && reader.flag('mlp_bias', false);
+    const { at, ...names } = llamaNames(has);
     return {
       config,
-      ...llamaNames,
-      block: (layer) => llamaBlock(layer, config, { qkv: modelType === 'qwen2' || bias, o: bias, mlp: mlpBias }),
+      ...names,
+      block: (layer) => llamaBlock(at(layer), config, { qkv: modelType === 'qwen2' || bias, o: bias, mlp: mlpBias }),
     };
   },
 };
 
-/** The names outside the blocks. */
-export const llamaNames = { embedding: 'model.embed_tokens', finalNorm: 'model.norm', head: 'lm_head' } as const;
+/** The names outside the blocks, and what those in a block begin with; files of the inner module alone have no "model.". */
+export function llamaNames(has: (tensor: string) => boolean) {
+  const prefix = onePrefix(has, 'embed_tokens.weight', ['model.', '']);
+  return {
+    embedding: `${prefix}embed_tokens`,
+    finalNorm: `${prefix}norm`,
+    head: 'lm_head',
+    at: (layer: number) => `${prefix}layers.${layer}`,
+  };
+}
 
 interface Defaults {
   maxPositions?: number;
@@ -79,13 +88,16 @@ export function readLlamaConfig(reader: ConfigReader): DecoderConfig {
   };
 }
 
-/** The tensors of a block in the manner of Llama. */
+/**
+ * The tensors of a block in the manner of Llama.
+ * @param prefix of their names
+ */
 export function llamaBlock(
-  layer: number,
+  prefix: string,
   { qkNorm }: DecoderConfig,
   bias: { qkv?: boolean; o?: boolean; mlp?: boolean } = {},
 ): BlockSpec {
-  const at = (name: string) => `model.layers.${layer}.${name}`;
+  const at = (name: string) => `${prefix}.${name}`;
   return {
     attentionNorm: at('input_layernorm'),
     mlpNorm: at('post_attention_layernorm'),

@@ -6,18 +6,18 @@ import { llamaBlock, llamaNames, readLlamaConfig } from './llama.js';
 export const phi3Family: Family = {
   modelTypes: ['phi3'],
 
-  read(raw) {
+  read(raw, has) {
     const config = readLlamaConfig(new ConfigReader(raw));
+    const { at, ...names } = llamaNames(has);
     return {
       config,
-      ...llamaNames,
+      ...names,
       block(layer) {
-        const at = (name: string) => `model.layers.${layer}.${name}`;
-        const block = llamaBlock(layer, config);
+        const block = llamaBlock(at(layer), config);
         return {
           ...block,
-          attention: [[{ name: at('self_attn.qkv_proj'), parts: ['q', 'k', 'v'] }], block.attention[1]],
-          mlp: [[[{ name: at('mlp.gate_up_proj'), parts: ['gate', 'up'] }], block.mlp[0]![1]]],
+          attention: [[{ name: `${at(layer)}.self_attn.qkv_proj`, parts: ['q', 'k', 'v'] }], block.attention[1]],
+          mlp: [[[{ name: `${at(layer)}.mlp.gate_up_proj`, parts: ['gate', 'up'] }], block.mlp[0]![1]]],
         };
       },
     };
