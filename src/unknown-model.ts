@@ -9,11 +9,12 @@ import type { ParsedPruningOptions } from './pruning/options.js';
 import type { LayerReport } from './traversal.js';
 
 const blockNumber = /\.(\d+)\./;
-const notPruned = /embed|norm|router|lm_head|\bwte\b|\bwpe\b|\.gate\.weight$|\bln_|positions?\b/i;
+const notPruned =
+  /embed|norm|relative_attention_bias|router|lm_head|\bwte\b|\bwpe\b|\.gate\.weight$|\bln_|positions?\b/i;
 
 /**
  * The matrices that magnitude pruning takes from a model of unknown type: two dimensions, a name with a block's number that
- * ends with ".weight", and no embedding, norm or router by that name.
+ * ends with ".weight", and no embedding (of positions, too), norm or router by that name.
  */
 export function matricesByName(checkpoint: Checkpoint): CheckpointTensor[] {
   return [...checkpoint.tensors.values()].filter(

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Checkpoint } from '../src/checkpoint/folder.js';
-import { SafetensorsFile } from '../src/checkpoint/safetensors.js';
+import { SafetensorsFile, writeSafetensors } from '../src/checkpoint/safetensors.js';
 import { inspectModel } from '../src/inspect.js';
 import { sharesOf } from '../src/model/expert-run.js';
 import { type PruneOptions, prune } from '../src/prune.js';
@@ -72,7 +72,6 @@ describe('experts', () => {
     // The fused fixture, cut into a tensor an expert.
     const folder = join(scratch, 'cut');
     await cp(join(models, 'qwen3-moe-fused'), folder, { recursive: true });
-    const { writeSafetensors } = await import('../src/checkpoint/safetensors.js');
     const source = await Checkpoint.open(join(models, 'qwen3-moe-fused'));
     const tensors = [];
     for (const { name, dtype, shape } of source.tensors.values()) {
@@ -159,6 +158,20 @@ describe('a model of unknown type', () => {
       ['known-mp', 'unknown-mp'].map((name) => readFile(join(scratch, name, 'model.safetensors'))),
     );
     expect(Buffer.compare(a!, b!)).toBe(0);
+  });
+
+  test('a table of relative positions is not pruned', async () => {
+    const other = join(scratch, 'relative');
+    await cp(join(folder, 'config.json'), join(other, 'config.json'));
+    const at = 'encoder.block.0.layer.0.SelfAttention';
+    const bytes = new Uint8Array(Float32Array.from({ length: 64 }, (_, i) => i + 1).buffer);
+    const tensors = ['q', 'relative_attention_bias'].map((name) => `${at}.${name}.weight`);
+    await writeSafetensors(
+      join(other, 'model.safetensors'),
+      tensors.map((name) => ({ name, dtype: 'F32', shape: [8, 8], bytes })),
+    );
+    const report = await run('', 'relative-mp', { model: other, sparsity: 0.5, method: 'mp', calibration: undefined });
+    expect(report.layers.map(({ name }) => name)).toEqual([`${at}.q`]);
   });
 
   test('all else is refused with the way out', async () => {
