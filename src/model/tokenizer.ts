@@ -1,7 +1,8 @@
 import { setImmediate } from 'node:timers/promises';
-import { Tokenizer as Library } from '@huggingface/tokenizers';
+import type { Tokenizer as Library } from '@huggingface/tokenizers';
 import { AlpsError, describe, invalidArgument, throwIfAborted } from '../errors.js';
 import { type Cuts, findCuts, firstCut, nextCut } from './tokenizer-cuts.js';
+import { Encoder } from './tokenizer-encoder.js';
 import { readTokenizerFiles, type TokenizerFiles } from './tokenizer-json.js';
 
 /** A tokenizer.json in use. Ids never include special tokens that the text does not contain. */
@@ -34,7 +35,9 @@ export interface Tokenizer {
  * Reads a model folder's `tokenizer.json` (byte-pair models) and `tokenizer_config.json`.
  *
  * Long texts are encoded in pieces, cut only where that changes no id; see {@link Cuts}. The one exception is a run of
- * 16 Ki characters without any such place (base64, say): it is cut at that length.
+ * 16 KiB (as UTF-8) without any such place (base64, say): it is cut before its last blank or, without one, at that length.
+ *
+ * The ids are those of the Rust library, but for characters that are newer than its Unicode tables or Node's.
  *
  * @param options.vocabSize rows of the model's embedding; an id beyond it is an error of the text, not of the device
  * @throws AlpsError `FILE_SYSTEM`, `INVALID_CHECKPOINT` (broken file), `UNSUPPORTED_MODEL` (which part is not supported)
@@ -68,12 +71,15 @@ class BytePairTokenizer implements Tokenizer {
   readonly prefix: readonly number[];
   readonly #folder: string;
   readonly #library: Library;
+  readonly #encoder: Encoder;
   readonly #cuts: Cuts;
   readonly #cleanUp: boolean;
 
   constructor(folder: string, files: TokenizerFiles, vocabSize: number | undefined) {
-    const library = new Library(files.tokenizer, files.config);
+    const encoder = new Encoder(files);
+    const { library } = encoder;
     this.#folder = folder;
+    this.#encoder = encoder;
     this.#library = library;
     this.vocabSize = vocabSize ?? largestId(files) + 1;
     this.bosToken = tokenText(files.config.bos_token);
@@ -82,7 +88,7 @@ class BytePairTokenizer implements Tokenizer {
     this.eosId = eosToken === undefined ? undefined : library.token_to_id(eosToken);
     this.#cleanUp = files.config.clean_up_tokenization_spaces === true;
     this.prefix = prefixOf(library);
-    this.#cuts = findCuts(files, (text) => library.encode(text, { add_special_tokens: false }).ids);
+    this.#cuts = findCuts(files, encoder);
   }
 
   encode(text: string): Uint32Array {
@@ -140,23 +146,22 @@ class BytePairTokenizer implements Tokenizer {
 
   decode(ids: ArrayLike<number>): string {
     const list = Array.from(ids);
-    for (const id of list) this.#checkId(id, undefined);
+    for (const id of list) this.#checkId(id);
     if (list.length === 0) return '';
     const options = { clean_up_tokenization_spaces: this.#cleanUp };
     return usable(this.#folder, () => this.#library.decode(list, options));
   }
 
   #encodePiece(piece: string, isFirst: boolean): Uint32Array {
-    const text = this.#cuts.dropSpace && !isFirst && piece.startsWith(' ') ? piece.slice(1) : piece;
-    const { ids, tokens }: { ids: number[]; tokens: string[] } = usable(this.#folder, () =>
-      this.#library.encode(text.replace(/\p{Surrogate}/gu, '\uFFFD'), { add_special_tokens: false }),
-    );
-    for (let i = 0; i < ids.length; i++) this.#checkId(ids[i], tokens[i]);
+    const text = piece.replace(/\p{Surrogate}/gu, '\uFFFD');
+    const ids = usable(this.#folder, () => this.#encoder.encode(text, isFirst));
+    for (const id of ids) this.#checkId(id);
     return Uint32Array.from(ids);
   }
 
-  #checkId(id: unknown, token: string | undefined): void {
+  #checkId(id: unknown): void {
     if (Number.isInteger(id) && (id as number) >= 0 && (id as number) < this.vocabSize) return;
+    const token = this.#library.id_to_token(id as number);
     const name = token === undefined ? '' : ` (${describe(token)})`;
     throw new AlpsError(
       'INVALID_TEXT',

@@ -13,13 +13,13 @@ const split = (pattern: string) => ({
   behavior: 'Isolated',
   invert: false,
 });
-const bytes = (useRegex: boolean, prefix = false) => ({
+export const bytes = (useRegex: boolean, prefix = false) => ({
   type: 'ByteLevel',
   add_prefix_space: prefix,
   trim_offsets: true,
   use_regex: useRegex,
 });
-const sequence = (...pretokenizers: Json[]) => ({ type: 'Sequence', pretokenizers });
+export const sequence = (...pretokenizers: Json[]) => ({ type: 'Sequence', pretokenizers });
 
 /** Pre-tokenizers of the model families, over one small byte-pair vocabulary. */
 export const byteLevelKinds: Record<string, { pre_tokenizer: Json; normalizer?: Json }> = {
@@ -43,6 +43,10 @@ export const spaceMarkKinds: Record<string, { pre_tokenizer: Json | null; normal
         { type: 'Replace', pattern: { String: ' ' }, content: '\u2581' },
       ],
     },
+  },
+  gemma: {
+    pre_tokenizer: { type: 'Split', pattern: { String: ' ' }, behavior: 'MergedWithPrevious', invert: false },
+    normalizer: { type: 'Replace', pattern: { String: ' ' }, content: '\u2581' },
   },
   metaspace: { pre_tokenizer: { type: 'Metaspace', replacement: '\u2581', prepend_scheme: 'first', split: false } },
   metaspaceSplit: {
@@ -100,6 +104,49 @@ export function tinyTokenizer(kind: string): Json {
     },
   };
 }
+
+/** A tokenizer.json with nothing but some parts, and a byte-pair model of these tokens. */
+export function plainTokenizer(parts: Json, tokens: string[], merges: string[] = [], model: Json = {}): Json {
+  const all = [...new Set([...tokens, ...merges.map((pair) => pair.replace(' ', ''))])];
+  return {
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens: [],
+    normalizer: null,
+    pre_tokenizer: null,
+    post_processor: null,
+    decoder: null,
+    ...parts,
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      vocab: Object.fromEntries(all.map((token, id) => [token, id])),
+      merges,
+      ...model,
+    },
+  };
+}
+
+/** The same over bytes: each is a token, with its number as id. */
+export const byteTokenizer = (parts: Json, merges?: string[]) =>
+  plainTokenizer({ pre_tokenizer: bytes(true), ...parts }, byteAlphabet(), merges);
+
+export const addedToken = (id: number, content: string, options: Json = {}): Json => ({
+  id,
+  content,
+  single_word: false,
+  lstrip: false,
+  rstrip: false,
+  normalized: false,
+  special: false,
+  ...options,
+});
 
 /** A model folder with nothing but a tokenizer. */
 export async function writeTokenizer(folder: string, tokenizer: unknown, config: Json = { bos_token: '<|end|>' }) {
