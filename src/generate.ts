@@ -1,5 +1,5 @@
 import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } from './calibration/calibration.js';
-import { join, shortened, type TokenWindows } from './calibration/windows.js';
+import { join, mostSeed, shortened, type TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice, jobDeviceNames } from './device/device.js';
 import { invalidArgument, type Names, optionalFunction, optionsObject, throwIfAborted } from './errors.js';
@@ -22,9 +22,9 @@ export interface GenerateOptions extends JobDevice {
   prompts?: Pick<CalibrationOptions, 'text' | 'tokenIds' | 'field' | 'maxTokens'>;
   /** Tokens of a passage, at least 2. Default an eighth of a window; passages that are given as token ids stay as they are. */
   promptLength?: number;
-  /** The same model, seed, device and precision give the same tokens. Default 0. */
+  /** The same model, seed, device and precision give the same tokens. Below 2³², default 0. */
   seed?: number;
-  /** Logits are divided by it before a token is drawn. Default 1: the model's own distribution. */
+  /** Logits are divided by it before a token is drawn. Default 1: the model's own distribution. 0: always the likeliest. */
   temperature?: number;
   /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
   precision?: Precision | 'auto';
@@ -85,7 +85,7 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   const began = performance.now();
   const { signal, windows = 16, seed = 0, temperature = 1 } = options;
   integerFrom('windows', windows, 1);
-  integerFrom('seed', seed, 0);
+  integerFrom('seed', seed, 0, mostSeed);
   numberIn('temperature', temperature, 0, 1e6);
   optionalFunction('onProgress', options.onProgress);
   if (options.promptLength !== undefined && !options.prompts)

@@ -347,6 +347,7 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   }
   checkPrecision(precision);
   for (const name of ['overwrite', 'resume', 'restart'] as const) flag(name, options[name] ?? false);
+  if (options.restart && !options.resume) throw invalidArgument('restart', 'false without resume', true);
   optionalFunction('onEvent', options.onEvent);
   parseLogger(options.logger);
   const parsed = parsePruningOptions(options);
@@ -422,7 +423,7 @@ export function checkWidths(checkpoint: Checkpoint, model: DecoderModel | undefi
 }
 
 /** Of the layers that saw inputs. */
-function meanErrorOf(layers: LayerReport[]): number {
+export function meanErrorOf(layers: readonly Pick<LayerReport, 'error'>[]): number {
   const errors = layers.flatMap(({ error }) => (error === null ? [] : [error]));
   return errors.reduce((sum, error) => sum + error, 0) / Math.max(errors.length, 1);
 }

@@ -207,6 +207,7 @@ test.each<[string, Partial<GenerateOptions>, string]>([
   ['half a window', { windows: 1.5 }, 'windows'],
   ['a window of one token', { length: 1 }, 'length'],
   ['a negative seed', { seed: -1 }, 'seed'],
+  ['a seed of more than 32 bits', { seed: 2 ** 32 }, 'at most 4294967295 for seed'],
   ['a temperature below 0', { temperature: -0.1 }, 'temperature'],
   ['no number', { temperature: Number.NaN }, 'temperature'],
   ['a passage of nothing', { promptLength: 8 }, 'promptLength'],

@@ -327,7 +327,7 @@ describe('the option', () => {
     ['0.4,0.3', { strength: 0.4, residualStrength: 0.3 }],
     ['0.4,0.3,0', { strength: 0.4, residualStrength: 0.3, errorWeight: 0 }],
   ])('--dense-target %s', (text, option) => {
-    expect(pruningOptionsOf({ 'dense-target': text }).denseTarget).toEqual(option);
+    expect(pruningOptionsOf({ sparsity: '0.7', 'dense-target': text }).denseTarget).toEqual(option);
   });
   test.each([
     [{ sparsity: 0.3 }, 0.25],
@@ -404,8 +404,8 @@ describe('prune with dense targets', () => {
     async (propagation) => {
       const controller = new AbortController();
       // More than one chunk of tokens.
-      const shared = { sparsity: 0.5, propagation, calibration: { ...calibration, windows: 34 }, restart: true };
-      const options = { ...shared, restart: false, resume: true };
+      const shared = { sparsity: 0.5, propagation, calibration: { ...calibration, windows: 34 } };
+      const options = { ...shared, resume: true };
       await run('whole', { ...shared, overwrite: true });
       await rm(join(scratch, 'resumed'), { recursive: true, force: true });
       await expect(

@@ -416,6 +416,7 @@ test.each<[string, object, string]>([
   ['a time limit below 0', { timeLimit: -1 }, 'for timeLimit'],
   ['no windows', { evaluation: { windows: 0 } }, 'an integer of at least 1 for evaluation.windows'],
   ['windows of one token', { evaluation: { length: 1 } }, 'evaluation.length'],
+  ['a seed of more than 32 bits', { evaluation: { seed: 2 ** 32 } }, 'at most 4294967295 for evaluation.seed'],
   ['a seed that is none', { evaluation: { seed: 0.5 } }, 'evaluation.seed'],
   ['text and ids', { evaluation: { text: 'a.txt', tokenIds: [[1, 2]] } }, 'at most one of'],
   ['shares of no texts', { evaluation: { shares: [1, 2] } }, 'none without evaluation.text for evaluation.shares'],

@@ -170,6 +170,18 @@ describe('prune', () => {
       'INVALID_ARGUMENT',
       `Expected true or false for ${name}`,
     ]),
+    [
+      'a restart of what does not resume',
+      { sparsity: 0.5, restart: true },
+      'INVALID_ARGUMENT',
+      'Expected false without resume for restart',
+    ],
+    [
+      'a seed of more than 32 bits',
+      { sparsity: 0.5, calibration: { text: 'none.txt', seed: 2 ** 32 } },
+      'INVALID_ARGUMENT',
+      'Expected an integer of at most 4294967295 for seed',
+    ],
     ['no listener', { sparsity: 0.5, onEvent: 5 as never }, 'INVALID_ARGUMENT', 'Expected a function for onEvent'],
     ['the output is the model', { sparsity: 0.5, out: model }, 'INVALID_ARGUMENT', 'output'],
     [

@@ -1,4 +1,5 @@
 import type { CalibrationOptions } from '../calibration/calibration.js';
+import { mostSeed } from '../calibration/windows.js';
 import { AlpsError, folderPath, invalidArgument, type Names, optionsObject } from '../errors.js';
 import { type PruneEvent, type PruneOptions, parsePruneOptions, pruneNames } from '../prune.js';
 import { integerFrom, numberIn, oneOf, type ParsedPruningOptions } from '../pruning/options.js';
@@ -122,7 +123,7 @@ export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch
   const { windows = Math.max(2, Math.ceil(texts / 2)) } = evaluation;
   integerFrom('evaluation.windows', windows, 1);
   if (length !== undefined) integerFrom('evaluation.length', length, 2);
-  if (seed !== undefined) integerFrom('evaluation.seed', seed, 0);
+  if (seed !== undefined) integerFrom('evaluation.seed', seed, 0, mostSeed);
   if (text !== undefined && tokenIds !== undefined)
     throw new AlpsError('INVALID_ARGUMENT', 'Expected at most one of evaluation.text and evaluation.tokenIds');
   for (const [name, value] of Object.entries({ shares, field }))
@@ -130,7 +131,7 @@ export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch
       throw invalidArgument(`evaluation.${name}`, 'none without evaluation.text', value);
   oneOf('objective', ['crossEntropy', 'kl'], objective);
   numberIn('timeLimit', timeLimit, 0, Infinity);
-  const parsed = parsePruneOptions({ ...pruning, onEvent: undefined, out: work });
+  const parsed = parsePruneOptions({ ...pruning, onEvent: undefined, out: work, resume: true });
   if (calibration === undefined && text === undefined && tokenIds === undefined)
     throw invalidArgument('evaluation', 'text or token ids, as there is no calibration', given.evaluation);
   return { parsed, objective, windows, timeLimit };

@@ -1,5 +1,5 @@
 import { loadCalibration } from '../calibration/calibration.js';
-import type { TokenWindows } from '../calibration/windows.js';
+import { mostSeed, type TokenWindows } from '../calibration/windows.js';
 import { Scope } from '../device/tensor.js';
 import { AlpsError } from '../errors.js';
 import { meanDivergences, runBehind } from '../evaluation/divergence.js';
@@ -39,7 +39,7 @@ export async function loadSearchWindows(
       ...(own ? evaluation : from),
       windows: 2 * windows,
       ...(length === undefined ? {} : { length }),
-      seed: evaluation.seed ?? (from?.seed ?? 0) + 1,
+      seed: evaluation.seed ?? ((from?.seed ?? 0) + 1) % (mostSeed + 1),
     },
     { signal },
   );

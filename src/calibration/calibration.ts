@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { AlpsError, fileSystemError, invalidArgument, type Names } from '../errors.js';
 import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
+import { integerFrom } from '../pruning/options.js';
 import { drawPlaces, windowsAt } from './places.js';
 import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
 import { joinedText, type TextOptions, type TextSource } from './text.js';
@@ -9,6 +10,7 @@ import {
   consecutiveWindows,
   firstWindows,
   joinWindows,
+  mostSeed,
   sampleWindows,
   type TokenWindows,
   windowsOfIds,
@@ -31,7 +33,7 @@ export interface CalibrationOptions {
   windows?: number;
   /** Tokens of a window. Default 2048, at most what the model takes; shortened where the text is shorter. */
   length?: number;
-  /** Which windows of the text are taken, and what the model writes beside them. Default 0. The same text and seed give the same tokens. */
+  /** Which windows of the text are taken, and what the model writes beside them. Below 2³², default 0. The same text and seed give the same tokens. */
   seed?: number;
   /**
    * The text counts up to about this many tokens. Default: the first 67 million characters of files and lists, in all of which the windows' places
@@ -96,7 +98,7 @@ export async function loadCalibration(
   }
   if (!Number.isSafeInteger(windows) || windows < 1)
     throw invalidArgument('windows', 'an integer of at least 1', windows);
-  if (!Number.isSafeInteger(seed) || seed < 0) throw invalidArgument('seed', 'an integer of at least 0', seed);
+  integerFrom('seed', seed, 0, mostSeed);
   if (shares !== undefined) return loadMix(folder, config, { ...options, shares, windows, seed }, { signal });
   if (tokenIds !== undefined) return checkedLength(windowsOfIds(tokenIds, config.vocabulary, 'tokenIds'), config);
   const ids = await readTokenFile(text!, 'calibration');

@@ -12,6 +12,9 @@ export interface TokenWindows extends Windows {
   note?: string;
 }
 
+/** The largest seed. */
+export const mostSeed = 2 ** 32 - 1;
+
 /** Uniform numbers in [0, 1), the same for the same seed (mulberry32). */
 export function randomNumbers(seed: number): () => number {
   let state = seed >>> 0;
