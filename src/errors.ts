@@ -95,15 +95,30 @@ export function optionsObject(value: unknown, known: Names<object>, name = 'opti
   throw new AlpsError('INVALID_ARGUMENT', `Unknown option ${describe(unknown)}${where}; the options are ${all}`);
 }
 
-/** Refuses what is no list of objects that have known properties. */
-export function listOfObjects(name: string, value: unknown, known: Names<object>): void {
+/** Refuses what is no list. */
+export function anyList(name: string, value: unknown): void {
   if (!Array.isArray(value)) throw invalidArgument(name, 'a list', value);
+}
+
+/** Refuses what is no list of objects that have known properties. */
+export function listOfObjects(name: string, value: readonly unknown[], known: Names<object>): void {
+  anyList(name, value);
   for (const item of value) optionsObject(item, known, name);
 }
 
 /** Refuses what cannot be the path of a folder. */
 export function folderPath(name: string, value: unknown): void {
-  if (typeof value !== 'string' || value === '') throw invalidArgument(name, 'the path of a folder', value);
+  textOf(name, 'the path of a folder', value);
+}
+
+/** Refuses what cannot be the path of a file. */
+export function filePath(name: string, value: unknown): void {
+  textOf(name, 'the path of a file', value);
+}
+
+/** Refuses what is no text, or an empty one. */
+export function textOf(name: string, what: string, value: unknown): void {
+  if (typeof value !== 'string' || value === '') throw invalidArgument(name, what, value);
 }
 
 /** The error of a cancelled call; the signal's own reason is its cause. */

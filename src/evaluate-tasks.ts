@@ -1,13 +1,23 @@
 import { setImmediate } from 'node:timers/promises';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice, jobDeviceNames } from './device/device.js';
-import { AlpsError, invalidArgument, listOfObjects, type Names, optionsObject, throwIfAborted } from './errors.js';
+import {
+  AlpsError,
+  filePath,
+  invalidArgument,
+  listOfObjects,
+  type Names,
+  optionalFunction,
+  optionsObject,
+  throwIfAborted,
+} from './errors.js';
 import { type TaskDefinition, type TaskItem, taskOf } from './evaluation/tasks/definitions.js';
 import { encodePair, type Likelihood, likelihoods, type TokenPair } from './evaluation/tasks/likelihood.js';
 import { readRecords } from './evaluation/tasks/records.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
-import { loadTokenizer } from './model/tokenizer.js';
+import { loadTokenizer, type Tokenizer } from './model/tokenizer.js';
 import { choosePrecision, deviceOptions } from './prune.js';
+import { flag, integerFrom } from './pruning/options.js';
 
 export interface TaskSource {
   /** `arc_easy`, `arc_challenge`, `piqa`, `hellaswag`, `winogrande`, `boolq`, `rte`, `openbookqa`, `lambada_openai`, `lambada_standard`. */
@@ -75,56 +85,96 @@ export interface TaskResult {
  */
 export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
   optionsObject(options, evaluateTasksNames);
-  const { signal, limit } = options;
-  if (!Array.isArray(options.tasks) || options.tasks.length === 0)
-    throw invalidArgument('tasks', 'at least one task', options.tasks);
-  listOfObjects('tasks', options.tasks, taskNames);
-  const definitions = options.tasks.map(({ task }) => taskOf(task));
-  if (limit !== undefined && (!Number.isSafeInteger(limit) || limit < 1))
-    throw invalidArgument('limit', 'an integer of at least 1', limit);
-  throwIfAborted(signal);
+  const { signal, samples = false } = options;
+  flag('samples', samples);
+  optionalFunction('onProgress', options.onProgress);
+  const tasks = await readTasks(options);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
     await using stream = device.stream({ signal });
     const model = DecoderModel.open(checkpoint, stream, precision);
+    const { vocabulary, maxPositions } = model.config;
+    const tokenizer = await loadTokenizer(checkpoint.folder, { vocabSize: vocabulary });
+    const encoded: EncodedTask[] = [];
+    for (const task of tasks) encoded.push(await encodeTask(task, tokenizer, maxPositions, signal));
     const results: TaskResult[] = [];
-    for (const [i, definition] of definitions.entries())
-      results.push(await runTask(model, definition, options.tasks[i]!.file, options));
+    for (const task of encoded) results.push(await runTask(model, task, { ...options, samples }));
     return results;
   } finally {
     await checkpoint.close();
   }
 }
 
-async function runTask(
-  model: DecoderModel,
-  definition: TaskDefinition,
-  file: string,
-  options: EvaluateTasksOptions,
-): Promise<TaskResult> {
+interface ReadTask {
+  definition: TaskDefinition;
+  file: string;
+  items: TaskItem[];
+  milliseconds: number;
+}
+
+interface EncodedTask extends ReadTask {
+  pairs: TokenPair[];
+}
+
+/** Reads all files. What is wrong with one of them, or with a name, is told before anything is evaluated. */
+export async function readTasks({
+  tasks,
+  limit = Number.POSITIVE_INFINITY,
+  signal,
+}: Pick<EvaluateTasksOptions, 'tasks' | 'limit' | 'signal'>): Promise<ReadTask[]> {
+  listOfObjects('tasks', tasks, taskNames);
+  if (tasks.length === 0) throw invalidArgument('tasks', 'at least one task', tasks);
+  const known = tasks.map(({ task, file }) => {
+    filePath('tasks.file', file);
+    return { definition: taskOf(task), file };
+  });
+  if (limit !== Number.POSITIVE_INFINITY) integerFrom('limit', limit, 1);
+  const read: ReadTask[] = [];
+  for (const { definition, file } of known) {
+    throwIfAborted(signal);
+    const began = performance.now();
+    const records = await readRecords(file, limit, signal);
+    if (records.length === 0) throw new AlpsError('INVALID_TEXT', `${file} has no records`);
+    const items = records.map((record, i) => atRecord(definition, file, i, () => definition.read(record)));
+    read.push({ definition, file, items, milliseconds: performance.now() - began });
+  }
+  return read;
+}
+
+async function encodeTask(
+  task: ReadTask,
+  tokenizer: Tokenizer,
+  maxPositions: number,
+  signal: AbortSignal | undefined,
+): Promise<EncodedTask> {
   const began = performance.now();
-  const records = await readRecords(file, options.limit ?? Number.POSITIVE_INFINITY, options.signal);
-  if (records.length === 0) throw new AlpsError('INVALID_TEXT', `${file} has no records`);
-  const items = records.map((record, i) => atRecord(definition, file, i, () => definition.read(record)));
-  const { vocabulary, maxPositions } = model.config;
-  const tokenizer = await loadTokenizer(model.checkpoint.folder, { vocabSize: vocabulary });
+  const { definition, file, items } = task;
   const pairs: TokenPair[] = [];
   for (const [index, item] of items.entries()) {
-    throwIfAborted(options.signal);
+    throwIfAborted(signal);
     for (const pair of item.pairs)
       pairs.push(atRecord(definition, file, index, () => encodePair(tokenizer, pair, maxPositions)));
     if (pairs.length % 64 < item.pairs.length) await setImmediate();
   }
-  const onProgress = options.onProgress && ((share: number) => options.onProgress?.(share, definition.name));
+  return { ...task, pairs, milliseconds: task.milliseconds + performance.now() - began };
+}
+
+async function runTask(
+  model: DecoderModel,
+  { definition, file, items, pairs, milliseconds }: EncodedTask,
+  { samples, onProgress: told }: Pick<EvaluateTasksOptions, 'onProgress'> & { samples: boolean },
+): Promise<TaskResult> {
+  const began = performance.now();
+  const onProgress = told && ((share: number) => told(share, definition.name));
   const scores = await likelihoods(model, pairs, { onProgress });
   return {
     task: definition.name,
     file,
-    ...summarise(definition, items, scores, options.samples === true),
+    ...summarise(definition, items, scores, samples),
     protocol: `lm-evaluation-harness 0.4.13, ${definition.name} version ${definition.version}, zero-shot`,
-    milliseconds: performance.now() - began,
+    milliseconds: milliseconds + performance.now() - began,
   };
 }
 

@@ -112,10 +112,19 @@ describe('what is written is read', () => {
       [{ ...randomTensor('a', 'F32', [1], 4), bytes: new Float32Array(1) as never }],
       /Expected a Uint8Array/,
     ],
+    ['no tensors', undefined as never, /Expected a list for tensors/],
+    ['a tensor that is none', [null as never], /Expected an object for tensors/],
   ])('%s are refused when written', async (_, list, message) => {
     expect(await failure(writeSafetensors(path, list))).toEqual({
       code: 'INVALID_ARGUMENT',
       message: expect.stringMatching(message),
+    });
+  });
+
+  test('no path is refused', async () => {
+    expect(await failure(writeSafetensors(undefined as never, []))).toEqual({
+      code: 'INVALID_ARGUMENT',
+      message: 'Expected the path of a file for path but received undefined of type undefined',
     });
   });
 });

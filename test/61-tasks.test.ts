@@ -122,6 +122,33 @@ describe('files', () => {
     });
   });
 
+  test('what is wrong with any of the files is told before the first is evaluated', async () => {
+    const good = { task: 'piqa', file: join(folder, 'piqa.jsonl') };
+    const word = await write('one-word.jsonl', [{ text: 'word' }]);
+    for (const [bad, code] of [
+      [{ task: 'arc_easy', file: join(scratch, 'none.jsonl') }, 'FILE_SYSTEM'],
+      [{ task: 'arc_easy', file: good.file }, 'INVALID_TEXT'],
+      [{ task: 'lambada_openai', file: word }, 'INVALID_TEXT'],
+    ] as const) {
+      const onProgress = () => expect('progress').toBe('none');
+      await expect(evaluateTasks({ model, tasks: [good, bad], onProgress })).rejects.toMatchObject({ code });
+    }
+  });
+
+  test.each<[string, object]>([
+    ['Expected a function for onProgress', { onProgress: 5 }],
+    ['Expected true or false for samples', { samples: 'yes' }],
+    ['Expected the path of a file for tasks.file', { tasks: [{ task: 'piqa' }] }],
+    ['Expected at least one task for tasks', { tasks: [] }],
+    ['Expected a list for tasks', { tasks: 'piqa' }],
+  ])('%s', async (message, change) => {
+    const tasks = [{ task: 'piqa', file: join(folder, 'piqa.jsonl') }];
+    await expect(evaluateTasks({ model, tasks, ...change })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining(message),
+    });
+  });
+
   test('an unknown task, an unknown format, a missing file', async () => {
     await expect(run('mmlu', 'x.jsonl')).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',

@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -55,6 +55,17 @@ describe('compare', () => {
     report = await compare(options());
     expect(cellsOf(true)).toHaveLength(4);
     expect(cellsOf(false)).toHaveLength(3 * 7 - 4);
+    // Within a cell progress goes on to its end.
+    let share = 0;
+    for (const event of events) {
+      if (event.type === 'cell') {
+        if (!event.stored) expect(share).toBe(1);
+        share = 0;
+      }
+      if (event.type !== 'progress') continue;
+      expect(event.share).toBeGreaterThanOrEqual(share);
+      share = event.share;
+    }
     events.length = 0;
     expect(await compare(options())).toEqual(report);
     expect(cellsOf(false)).toEqual([]);
@@ -104,6 +115,35 @@ describe('compare', () => {
     const change = { methods: ['wanda'], sparsities: [0.5], patterns: [], calibration: { ...calibration, seed: 1 } };
     await compare(options(change));
     expect(cellsOf(false)).toHaveLength(1);
+  });
+
+  test('times of another run’s device are told as such', async () => {
+    const folder = join(out, 'devices');
+    const change = { out: folder, methods: ['mp'], sparsities: [0.5], patterns: [], tasks: [] };
+    const two = await compare(options({ ...change, threads: 2 }));
+    events.length = 0;
+    const one = await compare(options({ ...change, methods: ['mp', 'wanda'], threads: 1 }));
+    expect(cellsOf(true)).toHaveLength(1);
+    expect(one.device).not.toBe(two.device);
+    expect([one.dense, ...one.cells].map(({ device }) => device)).toEqual([two.device, two.device, one.device]);
+    await writeComparison(one, folder, 'alps compare');
+    const html = await readFile(join(folder, 'report.html'), 'utf8');
+    expect(html).toContain(`${two.device}; or on ${one.device}; products in `);
+    expect(html).toContain(`Mean over the patterns, on ${two.device} (1), ${one.device} (2). `);
+    expect(html).toMatch(/<td>MP \(1\)<\/td>/);
+    expect(html).toMatch(/<td>Wanda \(2\)<\/td>/);
+    expect(await readFile(join(folder, 'report.csv'), 'utf8')).toMatch(/^[^\n]*,peak_tensor_bytes,device\n/);
+  });
+
+  test('the command of a mix with a short text asks for as many windows as were asked for', async () => {
+    const ids = join(out, 'short.json');
+    await writeFile(ids, JSON.stringify([1, 2].map((id) => Array.from({ length: 128 }, () => id))));
+    const text = [ids, calibration.text];
+    const mix = { text, shares: [1, 1], windows: 12, length: 128 };
+    const change = { out: join(out, 'mix'), methods: ['mp'], sparsities: [0.5], patterns: [], tasks: [] };
+    const report = await compare(options({ ...change, calibration: mix }));
+    expect(report.calibration.windows).toBe(8);
+    expect(report.cells[0]!.commands[0]).toContain(' --shares 1,1 --windows 12 --length 128');
   });
 
   test('windows that the model writes itself are written once, for all cells and the next run', async () => {
@@ -262,6 +302,14 @@ describe('compare', () => {
     ['a text that is none', { texts: [null as never] }, 'Expected an object for texts'],
     ['no calibration', { calibration: undefined as never }, 'Expected an object for calibration'],
     ['an output inside the model', { out: join(model, 'no', 'comparison') }, 'must not be the model folder'],
+    ['sparsities that are no list', { sparsities: 0.5 as never }, 'Expected a list for sparsities'],
+    ['no listener', { onEvent: 5 as never }, 'Expected a function for onEvent'],
+    ...[1, '', undefined].map((name): [string, Partial<CompareOptions>, string] => [
+      `${JSON.stringify(name)} for a text’s name`,
+      { texts: [{ name: name as never, text: heldOut }] },
+      'Expected a text that is not empty for texts.name',
+    ]),
+    ['a task without a file', { tasks: [{ task: 'piqa' } as never] }, 'Expected the path of a file for tasks.file'],
     ['an unknown task', { tasks: [{ task: 'x', file: 'y' }] }, 'for a task but received "x"'],
   ])('%s is refused', async (_name, change, message) => {
     await expect(compare(options(change))).rejects.toMatchObject({
@@ -269,6 +317,16 @@ describe('compare', () => {
       message: expect.stringContaining(message),
     });
   });
+});
+
+test('a task’s file is read before the dense model is evaluated', async () => {
+  events.length = 0;
+  const file = join(out, 'no-goal.jsonl');
+  await writeFile(file, '{"label": 0}');
+  await expect(compare(options({ out: join(out, 'early'), tasks: [{ task: 'piqa', file }] }))).rejects.toMatchObject({
+    code: 'INVALID_TEXT',
+  });
+  expect(events.filter(({ type }) => type !== 'start')).toEqual([]);
 });
 
 test('method names: what they stand for', () => {

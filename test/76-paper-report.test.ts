@@ -62,6 +62,26 @@ describe('the paper’s figures', () => {
   });
 });
 
+test('a calibration text that is there only once; times tell their device, shares are rounded for people', async () => {
+  async function* once() {
+    const said =
+      'Fellow citizens of the Senate and of the House of Representatives, the state of the Union is strong. ';
+    yield said.repeat(40);
+  }
+  const folder = join(out, 'once');
+  const { comparison, support, refit } = await reproducePaper({
+    ...{ model, out: folder, methods: ['mp'], sparsities: [0.5], texts: [], refitSparsities: [0.5] },
+    calibration: { text: once(), windows: 2, length: 32 },
+    supportSparsity: 0.57,
+  });
+  expect(support.curves[0]!.points.length).toBeGreaterThan(0);
+  expect(refit.device).toBe(comparison.device);
+  await writePaperReport({ comparison, support, refit: { ...refit, device: 'a device' } }, folder, 'alps paper');
+  const html = await readFile(join(folder, 'report.html'), 'utf8');
+  expect(html).toContain(', at 57 %. First: ');
+  expect(html).toContain('Times are of the refit alone, on a device.');
+});
+
 test('a layer that is not there, a wrong sparsity: told first', async () => {
   const options = {
     model,
@@ -74,6 +94,21 @@ test('a layer that is not there, a wrong sparsity: told first', async () => {
   await expect(reproducePaper({ ...options, supportSparsity: 2 })).rejects.toMatchObject({
     message: expect.stringContaining('Expected a number from 0 to 1 for sparsity but received 2'),
   });
+  for (const supportSparsity of [0, 0.99999, 1])
+    await expect(reproducePaper({ ...options, supportSparsity })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringMatching(
+        /^Expected a share that keeps some of the \d+ weights of model\.layers\.0\.self_attn\.k_proj, but not all, for supportSparsity/,
+      ),
+    });
+  for (const [refitSparsities, what] of [
+    [0.5, 'a list'],
+    [[], 'at least one'],
+  ])
+    await expect(reproducePaper({ ...options, refitSparsities: refitSparsities as never })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining(`Expected ${what} for refitSparsities`),
+    });
   await expect(reproducePaper({ ...options, supportLayer: 'layers.9' })).rejects.toMatchObject({
     code: 'INVALID_ARGUMENT',
     message: expect.stringContaining(

@@ -388,6 +388,22 @@ test('a layer whose data is read when its turn comes', async () => {
 });
 
 describe('memory estimates', () => {
+  test('what they cannot be of is refused', async () => {
+    const shape = [8, 8] as const;
+    expect(() => estimateLayerBytes({ shape, sparsity: 0.5, precision: 'fp16' as never })).toThrow(
+      'Expected "float32" or "bfloat16" for precision but received "fp16"',
+    );
+    for (const given of [undefined, 'cpu'])
+      await expect(estimateModelBytes({ model, out: 'out', sparsity: 0.5 }, given as never)).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('Expected an open device for device'),
+      });
+  });
+
+  test('the largest layer takes no longer than the smallest', () => {
+    expect(estimateLayerBytes({ shape: [1e9, 1e9], sparsity: 0.7 })).toBeGreaterThan(1e19);
+  });
+
   const methods: PruningOptions[] = [
     {},
     { refit: 'backsolve' },

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { types } from 'node:util';
-import { AlpsError, describe, fileSystemError } from '../errors.js';
+import { AlpsError, anyList, describe, filePath, fileSystemError, invalidArgument } from '../errors.js';
 import { writeFully } from './file-io.js';
 import { encodeHeader, parseHeader, type TensorInfo } from './header.js';
 
@@ -45,7 +45,11 @@ export async function writeSafetensors(
 
 /** The header, held to the same rules as one that is read. */
 function checkedHeader(path: string, tensors: readonly NewTensor[], metadata: Record<string, string>): Uint8Array {
-  for (const { name, bytes } of tensors) {
+  filePath('path', path);
+  anyList('tensors', tensors);
+  for (const tensor of tensors) {
+    if (typeof tensor !== 'object' || tensor === null) throw invalidArgument('tensors', 'an object', tensor);
+    const { name, bytes } = tensor;
     if (!types.isUint8Array(bytes)) {
       throw new AlpsError(
         'INVALID_ARGUMENT',

@@ -7,21 +7,25 @@ import {
   loadCalibration,
   loadEvaluationWindows,
 } from '../calibration/calibration.js';
+import type { TokenWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { checkApart } from '../checkpoint/output-folder.js';
 import { Device } from '../device/device.js';
 import {
   AlpsError,
   aborted,
+  anyList,
   fileSystemError,
   folderPath,
   invalidArgument,
   listOfObjects,
+  optionalFunction,
   optionsObject,
+  textOf,
   throwIfAborted,
 } from '../errors.js';
 import { describeProtocol } from '../evaluate.js';
-import { taskNames } from '../evaluate-tasks.js';
+import { readTasks, taskNames } from '../evaluate-tasks.js';
 import { taskOf } from '../evaluation/tasks/definitions.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
 import { readArchitecture } from '../model/decoder.js';
@@ -49,13 +53,20 @@ import { parseMethods, patternTitle } from './method-spec.js';
  * @throws AlpsError with a `code`
  */
 export async function compare(options: CompareOptions): Promise<Comparison> {
+  return (await compareWith(options)).comparison;
+}
+
+/** {@link compare}, with the calibration windows: what they are read from may be there only once. */
+export async function compareWith(options: CompareOptions): Promise<{ comparison: Comparison; windows: TokenWindows }> {
   optionsObject(options, compareNames);
   const { signal, onEvent } = options;
+  optionalFunction('onEvent', onEvent);
   const methods = parseMethods(options.methods);
   const patterns = parsePatterns(options);
   folderPath('out', options.out);
   optionsObject(options.calibration, calibrationNames, 'calibration');
   listOfObjects('texts', options.texts, comparisonTextNames);
+  for (const { name } of options.texts) textOf('texts.name', 'a text that is not empty', name);
   if (options.tasks !== undefined) listOfObjects('tasks', options.tasks, taskNames);
   distinct(
     'texts',
@@ -90,7 +101,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       const asked = { text, field, protocol, length: options.length, windows: options.windows };
       texts.push({ name, protocol, windows: await loadEvaluationWindows(options.model, config, asked, { signal }) });
     }
-    const tasks = await readTasks(options);
+    const tasks = await prepareTasks(options);
     const model = {
       folder: options.model,
       type: config.modelType,
@@ -125,7 +136,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       const told = failures.map(({ title, pattern, message }) => `${title} at ${pattern}: ${message}`);
       throw new AlpsError(failures[0]!.code, `No cell gives numbers. ${told.join('; ')}`);
     }
-    return {
+    const comparison: Comparison = {
       version,
       model,
       device: device.info().details,
@@ -144,6 +155,7 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
       cells,
       failures,
     };
+    return { comparison, windows: calibration };
   } catch (error) {
     if (signal?.aborted && !(error instanceof AlpsError && error.code === 'ABORTED')) throw aborted(signal);
     throw error;
@@ -153,6 +165,8 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
 }
 
 function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Pattern[] {
+  anyList('sparsities', sparsities);
+  anyList('patterns', patterns);
   const all = [
     ...sparsities.map((sparsity) => parsePattern({ sparsity })),
     ...patterns.map((pattern) => parsePattern({ pattern })),
@@ -167,7 +181,8 @@ function distinct(name: string, values: readonly string[], expected = 'each one 
 }
 
 /** The tasks with what tells their files apart from others. */
-async function readTasks({ tasks = [], taskLimit }: CompareOptions): Promise<PreparedTask[]> {
+async function prepareTasks({ tasks = [], taskLimit, signal }: CompareOptions): Promise<PreparedTask[]> {
+  if (tasks.length > 0) await readTasks({ tasks, limit: taskLimit, signal }); // what is wrong with one is told first
   return Promise.all(
     tasks.map(async ({ task, file }) => {
       const { version: taskVersion } = taskOf(task);

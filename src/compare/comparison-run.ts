@@ -15,7 +15,14 @@ import type { Pattern } from '../pruning/pattern.js';
 import { withPreset } from '../pruning/preset.js';
 import { quoted } from '../quoted.js';
 import type { CellStore } from './cell-store.js';
-import type { CompareOptions, Comparison, ComparisonCell, ComparisonFailure, TaskScore } from './comparison.js';
+import {
+  type CompareOptions,
+  type Comparison,
+  type ComparisonCell,
+  type ComparisonFailure,
+  layout,
+  type TaskScore,
+} from './comparison.js';
 import { type MethodSpec, patternFlags, patternTitle } from './method-spec.js';
 
 export interface PreparedTask extends TaskSource {
@@ -56,6 +63,9 @@ function finite<T>(model: string, result: T): T {
   return result;
 }
 
+/** Share of a cell's progress that its pruning is; the evaluation is the rest. */
+const pruning = 0.5;
+
 /** The cells of one comparison. */
 export class ComparisonRun {
   readonly #options: CompareOptions;
@@ -72,6 +82,7 @@ export class ComparisonRun {
     const { fingerprint: weights } = model;
     return {
       version,
+      layout,
       weights,
       precision,
       texts: texts.map(({ name, windows }) => [name, windows.hash, windows.length]),
@@ -85,9 +96,10 @@ export class ComparisonRun {
     const { store } = this.#prepared;
     const { result, stored } = await store.take(this.#key({ dense: true }), async () => {
       const began = performance.now();
-      const perplexity = await this.#perplexities(checkpoint, 'dense');
-      const tasks = await this.#tasks(this.#options.model, 'dense');
-      return finite(this.#options.model, { perplexity, tasks, milliseconds: performance.now() - began });
+      const perplexity = await this.#perplexities(checkpoint, 'dense', 0);
+      const tasks = await this.#tasks(this.#options.model, 'dense', 0);
+      const milliseconds = performance.now() - began;
+      return finite(this.#options.model, { perplexity, tasks, milliseconds, device: this.#device() });
     });
     this.#options.onEvent?.({ type: 'dense', perplexity: result.perplexity, stored });
     return { ...result, commands: this.#evaluationCommands(this.#options.model) };
@@ -159,22 +171,23 @@ export class ComparisonRun {
         onEvent: (event) => {
           if (event.type !== 'block') return;
           for (const phase of Object.keys(phases) as (keyof typeof phases)[]) phases[phase] += event.phases[phase];
-          onEvent?.({ type: 'progress', share: (event.block + 1) / event.blocks, doing });
+          onEvent?.({ type: 'progress', share: (pruning * (event.block + 1)) / event.blocks, doing });
         },
       });
       const peakBytes = device.info().memoryPeak;
       const began = performance.now();
       const pruned = await Checkpoint.open(out, { signal });
       try {
-        const perplexity = await this.#perplexities(pruned, `evaluating ${doing}`);
+        const perplexity = await this.#perplexities(pruned, `evaluating ${doing}`, pruning);
         return finite(out, {
           sparsity: report.sparsity,
           meanError: report.meanError!,
           layers: report.layers.map(({ block, name, error, sparsity }) => ({ block, name, error, sparsity })),
           perplexity,
-          tasks: await this.#tasks(out, doing),
+          tasks: await this.#tasks(out, doing, pruning),
           milliseconds: { prune: report.milliseconds.total, ...phases, evaluate: performance.now() - began },
           peakBytes,
+          device: this.#device(),
         });
       } finally {
         await pruned.close();
@@ -184,25 +197,34 @@ export class ComparisonRun {
     }
   }
 
-  async #perplexities(checkpoint: Checkpoint, doing: string): Promise<Record<string, number>> {
+  /** Tells of one text or task after the other. @param begun share of the cell's work that was done before them */
+  #evaluating(begun: number): (part: number, share: number, doing: string) => void {
+    const { texts, tasks } = this.#prepared;
+    const parts = texts.length + tasks.length;
+    return (part, share, doing) =>
+      this.#options.onEvent?.({ type: 'progress', share: begun + ((1 - begun) * (part + share)) / parts, doing });
+  }
+
+  async #perplexities(checkpoint: Checkpoint, doing: string, begun: number): Promise<Record<string, number>> {
     const { texts, precision } = this.#prepared;
-    const { signal, onEvent } = this.#options;
+    const { signal } = this.#options;
+    const told = this.#evaluating(begun);
     const result: Record<string, number> = {};
     for (const [i, { name, windows }] of texts.entries()) {
-      const onProgress = (share: number) => onEvent?.({ type: 'progress', share: (i + share) / texts.length, doing });
+      const onProgress = (share: number) => told(i, share, doing);
       const shared = { ...this.#shared(), precision, signal, onProgress };
       result[name] = (await evaluateWindows(checkpoint, windows, shared)).perplexity;
     }
     return result;
   }
 
-  async #tasks(model: string, doing: string): Promise<Record<string, TaskScore>> {
-    const { tasks: prepared, precision } = this.#prepared;
-    if (prepared.length === 0) return {};
-    const tasks = prepared.map(({ task, file }) => ({ task, file }));
-    const { signal, onEvent, taskLimit: limit } = this.#options;
-    const onProgress = (share: number, task: string) =>
-      onEvent?.({ type: 'progress', share, doing: `${task}, ${doing}` });
+  async #tasks(model: string, doing: string, begun: number): Promise<Record<string, TaskScore>> {
+    const { texts, precision } = this.#prepared;
+    const { tasks = [], signal, taskLimit: limit } = this.#options;
+    if (tasks.length === 0) return {};
+    const told = this.#evaluating(begun);
+    const onProgress = (share: number, name: string) =>
+      told(texts.length + tasks.findIndex(({ task }) => task === name), share, `${name}, ${doing}`);
     const results = await evaluateTasks({ ...this.#shared(), model, tasks, limit, precision, signal, onProgress });
     return Object.fromEntries(
       results.map(({ task, items, acc, accStandardError, accNorm, perplexity }) => [
@@ -216,6 +238,10 @@ export class ComparisonRun {
         },
       ]),
     );
+  }
+
+  #device(): string {
+    return this.#prepared.device.info().details;
   }
 
   #shared() {
@@ -234,7 +260,9 @@ export class ComparisonRun {
       .join(' ');
     const { length, windows: all } = this.#prepared.calibration;
     const { ownWindows = 0 } = calibration;
-    const windows = `--windows ${all - ownWindows}${ownWindows > 0 ? ` --own-windows ${ownWindows}` : ''}`;
+    // A short text of a mix gives fewer than its share of those that were asked for.
+    const given = calibration.shares ? (calibration.windows ?? 128) : all - ownWindows;
+    const windows = `--windows ${given}${ownWindows > 0 ? ` --own-windows ${ownWindows}` : ''}`;
     const how = propagation === 'block' && !flags.includes('--propagation') ? ' --propagation block' : '';
     const shares = calibration.shares ? ` --shares ${calibration.shares.join(',')}` : '';
     const seed = calibration.seed ? ` --seed ${calibration.seed}` : '';

@@ -75,6 +75,7 @@ export type CompareEvent =
   /** With `ownWindows`: the share of them that the model has written. */
   | { type: 'generate'; share: number }
   | { type: 'dense'; perplexity: Record<string, number>; stored: boolean }
+  /** Share of the dense model's part, of the next cell or of the paper's own figures. */
   | { type: 'progress'; share: number; doing: string }
   | ({ type: 'cell'; stored: boolean; done: number; cells: number } & Pick<
       ComparisonCell,
@@ -118,6 +119,8 @@ export interface ComparisonCell {
   milliseconds: { prune: number; read: number; forward: number; solve: number; write: number; evaluate: number };
   /** Most bytes of tensors at one time while pruning. */
   peakBytes: number;
+  /** Which times and memory are of; a cell that was stored may be of another run's. */
+  device: string;
   /** What makes these numbers again. */
   commands: string[];
 }
@@ -125,9 +128,13 @@ export interface ComparisonCell {
 /** Accuracies of a zero-shot task. */
 export type TaskScore = Pick<TaskResult, 'items' | 'acc' | 'accStandardError' | 'accNorm' | 'perplexity'>;
 
+/** Of what is stored, for the keys: parts in another layout are made again. */
+export const layout = 2;
+
 export interface Comparison {
   version: string;
   model: { folder: string; type: string; blocks: number; fingerprint: string };
+  /** Of this run. */
   device: string;
   precision: Precision;
   propagation: Propagation;
@@ -138,6 +145,7 @@ export interface Comparison {
     perplexity: Record<string, number>;
     tasks: Record<string, TaskScore>;
     milliseconds: number;
+    device: string;
     commands: string[];
   };
   cells: ComparisonCell[];

@@ -1,26 +1,25 @@
 import { join } from 'node:path';
-import { loadCalibration } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
-import { invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
+import { anyList, invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
 import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
 import { DecoderModel, readArchitecture } from '../model/decoder.js';
+import type { Architecture } from '../model/families/family.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { deviceOptions } from '../prune.js';
 import { type PruningOptions, parsePruningOptions } from '../pruning/options.js';
-import { parsePattern } from '../pruning/pattern.js';
+import { keptWeights, parsePattern } from '../pruning/pattern.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
-import { comparisonCalibration } from './calibration.js';
 import { CellStore } from './cell-store.js';
-import { compare } from './compare.js';
-import { type CompareOptions, type Comparison, compareNames } from './comparison.js';
+import { compareWith } from './compare.js';
+import { type CompareOptions, type Comparison, compareNames, layout } from './comparison.js';
 
 export interface PaperOptions extends CompareOptions {
   /** The layer of the support figure. Default: the first block's k matrix, or its first matrix. */
   supportLayer?: string;
-  /** Default 0.7. */
+  /** Some weights of the layer must go and some stay. Default 0.7. */
   supportSparsity?: number;
   /** The layer of the refit figure. Default: the widest of the first block. */
   refitLayer?: string;
@@ -60,7 +59,14 @@ export interface RefitRow {
 export interface PaperReport {
   comparison: Comparison;
   support: { layer: string; shape: [number, number]; sparsity: number; curves: SupportCurve[] };
-  refit: { layer: string; shape: [number, number]; iterations: number; rows: RefitRow[] };
+  refit: {
+    layer: string;
+    shape: [number, number];
+    iterations: number;
+    /** Which the times are of. */
+    device: string;
+    rows: RefitRow[];
+  };
 }
 
 const supportIterations = 100;
@@ -82,7 +88,7 @@ const meant = (options: PruningOptions, sparsity: number) => parsePruningOptions
  */
 export async function reproducePaper(options: PaperOptions): Promise<PaperReport> {
   optionsObject(options, paperNames);
-  await checkLayers(options);
+  const { supportLayer, supportSparsity, refitLayer, refitSparsities } = await parseFigures(options);
   const {
     supportLayer: _layer,
     supportSparsity: _sparsity,
@@ -90,28 +96,18 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
     refitSparsities: _all,
     ...compared
   } = options;
-  const comparison = await compare(compared);
+  const { comparison, windows } = await compareWith(compared);
   const { signal, onEvent } = options;
   throwIfAborted(signal);
   const store = await CellStore.open(join(options.out, 'cells'));
   const { fingerprint } = comparison.model;
   const { calibration, precision } = comparison;
-  const key = { version, fingerprint, precision, calibration: [calibration.hash, calibration.length] };
+  const key = { version, layout, fingerprint, precision, calibration: [calibration.hash, calibration.length] };
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
-    const { config, block } = readArchitecture(checkpoint);
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const first = block(0);
-    const specs = [...first.attention.flat(), ...first.mlp[0]!.flat()];
-    const widest = specs.reduce((a, b) => (linearShape(config, b)[1] > linearShape(config, a)[1] ? b : a));
-    const { supportLayer = titleOf(specs.find(({ parts }) => parts[0] === 'k') ?? specs[0]!) } = options;
-    const { supportSparsity = 0.7, refitLayer = titleOf(widest) } = options;
-    const { refitSparsities = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9] } = options;
     const layerOf = async (name: string): Promise<DenseLayer> => {
       await using stream = device.stream({ signal });
-      const given = await loadCalibration(options.model, config, options.calibration, { signal });
-      const parts = { checkpoint, device, precision, fingerprint, store };
-      const windows = await comparisonCalibration(given, options, parts);
       return await denseLayer(DecoderModel.open(checkpoint, stream, precision), windows, name);
     };
     onEvent?.({ type: 'progress', share: 0, doing: 'the support by iteration' });
@@ -133,22 +129,44 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
   }
 }
 
-/** A wrong name or sparsity is told before the hours that a comparison may take. */
-async function checkLayers(options: PaperOptions): Promise<void> {
-  const { model, supportLayer, refitLayer, supportSparsity, refitSparsities = [], signal } = options;
-  for (const sparsity of [supportSparsity ?? 0.7, ...refitSparsities]) parsePattern({ sparsity });
+type Figures = Required<Pick<PaperOptions, 'supportLayer' | 'supportSparsity' | 'refitLayer' | 'refitSparsities'>>;
+
+/** The options of the figures with their defaults. A wrong name or sparsity is told before the hours that a comparison may take. */
+async function parseFigures(options: PaperOptions): Promise<Figures> {
+  const { model, signal, supportSparsity = 0.7, refitSparsities = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9] } = options;
+  anyList('refitSparsities', refitSparsities);
+  if (refitSparsities.length === 0) throw invalidArgument('refitSparsities', 'at least one', refitSparsities);
+  for (const sparsity of [supportSparsity, ...refitSparsities]) parsePattern({ sparsity });
   const checkpoint = await Checkpoint.open(model, { signal });
   try {
-    const names = new Set(linearsOf(readArchitecture(checkpoint)).map(titleOf));
+    const architecture = readArchitecture(checkpoint);
+    const specs = new Map(linearsOf(architecture).map((spec) => [titleOf(spec), spec]));
+    const usual = usualLayers(architecture);
+    const { supportLayer = usual.supportLayer, refitLayer = usual.refitLayer } = options;
     for (const [option, name] of Object.entries({ supportLayer, refitLayer })) {
-      if (name !== undefined && !names.has(name)) {
-        const [example] = names;
+      if (!specs.has(name)) {
+        const [example] = specs.keys();
         throw invalidArgument(option, `a layer of the model, such as ${example},`, name);
       }
     }
+    const [outputs, inputs] = linearShape(architecture.config, specs.get(supportLayer)!);
+    const kept = keptWeights({ sparsity: supportSparsity }, outputs, inputs);
+    if (kept === 0 || kept === outputs * inputs) {
+      const what = `a share that keeps some of the ${outputs * inputs} weights of ${supportLayer}, but not all,`;
+      throw invalidArgument('supportSparsity', what, supportSparsity);
+    }
+    return { supportLayer, supportSparsity, refitLayer, refitSparsities };
   } finally {
     await checkpoint.close();
   }
+}
+
+function usualLayers({ config, block }: Architecture): Pick<Figures, 'supportLayer' | 'refitLayer'> {
+  const first = block(0);
+  const specs = [...first.attention.flat(), ...first.mlp[0]!.flat()];
+  const widest = specs.reduce((a, b) => (linearShape(config, b)[1] > linearShape(config, a)[1] ? b : a));
+  const support = specs.find(({ parts }) => parts[0] === 'k') ?? specs[0]!;
+  return { supportLayer: titleOf(support), refitLayer: titleOf(widest) };
 }
 
 async function supportFigure(
@@ -198,5 +216,5 @@ async function refitFigure(
       backsolveSeconds: backsolve.time.refine / 1000,
     });
   }
-  return { layer: name, shape, iterations: 10, rows };
+  return { layer: name, shape, iterations: 10, device: device.info().details, rows };
 }

@@ -1,9 +1,9 @@
 import { readTokenFile } from '../calibration/calibration.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { collectorBytes, makesOnDemand } from '../dense-collector.js';
-import type { Device } from '../device/device.js';
+import { Device } from '../device/device.js';
 import { sizeOf } from '../device/tensor.js';
-import { AlpsError, type Names, optionsObject } from '../errors.js';
+import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
 import { finalNormBytes } from '../final-norm.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
 import { writingBytes } from '../generation/writer.js';
@@ -23,6 +23,7 @@ import {
   onDevices,
   type ParsedPruningOptions,
   type PruningOptions,
+  parsePrecision,
   parsePruningOptions,
   searchPrecision,
   wantsMixed,
@@ -114,6 +115,7 @@ export function estimateLayerBytes(options: LayerSize): number {
   const parsed = ofLayer(parsePruningOptions(withPreset(options)), options.precision);
   const [m, n] = parseShape(options.shape);
   const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
+  parsePrecision(precision);
   numberIn('tokens', tokens, 0, Number.MAX_SAFE_INTEGER);
   // The weights come while the Gram matrix is summed; sums of squares are waited for.
   const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + small({ m, n });
@@ -134,6 +136,7 @@ export function estimateLayerBytes(options: LayerSize): number {
  */
 export async function estimateModelBytes(given: PruneOptions, device: Device): Promise<number> {
   optionsObject(given, pruneNames);
+  if (!(device instanceof Device)) throw invalidArgument('device', 'an open device', device);
   const options = withPreset(given);
   const asked = parsePruningOptions(options);
   const checkpoint = await Checkpoint.open(options.model, { signal: options.signal });

@@ -183,6 +183,11 @@ export function integerFrom(name: string, value: unknown, low: number, high = Nu
   return value as number;
 }
 
+/** The number format of a layer's products. */
+export function parsePrecision(precision: unknown): Precision {
+  return oneOf('precision', ['float32', 'bfloat16'], precision);
+}
+
 export function flag(name: string, value: unknown): boolean {
   if (typeof value !== 'boolean') throw invalidArgument(name, 'true or false', value);
   return value;

@@ -3,7 +3,15 @@ import { Scope } from '../device/tensor.js';
 import { invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
 import { diagonalOf, type LayerGroup } from './layer-problem.js';
-import { needsGram, ofLayer, onDevices, type PruningOptions, parsePruningOptions, pruningNames } from './options.js';
+import {
+  needsGram,
+  ofLayer,
+  onDevices,
+  type PruningOptions,
+  parsePrecision,
+  parsePruningOptions,
+  pruningNames,
+} from './options.js';
 import { withPreset } from './preset.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
@@ -190,9 +198,7 @@ export function parseLayer(options: PruneLayerOptions) {
     const tokens = Math.floor((activations as Numbers).length / inputs);
     floats('activations', activations, Math.max(tokens, 1) * inputs, `[tokens, ${inputs}]`);
   }
-  if (precision !== 'float32' && precision !== 'bfloat16') {
-    throw invalidArgument('precision', '"float32" or "bfloat16"', precision);
-  }
+  parsePrecision(precision);
   if (typeof name !== 'string') throw invalidArgument('name', 'a string', name);
   return { weight, gram, activations, outputs, inputs, name, precision } as const;
 }

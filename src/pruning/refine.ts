@@ -126,7 +126,7 @@ function rowOperations(kept: number, n: number, iterations: number): number {
 
 /** Bytes that the steps are counted in, at most. */
 export function countBytes(m: number, n: number, iterations: number): number {
-  return 4 * iterations * rowPieces(m, rowOperations(n, n, iterations), fewestTogether).length;
+  return 4 * iterations * Math.ceil(m / rowsTogether(rowOperations(n, n, iterations), fewestTogether));
 }
 
 /** Iterations in which some row moved, of the rows that did in [pieces, iterations]. */
@@ -220,9 +220,14 @@ function gathersSupports({ device, segments, m, n }: LayerProblem, iterations: n
   return cost < m * iterations * { float32: 1, bfloat16: 0.5, int8: 0.25 }[steps];
 }
 
-/** Ranges of rows that one op takes up, of at most so many operations where a row does not have more. */
+/** Rows that one op takes up, of at most so many operations where a row does not have more. */
+function rowsTogether(operationsPerRow: number, most: number): number {
+  return Math.max(1, Math.floor(most / Math.max(1, operationsPerRow)));
+}
+
+/** The ranges of these. */
 export function rowPieces(rows: number, operationsPerRow: number, most: number): [first: number, end: number][] {
-  const together = Math.max(1, Math.floor(most / Math.max(1, operationsPerRow)));
+  const together = rowsTogether(operationsPerRow, most);
   return Array.from({ length: Math.ceil(rows / together) }, (_, i) => [
     i * together,
     Math.min(rows, (i + 1) * together),

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { makeFolder } from '../checkpoint/output-folder.js';
 import type { Comparison } from '../compare/comparison.js';
 import { fileSystemError } from '../errors.js';
-import { patternsOf, seriesOf } from './comparison-charts.js';
+import { patternsOf, seriesOf, unique } from './comparison-charts.js';
 import { costSection, errorSections, perplexitySections, taskSections } from './comparison-sections.js';
 import { csv } from './csv.js';
 import { type Page, renderPage } from './page.js';
@@ -49,7 +49,7 @@ function cellsCsv({ cells, texts, tasks, dense }: Comparison): string {
   const words = { acc: 'acc', accNorm: 'acc_norm', perplexity: 'perplexity' };
   const header = [
     'method', 'pattern', 'sparsity', 'mean_relative_error', ...texts.map(({ name }) => `perplexity_${name}`),
-    'seconds_prune', 'seconds_forward', 'seconds_solve', 'seconds_evaluate', 'peak_tensor_bytes',
+    'seconds_prune', 'seconds_forward', 'seconds_solve', 'seconds_evaluate', 'peak_tensor_bytes', 'device',
     ...measures.map(({ task, name }) => `${task}_${words[name]}`),
   ]; // biome-ignore format: a list of columns
   const rows = cells.map((cell) => [
@@ -60,6 +60,7 @@ function cellsCsv({ cells, texts, tasks, dense }: Comparison): string {
     ...texts.map(({ name }) => cell.perplexity[name]!),
     ...(['prune', 'forward', 'solve', 'evaluate'] as const).map((phase) => cell.milliseconds[phase] / 1000),
     cell.peakBytes,
+    cell.device,
     ...measures.map(({ task, name }) => cell.tasks[task]![name]!),
   ]);
   const denseRow = [
@@ -73,6 +74,7 @@ function cellsCsv({ cells, texts, tasks, dense }: Comparison): string {
     '',
     dense.milliseconds / 1000,
     '',
+    dense.device,
     ...measures.map(({ task, name }) => dense.tasks[task]![name]!),
   ];
   return csv(header, [denseRow, ...rows]);
@@ -117,7 +119,8 @@ export function comparisonPage(comparison: Comparison, command: string): Page {
 }
 
 export function factsOf(comparison: Comparison, command: string): [string, string][] {
-  const { model, device, precision, propagation, calibration, texts, failures, version } = comparison;
+  const { model, dense, cells, precision, propagation, calibration, texts, failures, version } = comparison;
+  const devices = unique([dense, ...cells].map(({ device }) => device));
   const own = calibration.ownWindows > 0 ? `, ${calibration.ownWindows} of them the model’s own` : '';
   return [
     ['Model', `${model.folder} (${model.type}, ${model.blocks} blocks, SHA-256 ${model.fingerprint.slice(0, 12)}…)`],
@@ -128,7 +131,7 @@ export function factsOf(comparison: Comparison, command: string): [string, strin
     ],
     ...texts.map(({ name, protocol }): [string, string] => [`Text “${name}”`, protocol]),
     ['Propagation', `${propagation}, unless the method says otherwise`],
-    ['Computed on', `${device}; products in ${precision}`],
+    ['Computed on', `${devices.join('; or on ')}; products in ${precision}`],
     ...failures.map(({ title, pattern, message }): [string, string] => [
       `${title} at ${pattern}`,
       `without numbers: ${message}`,

@@ -1,4 +1,5 @@
 import type { Comparison, ComparisonCell, TaskScore } from '../compare/comparison.js';
+import { meanErrorOf } from '../prune.js';
 import { type ChartPoint, chart } from './charts.js';
 import { chartsOf, gridOf, patternsOf, seriesOf, unique, variantOf } from './comparison-charts.js';
 import type { Section, Table } from './page.js';
@@ -76,7 +77,7 @@ function layerChart(cells: ComparisonCell[], pattern: string) {
   const points = cells.flatMap((cell) => {
     const blocks = unique(cell.layers.map(({ block }) => block));
     return blocks.map((block): ChartPoint => {
-      const y = meanOf(cell.layers.filter((layer) => layer.block === block));
+      const y = meanErrorOf(cell.layers.filter((layer) => layer.block === block));
       return {
         x: block,
         y,
@@ -98,11 +99,6 @@ function layerChart(cells: ComparisonCell[], pattern: string) {
   });
 }
 
-function meanOf(layers: ComparisonCell['layers']): number {
-  const errors = layers.flatMap(({ error }) => (error === null ? [] : [error]));
-  return errors.reduce((sum, error) => sum + error, 0) / Math.max(errors.length, 1);
-}
-
 function layerTable(cells: ComparisonCell[], pattern: string): Table {
   const kinds = unique(cells.flatMap(({ layers }) => layers.map(({ name }) => kindOf(name))));
   return {
@@ -110,7 +106,7 @@ function layerTable(cells: ComparisonCell[], pattern: string): Table {
     header: ['Method', ...kinds],
     rows: cells.map((cell) => [
       cell.title,
-      ...kinds.map((kind) => shownError(meanOf(cell.layers.filter(({ name }) => kindOf(name) === kind)))),
+      ...kinds.map((kind) => shownError(meanErrorOf(cell.layers.filter(({ name }) => kindOf(name) === kind)))),
     ]),
   };
 }
@@ -162,10 +158,15 @@ export function taskSections({ cells, tasks, dense }: Comparison): Section[] {
   ];
 }
 
-export function costSection({ cells, device }: Comparison): Section {
+/** Cells that were computed on different devices are told apart by the device's number. */
+export function costSection({ cells }: Comparison): Section {
   const seconds = (value: number) => (value / 1000).toFixed(1);
-  const rows = unique(cells.map(({ title }) => title)).map((title) => {
-    const some = cells.filter((cell) => cell.title === title);
+  const devices = unique(cells.map(({ device }) => device));
+  const numbered = (text: string, device: string) =>
+    devices.length > 1 ? `${text} (${devices.indexOf(device) + 1})` : text;
+  const titleOf = ({ title, device }: ComparisonCell) => numbered(title, device);
+  const rows = unique(cells.map(titleOf)).map((title) => {
+    const some = cells.filter((cell) => titleOf(cell) === title);
     const mean = (phase: keyof ComparisonCell['milliseconds']) =>
       some.reduce((sum, cell) => sum + cell.milliseconds[phase], 0) / some.length;
     const peak = Math.max(...some.map(({ peakBytes }) => peakBytes));
@@ -174,8 +175,9 @@ export function costSection({ cells, device }: Comparison): Section {
   return {
     heading: 'Time and memory',
     text: [
-      `Mean over the patterns, on ${device}. Pruning includes reading, the calibration tokens’ way through the model (forward), the method ` +
-        'itself (solve) and writing. Memory is what tensors took at most while pruning.',
+      `Mean over the patterns, on ${devices.map((device) => numbered(device, device)).join(', ')}. ` +
+        'Pruning includes reading, the calibration tokens’ way through the model (forward), the method itself (solve) and writing. ' +
+        'Memory is what tensors took at most while pruning.',
     ],
     charts: [
       chart({

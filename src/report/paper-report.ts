@@ -1,3 +1,4 @@
+import { patternTitle } from '../compare/method-spec.js';
 import type { PaperReport } from '../compare/paper.js';
 import { chart } from './charts.js';
 import { comparisonCsvs, factsOf, writeReports } from './comparison-report.js';
@@ -70,7 +71,7 @@ function supportSection({ support }: PaperReport, command: string): Section {
   return {
     heading: 'The support by iteration',
     text: [
-      `${layer}, ${shape.join(' × ')}, at ${sparsity * 100} %. First: entries of the support that differ from the iteration before, as a share ` +
+      `${layer}, ${shape.join(' × ')}, at ${patternTitle({ sparsity })}. First: entries of the support that differ from the iteration before, as a share ` +
         'of the weights kept. Second: the relative error (with ridge) that stopping there would give, before the refit.',
     ],
     charts: [
@@ -127,15 +128,16 @@ function supportSection({ support }: PaperReport, command: string): Section {
 }
 
 function refitSection({ refit }: PaperReport, command: string): Section {
-  const { layer, shape, rows, iterations } = refit;
+  const { layer, shape, rows, iterations, device } = refit;
   const x = 'Sparsity (%)';
-  const at = (value: number) => `${+(value * 100).toFixed(2)} %`;
+  const at = (sparsity: number) => patternTitle({ sparsity });
   const series = ['MP, as it is', `PCG, ${iterations} iterations`, 'backsolve'];
   return {
     heading: 'Conjugate gradients against backsolve',
     text: [
       `${layer}, ${shape.join(' × ')}: the weights on the support of magnitude pruning, refitted by ${iterations} iterations of the conjugate ` +
-        'gradient on all outputs at once, and exactly by one dense solve an output. Times are of the refit alone.',
+        'gradient on all outputs at once, and exactly by one dense solve an output. ' +
+        `Times are of the refit alone, on ${device}.`,
     ],
     charts: [
       chart({
