@@ -146,7 +146,8 @@ describe('outputs that are refused before anything is written', () => {
     await writeFile(join(out, 'precious'), 'x');
     expect(await refusal(folder, out)).toEqual({
       code: 'INVALID_ARGUMENT',
-      message: 'The output  exists and is not empty; choose another name or allow overwriting',
+      message:
+        'The output  exists and is not empty; choose another name or allow overwriting (--overwrite, overwrite: true)',
     });
     expect(await readdir(out)).toEqual(['precious']);
     await rewrite(folder, out, {}, true);

@@ -3,7 +3,10 @@ import { mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promise
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { reporter } from '../src/cli/compare-command.js';
 import { Progress } from '../src/cli/progress.js';
+import { summary } from '../src/cli/prune-command.js';
+import { prune } from '../src/prune.js';
 
 // The compiled command, as users run it; `npm test` compiles it first.
 const main = fileURLToPath(new URL('../lib/cli/main.js', import.meta.url));
@@ -60,10 +63,18 @@ describe('alps', () => {
       ['prune', model, '--out', 'x', '--dense-target', '0.5,0.5,1,1'],
       'Expected --dense-target none or up to three numbers',
     ],
+    ...['', '0.5,', ',0.5', '0.5,,1', '0.5,half'].map((given): [string[], string] => [
+      ['prune', model, '--out', 'x', `--dense-target=${given}`],
+      'Expected a number for --dense-target',
+    ]),
+    [['prune', model, '--out', 'x', '--memory-limit', '0'], 'Expected a size above 0 for --memory-limit'],
+    [['prune', model, '--out', '', '--sparsity', '0.5', '--method', 'mp'], 'Expected --out DIR'],
     [
-      ['prune', model, '--out', 'x', '--dense-target', '0.5,half'],
-      'Expected --dense-target none or up to three numbers',
+      ['allocate', model, '--out', '', '--work', 'x', '--sparsity', '0.5', '--calibration', text],
+      'Expected --out FILE',
     ],
+    [['allocate', model, '--out', 'x.json', '--work', '', '--sparsity', '0.5', '--calibration', text], '--work DIR'],
+    [['eval', model, '--text', text, '--tasks', 'foo=x.jsonl'], 'for a task but received "foo"'],
     [['allocate', model, '--out', 'x.json', '--sparsity', '0.5', '--calibration', text], 'Expected --work DIR'],
     [['eval', model], 'Expected --text FILE'],
   ])('%j is wrong usage: exit code 2, one line', async (args, message) => {
@@ -72,6 +83,20 @@ describe('alps', () => {
     expect(stdout).toBe('');
     expect(stderr).toContain(message);
     expect(stderr.trim().split('\n')).toHaveLength(1);
+  });
+
+  test('a task’s file that is not there is told before the perplexity is measured', async () => {
+    const args = ['eval', model, '--text', text, '--tasks', `piqa=${join(scratch, 'none.jsonl')}`];
+    expect(await alps(...args)).toMatchObject({ code: 1, stdout: '', stderr: expect.stringContaining('none.jsonl') });
+  });
+
+  test.each([
+    ['allocate', '--work', 'work', '--sparsity', '0.5', '--calibration', text],
+    ['generate', '--windows', '1', '--length', '16', '--json'],
+  ])('%s: a file that cannot be written is told before the work', async (command, ...args) => {
+    const { code, stdout, stderr } = await alps(command, 'no such model', '--out', '/proc/none.json', ...args);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+    expect(stderr).toMatch(/^alps: Could not write \/proc\/none\.json: /);
   });
 
   test('a missing model is a failure: exit code 1', async () => {
@@ -121,6 +146,12 @@ describe('alps', () => {
       '--json',
     );
     expect(JSON.parse(evaluated.stdout)).toMatchObject({ windows: 5, length: 64, scoredTokens: 315 });
+  });
+
+  test('inspect: a group that does not divide the widths', async () => {
+    const { code, stdout } = await alps('inspect', model, '--pattern', '2:5');
+    expect(code).toBe(1);
+    expect(stdout).toContain('matrices keep more, or 5 does not divide their width');
   });
 
   test('generate writes token ids that prune takes beside a text; other files are not replaced', async () => {
@@ -173,6 +204,8 @@ describe('alps', () => {
       expect((await alps('generate', model, '--out', path, ...sizes)).code).not.toBe(0);
       expect(await readFile(path, 'utf8')).toBe(other);
     }
+    const dash = spawnSync(process.execPath, [main, 'generate', model, '--out=-own.json', ...sizes], { cwd: scratch });
+    expect(String(dash.stdout)).toContain('takes them with --calibration=-own.json.');
     expect((await alps('generate', model, '--out', own, '--field', 'text')).stderr).toContain(
       '--field only with --prompts',
     );
@@ -233,6 +266,20 @@ test('lines that cannot be written are told without a stack', async () => {
   expect(stderr).toMatch(/^alps: Could not write to standard output: ENOSPC[^\n]*\n$/);
 });
 
+test('wrong usage has its exit code where nothing can be written of it', async () => {
+  const full = await open('/dev/full', 'w');
+  const { status } = spawnSync(process.execPath, [main, 'prune'], { stdio: ['ignore', 'ignore', full.fd] });
+  await full.close();
+  expect(status).toBe(2);
+});
+
+test('the summary has the mean error of the layers that have one', async () => {
+  const report = await prune({ model, out: join(scratch, 'summary'), sparsity: 0.5, method: 'mp' });
+  expect(summary(report, 'out')).toMatch(/^q_proj +5 +-$/m);
+  const layers = report.layers.map((layer, i) => ({ ...layer, error: i === 0 ? null : 0.25 }));
+  expect(summary({ ...report, layers }, 'out')).toMatch(/^q_proj +5 +0\.2500$/m);
+});
+
 describe('the progress line', () => {
   const draw = (env: NodeJS.ProcessEnv, isTTY = true) => {
     let drawn = '';
@@ -247,5 +294,23 @@ describe('the progress line', () => {
     expect(draw({ NO_COLOR: '1' })).not.toContain('\x1b[36m');
     expect(draw({ NO_COLOR: '1' })).toContain('100 %  block 3');
     expect(draw({}, false)).toBe('');
+  });
+
+  test('of a comparison with figures behind its cells goes from the dense model’s part to the last', () => {
+    let drawn = '';
+    const terminal = { isTTY: true, columns: 80, write: (piece: string) => (drawn += piece) };
+    const context = { stdout: terminal, stderr: terminal, signal: new AbortController().signal } as never;
+    const shareOf = (done: (onEvent: ReturnType<typeof reporter>['onEvent']) => void) => {
+      const { onEvent } = reporter({}, context, 1);
+      onEvent({ type: 'start', cells: 1, methods: ['mp'], patterns: ['50 %'] });
+      done(onEvent);
+      drawn = '';
+      onEvent({ type: 'progress', share: 0.5, doing: 'this' });
+      return /(\d+) % {2}this/.exec(drawn)?.[1];
+    };
+    const failed = { method: 'mp', pattern: '50 %', code: 'NOT_FINITE', message: 'NaN' } as const;
+    expect(shareOf(() => undefined)).toBe('17');
+    expect(shareOf((onEvent) => onEvent({ type: 'dense', perplexity: {}, stored: false }))).toBe('50');
+    expect(shareOf((onEvent) => onEvent({ type: 'failure', done: 1, cells: 1, ...failed }))).toBe('83');
   });
 });

@@ -3,6 +3,8 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { parse } from '../src/cli/arguments.js';
+import { pruningOptions, pruningOptionsOf } from '../src/cli/pruning-options.js';
 import { cancellingModel } from './helpers/cancelling-model.js';
 
 // The compiled command, as users run it; `npm test` compiles it first.
@@ -16,14 +18,14 @@ beforeAll(async () => {
 });
 afterAll(() => rm(scratch, { recursive: true, force: true }));
 
-/** Runs a command; with `until` it is killed (SIGKILL) once its output has that many such lines. */
-function alps(args: string[], until?: { text: string; count: number }) {
+/** Runs a command; with `until` it gets a signal (SIGKILL) once its output has that many such lines. */
+function alps(args: string[], until?: { text: string; count: number; signal?: NodeJS.Signals }) {
   const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
   let [stdout, stderr] = ['', ''];
   child.stderr.setEncoding('utf8').on('data', (data) => (stderr += data));
   child.stdout.setEncoding('utf8').on('data', (data) => {
     stdout += data;
-    if (until && stdout.split(until.text).length > until.count) child.kill('SIGKILL');
+    if (until && stdout.split(until.text).length > until.count) child.kill(until.signal ?? 'SIGKILL');
   });
   return new Promise<{ code: number | null; events: Record<string, unknown>[]; stderr: string }>((resolve) =>
     child.on('close', (code) => {
@@ -40,6 +42,12 @@ test('alps compare: killed, it goes on where it was and leaves the same reports'
     ...['--text', `speeches=${join(model, 'held-out.txt.gz')}`, '--text-length', '64', '--text-windows', '4'],
   ];
   await alps(args('killed'), { text: '"type":"cell"', count: 2 });
+  const interrupted = await alps(args('interrupted'), { text: '"type":"dense"', count: 1, signal: 'SIGINT' });
+  expect(interrupted).toMatchObject({
+    code: 130,
+    stderr:
+      'alps: the same command goes on behind the finished parts\nalps: interrupted; no incomplete output is left\n',
+  });
   const { code, events, stderr } = await alps(args('killed'));
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   const cells = events.filter(({ type }) => type === 'cell');
@@ -139,12 +147,47 @@ test('options that would do nothing are told', async () => {
   const base = [model, '--out', join(scratch, 'none'), '--calibration', join(model, 'calibration.txt.gz')];
   const complaint = async (args: string[]) => (await alps(args)).stderr;
   expect(await complaint(['compare', ...base])).toContain('Expected --text [NAME=]FILE, for perplexities, or --tasks');
-  expect(await complaint(['prune', ...base, '--sparsity', '0.5', '--rho', '1'])).toContain(
-    '--rho and --max-iterations are for --schedule alps or fixed',
+  expect(await complaint(['compare', ...base, '--text', 'a.txt', '--limit', '0'])).toContain(
+    'Expected --limit only with --tasks',
+  );
+  expect(await complaint(['compare', ...base, '--tasks', 'piqa=a.jsonl', '--text-windows', '2'])).toContain(
+    'Expected --text-windows only with --text',
+  );
+  expect(await complaint(['eval', model, '--text', 'a.txt', '--samples'])).toContain('--samples only with --tasks');
+  expect(await complaint(['eval', model, '--tasks', 'piqa=a.jsonl', '--length', '8'])).toContain(
+    '--length only with --text',
+  );
+  expect(await complaint(['generate', model, '--out', 'a.json', '--prompt-length', '8'])).toContain(
+    '--prompt-length only with --prompts',
   );
   expect(await complaint(['prune', ...base, '--sparsity', '0.5', '--comparison-group', 'row'])).toContain(
     'alps chooses among all weights of a layer: comparisonGroup "row" is for magnitude and wanda',
   );
+  const idle =
+    (...args: string[]) =>
+    () =>
+      pruningOptionsOf(parse([...args, '--sparsity', '0.5'], pruningOptions, []).values);
+  for (const name of ['shares', 'field', 'windows', 'own-windows', 'length', 'seed'])
+    expect(idle('--method', 'mp', `--${name}`, '1')).toThrow(`Expected --${name} only with a --calibration`);
+  const given = ['--calibration', 'a.txt'];
+  expect(idle(...given, '--rho', '1')).toThrow('Expected --rho only with --schedule alps or fixed');
+  expect(idle(...given, '--rho', '1', '--preset', 'balanced')).toThrow('--rho only with --schedule alps or fixed');
+  expect(idle(...given, '--rho', '1', '--preset', 'paper')).not.toThrow();
+  for (const name of ['rho', 'max-iterations', 'relaxation'])
+    expect(idle(...given, '--method', 'wanda', '--schedule', 'fixed', `--${name}`, '1')).toThrow(
+      `only with --method alps`,
+    );
+  for (const name of ['cycles', 'threshold', 'initial', 'skip'])
+    expect(idle(...given, `--dsnot-${name}`, name === 'initial' ? 'wanda' : name === 'skip' ? 'mlp' : '1')).toThrow(
+      `Expected --dsnot-${name} only with --method dsnot`,
+    );
+  for (const how of [
+    ['--method', 'wanda'],
+    ['--refit', 'none'],
+    ['--refit', 'backsolve'],
+  ])
+    expect(idle(...given, ...how, '--refine-iterations', '3')).toThrow('--refine-iterations only with --refit pcg');
+  expect(idle(...given, '--method', 'wanda', '--refit', 'pcg', '--refine-iterations', '3')).not.toThrow();
   const fixed = ['--schedule', 'fixed', '--rho', '1', '--max-iterations', '2', '--windows', '2', '--length', '64'];
   expect(await complaint(['prune', ...base, '--sparsity', '0.5', ...fixed])).toBe('');
   const { options } = JSON.parse(await readFile(join(scratch, 'none', 'pruning.json'), 'utf8'));

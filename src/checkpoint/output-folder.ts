@@ -110,7 +110,7 @@ async function checkExisting(path: string, out: string, overwrite: boolean): Pro
 function notEmpty(out: string): AlpsError {
   return new AlpsError(
     'INVALID_ARGUMENT',
-    `The output ${out} exists and is not empty; choose another name or allow overwriting`,
+    `The output ${out} exists and is not empty; choose another name or allow overwriting (--overwrite, overwrite: true)`,
   );
 }
 

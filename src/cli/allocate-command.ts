@@ -32,7 +32,7 @@ What is measured:
 
 How the model is pruned, as for alps prune: --calibration, --shares, --field, --windows, --own-windows, --length, --seed, --preset, --method,
 --refit, --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric, --relaxation,
---mixed-precision, --propagation, --dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --precision, --device, --threads, --memory-limit
+--mixed-precision, --propagation, --dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --errors, --precision, --device, --threads, --memory-limit
 
 The model is pruned uniformly and, for what each layer tolerates, a little sparser; then up to two candidates are pruned and compared
 with the first. A search that was stopped goes on when the same command is given again.
@@ -76,12 +76,13 @@ export const allocateCommand: Command = {
       writeEvent(event);
       show(event);
     };
+    const pruning = pruningOptionsOf(values);
     await checkReplaceable(out, readAllocation);
     try {
       const search = await searchAllocation({
         model: positional[0]!,
         work,
-        ...pruningOptionsOf(values),
+        ...pruning,
         evaluation: {
           windows: number(values, 'evaluation-windows'),
           ...(files.length > 0 ? { text: files, field: string(values, 'field') } : {}),

@@ -93,7 +93,9 @@ export function bytes(values: Values, name: string): number | undefined {
   const match = /^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$/i.exec(String(text));
   if (!match) throw new UsageError(`Expected a size such as 12G for --${name} but received "${text}"`);
   const power = ['', 'K', 'M', 'G', 'T'].indexOf(match[2]!.toUpperCase());
-  return Math.floor(Number(match[1]) * 1024 ** power);
+  const size = Math.floor(Number(match[1]) * 1024 ** power);
+  if (size === 0) throw new UsageError(`Expected a size above 0 for --${name} but received "${text}"`);
+  return size;
 }
 
 export function string(values: Values, name: string): string | undefined {
@@ -103,8 +105,14 @@ export function string(values: Values, name: string): string | undefined {
 /** The value of an option that a command cannot do without. @param what its value, and what it is, for the message */
 export function required(values: Values, name: string, what: string): string {
   const text = string(values, name);
-  if (text === undefined) throw new UsageError(`Expected --${name} ${what}`);
+  if (!text) throw new UsageError(`Expected --${name} ${what}`);
   return text;
+}
+
+/** Refuses options that would do nothing. @param need what they do something with */
+export function onlyWith(values: Values, names: readonly string[], need: string): void {
+  const given = names.find((name) => values[name] !== undefined);
+  if (given !== undefined) throw new UsageError(`Expected --${given} only with ${need}`);
 }
 
 /** A repeatable option's values. */

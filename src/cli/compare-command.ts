@@ -13,6 +13,7 @@ import {
   nmPattern,
   number,
   numbers,
+  onlyWith,
   parse,
   required,
   string,
@@ -34,7 +35,7 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
   --sparsity LIST        such as 0.5,0.6,0.7 (default 0.5,0.6,0.7,0.8 unless --pattern is given)
   --pattern LIST         such as 2:4,4:8
   --calibration FILE, --shares A,B, --field NAME, --windows N, --own-windows N, --length N, --seed N    as for alps prune; what the
-                         model writes itself is written once
+                         model writes itself is written once; --field is also that of the --text files
   --text [NAME=]FILE     text for the perplexity; may be given more than once; not needed with --tasks
   --protocol [NAME=]P    how all texts, or the one of that name, become tokens: text (default), wikitext2, ptb or c4, as for
                          alps eval; may be given more than once
@@ -43,10 +44,10 @@ Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LI
   --tasks LIST, --limit N                                                zero-shot tasks for each cell, as for alps eval
   --propagation P        sequential (default) or block
   --precision P          auto (default), float32 or bfloat16: of pruning and of evaluation
-  --device D, --threads N, --memory-limit SIZE                           as for alps prune
+  --device D, --threads N, --memory-limit SIZE                           as for alps prune, but one device
 
   --out DIR              report.html, report.json, report.csv, layers.csv, and the finished parts in cells/
-  --json                 one JSON line an event on standard output (the default when it is not a terminal)
+  --json                 one JSON line an event, but for progress, on standard output (the default when it is not a terminal)
 
 A run that was stopped goes on where it was: the same command computes only what is missing. A method that leaves a model with outputs that
 are not finite, or whose Gram matrices cannot be factorised, is told and left out of the report, and tried again by the next run; exit code 1
@@ -86,7 +87,7 @@ export const compareCommand: Command = {
     const options = comparisonOf(positional[0]!, values);
     const { out } = options;
     const command = commandLine('compare', args);
-    const { onEvent, json, progress } = reporter(values, context);
+    const { onEvent, onError, json, progress } = reporter(values, context);
     try {
       const comparison = await compare({ ...options, signal: context.signal, onEvent });
       await writeComparison(comparison, out, command);
@@ -94,6 +95,9 @@ export const compareCommand: Command = {
       if (json) stdout.write(`${JSON.stringify({ type: 'done', out })}\n`);
       else stdout.write(`\nWritten to ${out}: report.html, report.json, report.csv, layers.csv\n`);
       return comparison.failures.length > 0 ? 1 : 0;
+    } catch (error) {
+      onError();
+      throw error;
     } finally {
       progress.clear();
     }
@@ -116,6 +120,8 @@ export function comparisonOf(model: string, values: Values) {
   });
   if (texts.length === 0 && taskList(values).length === 0)
     throw new UsageError('Expected --text [NAME=]FILE, for perplexities, or --tasks');
+  if (texts.length === 0) onlyWith(values, ['protocol', 'text-length', 'text-windows'], '--text');
+  if (taskList(values).length === 0) onlyWith(values, ['limit'], '--tasks');
   const protocols = list(values, 'protocol').map((text) => {
     const at = text.indexOf('=');
     const name = at < 0 ? undefined : text.slice(0, at);
@@ -159,24 +165,28 @@ export function comparisonOf(model: string, values: Values) {
   };
 }
 
-/** Shows events: JSON lines, or a progress line with a row for each finished cell. */
-export function reporter(values: Values, context: CommandContext) {
-  const { stdout } = context;
+/**
+ * Shows events: JSON lines, or a progress line with a row for each finished cell.
+ * @param further parts of the work behind the cells
+ */
+export function reporter(values: Values, context: CommandContext, further = 0) {
+  const { stdout, stderr } = context;
   const { json, progress, writeEvent } = eventOutput(values, context);
-  let [done, cells] = [0, 1];
+  let [done, parts] = [0, 1];
   const onEvent = (event: CompareEvent) => {
-    if (event.type === 'start') cells = Math.max(event.cells, 1);
+    if (event.type === 'start') parts = 1 + event.cells + further; // the dense model is one
     if (event.type === 'generate') {
       writeEvent(event);
       progress.writing(event.share);
       return;
     }
     if (event.type === 'progress') {
-      progress.update((done + 0.9 * event.share) / cells, event.doing);
+      progress.update((done + event.share) / parts, event.doing);
       return;
     }
     progress.clear();
-    if (event.type === 'cell' || event.type === 'failure') done = event.done;
+    if (event.type === 'dense') done = 1;
+    if (event.type === 'cell' || event.type === 'failure') done = 1 + event.done;
     if (json) writeEvent(event);
     else if (event.type === 'dense') stdout.write(`${row('dense', '', event.perplexity)}\n`);
     else if (event.type === 'failure')
@@ -188,7 +198,12 @@ export function reporter(values: Values, context: CommandContext) {
       );
     }
   };
-  return { onEvent, json, progress };
+  /** What was finished is not lost. */
+  const onError = () => {
+    progress.clear();
+    if (done > 0) stderr.write('alps: the same command goes on behind the finished parts\n');
+  };
+  return { onEvent, onError, json, progress };
 }
 
 function row(method: string, pattern: string, perplexity: Record<string, number>): string {

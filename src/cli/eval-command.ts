@@ -1,8 +1,8 @@
 import type { PerplexityProtocol } from '../calibration/protocols.js';
 import { evaluatePerplexity } from '../evaluate.js';
-import { evaluateTasks, type TaskResult } from '../evaluate-tasks.js';
+import { evaluateTasks, readTasks, type TaskResult } from '../evaluate-tasks.js';
 import { taskNames } from '../evaluation/tasks/definitions.js';
-import { device, deviceOptions, list, number, parse, string, UsageError, type Values } from './arguments.js';
+import { device, deviceOptions, list, number, onlyWith, parse, string, UsageError, type Values } from './arguments.js';
 import type { Command, CommandContext } from './command.js';
 import { count, duration, table } from './format.js';
 import { Progress } from './progress.js';
@@ -26,7 +26,7 @@ Tasks, from the data sets' own files (.jsonl, also .gz, or .parquet), scored as 
   --samples              with --json: each item's likelihoods and choices
 
   --precision P          float32 (default), bfloat16 or auto
-  --device D, --threads N, --memory-limit SIZE   as for alps prune
+  --device D, --threads N, --memory-limit SIZE   as for alps prune, but one device
   --json                 one JSON line (with tasks: one a task) instead of the table
 
 By default the documents are joined by a blank line, tokenised once and cut into windows that do not overlap; all tokens of a window but
@@ -61,8 +61,14 @@ export const evalCommand: Command = {
     const text = list(values, 'text');
     const tasks = taskList(values);
     if (text.length === 0 && tasks.length === 0) throw new UsageError('Expected --text FILE or --tasks NAME=FILE');
+    if (text.length === 0) onlyWith(values, ['field', 'protocol', 'length', 'windows'], '--text');
+    if (tasks.length === 0) onlyWith(values, ['limit', 'samples'], '--tasks');
+    if (!values.json) onlyWith(values, ['samples'], '--json');
     const progress = new Progress(context.stderr);
     try {
+      // What is wrong with a task is told before the perplexity is measured.
+      if (text.length > 0 && tasks.length > 0)
+        await readTasks({ tasks, limit: number(values, 'limit'), signal: context.signal });
       if (text.length > 0) await perplexityOf(positional[0]!, text, values, context, progress);
       if (tasks.length > 0) await tasksOf(positional[0]!, tasks, values, context, progress);
       return 0;

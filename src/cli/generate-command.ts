@@ -5,7 +5,7 @@ import { replaceFile } from '../checkpoint/output-folder.js';
 import { AlpsError } from '../errors.js';
 import { generateText } from '../generate.js';
 import { quoted } from '../quoted.js';
-import { device, deviceOptions, list, number, parse, required, string, UsageError } from './arguments.js';
+import { device, deviceOptions, list, number, onlyWith, parse, required, string, UsageError } from './arguments.js';
 import type { Command } from './command.js';
 import { duration } from './format.js';
 import { checkReplaceable } from './output-file.js';
@@ -23,9 +23,10 @@ Usage: alps generate MODEL --out FILE.json [options]
   --field NAME           the text field of .jsonl and .parquet (default text)
   --prompt-length N      tokens of a passage (default an eighth of a window)
   --seed N               the same seed gives the same tokens on the same kind of device (default 0)
-  --temperature T        the logits are divided by T before a token is drawn (default 1: the model's own distribution)
+  --temperature T        the logits are divided by T before a token is drawn (default 1: the model's own distribution;
+                         0: always the likeliest token)
   --precision P          auto (default), float32 or bfloat16
-  --device D, --threads N, --memory-limit SIZE   as for alps prune
+  --device D, --threads N, --memory-limit SIZE   as for alps prune, but one device
   --json                 one JSON line on standard output instead of text
 
 The weights stay in memory while the model writes. alps prune takes the file in place of a text, or beside one:
@@ -60,8 +61,7 @@ export const generateCommand: Command = {
     if (!out.endsWith('.json'))
       throw new UsageError(`Expected a name that ends with .json for --out but received "${out}"`);
     const prompts = list(values, 'prompts');
-    if (values.field !== undefined && prompts.length === 0)
-      throw new UsageError('Expected --field only with --prompts');
+    if (prompts.length === 0) onlyWith(values, ['field', 'prompt-length'], '--prompts');
     await checkReplaceable(out, readGenerated);
     const progress = new Progress(stderr);
     try {
@@ -80,7 +80,8 @@ export const generateCommand: Command = {
       await replaceFile(resolve(out), `${JSON.stringify({ calibration: tokenIds.map((ids) => [...ids]) })}\n`);
       progress.clear();
       const { length, milliseconds, note } = rest;
-      const text = `${tokenIds.length} windows of ${length} tokens in ${duration(milliseconds)}, written to ${out}: alps prune takes them with --calibration ${quoted(out)}.\n${note ? `Note: ${note}\n` : ''}`;
+      const option = `--calibration${out.startsWith('-') ? '=' : ' '}${quoted(out)}`;
+      const text = `${tokenIds.length} windows of ${length} tokens in ${duration(milliseconds)}, written to ${out}: alps prune takes them with ${option}.\n${note ? `Note: ${note}\n` : ''}`;
       stdout.write(values.json ? `${JSON.stringify({ out, windows: tokenIds.length, ...rest })}\n` : text);
       return 0;
     } finally {

@@ -51,7 +51,7 @@ export const inspectCommand: Command = {
     if (asked)
       stdout.write(
         broken.length > 0
-          ? `${broken.length} matrices break the pattern\n`
+          ? `${broken.length} matrices keep more, or ${asked.of} does not divide their width\n`
           : 'Every matrix of the blocks follows the pattern\n',
       );
     return broken.length > 0 ? 1 : 0;

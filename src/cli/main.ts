@@ -82,7 +82,7 @@ async function main(args: string[]): Promise<number> {
       return 2;
     }
     if (signalled) {
-      process.stderr.write("alps: interrupted; nothing incomplete is left under the output's name\n");
+      process.stderr.write('alps: interrupted; no incomplete output is left\n');
       return signalCode(signalled);
     }
     const text =
@@ -105,4 +105,6 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   process.stderr.write(`alps: Could not write to standard output: ${error.message}\n`);
   process.exit(1);
 });
+// Where a complaint cannot be written the exit code tells.
+process.stderr.on('error', () => undefined);
 process.exitCode = await main(process.argv.slice(2));

@@ -16,12 +16,12 @@ pruning: time, error, speed-up; (d) perplexities; (e) zero-shot tasks where --ta
   --methods LIST         default mp,wanda,dsnot,sparsegpt,alps,alps-published
   --sparsity LIST        default 0.4,0.5,0.6,0.7,0.8,0.9
   --support-layer NAME   layer of (b) (default: the first block's k projection)
-  --support-sparsity S   default 0.7
+  --support-sparsity S   default 0.7; some weights of the layer must go and some stay
   --refit-layer NAME     layer of (c) (default: the widest of the first block)
   all options of alps compare, which see
 
   --out DIR              report.html, report.json, report.csv, layers.csv, support.csv, refit.csv, and the finished parts in cells/
-  --json                 one JSON line an event on standard output (the default when it is not a terminal)
+  --json                 one JSON line an event, but for progress, on standard output (the default when it is not a terminal)
 
 A run that was stopped goes on where it was. Methods that fail are told and left out, as by alps compare.
 
@@ -47,7 +47,7 @@ export const paperCommand: Command = {
     }
     const command = commandLine('paper', args);
     const asked = comparisonOf(positional[0]!, values);
-    const { onEvent, json, progress } = reporter(values, context);
+    const { onEvent, onError, json, progress } = reporter(values, context, 1);
     try {
       const report = await reproducePaper({
         ...asked,
@@ -71,6 +71,9 @@ export const paperCommand: Command = {
       if (json) stdout.write(`${JSON.stringify({ type: 'done', out: asked.out })}\n`);
       else stdout.write(`\nWritten to ${asked.out}: report.html, report.json and .csv files\n`);
       return report.comparison.failures.length > 0 ? 1 : 0;
+    } catch (error) {
+      onError();
+      throw error;
     } finally {
       progress.clear();
     }

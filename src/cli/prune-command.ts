@@ -1,7 +1,7 @@
 import type { LayerSparsities } from '../allocation/allocation.js';
 import { readAllocation } from '../allocation/allocation-file.js';
-import { type PruneEvent, type PruneReport, prune } from '../prune.js';
-import { parse, required, string, type Values } from './arguments.js';
+import { meanErrorOf, type PruneEvent, type PruneReport, prune } from '../prune.js';
+import { list, parse, required, string, type Values } from './arguments.js';
 import type { Command } from './command.js';
 import { eventOutput } from './event-output.js';
 import { duration, table } from './format.js';
@@ -19,7 +19,7 @@ What the model reads meanwhile:
   --calibration FILE     .txt, .jsonl, .json (token ids, also of alps generate), .parquet, also .gz; may be given more than once
   --shares A,B,...       how many of the windows each of these files gives, relative to the others (default: all are one text)
   --field NAME           the text field of .jsonl and .parquet (default text)
-  --windows N            token windows (default 128), drawn from all of the text
+  --windows N            token windows (default 128), drawn from all of the text, up to its first 67 million characters
   --own-windows N        so many more that the model writes itself, each going on from the beginning of one of those: what it knows beyond
                          the text is kept better (default 0; takes memory for the whole model)
   --length N             tokens of a window (default 2048, at most what the model takes)
@@ -46,7 +46,7 @@ How:
   --dense-target A,B,K   alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
                          stream's difference that they undo (default of alps 0.5,0.5 from 70 % on, 0.25,0.25 up to 50 % and for 2:4,
                          linear between; of the others none); none: as published. K: how often the errors that inputs have already
-                         count beside them (default 1)
+                         count beside them (default 1). B and K that are not given have their defaults, whatever A is
   --row-weights on|off   alps, sparsegpt: whether an error in an output counts by what the block makes of it (default of alps on)
   --final-norm on|off    with a dense target: whether the norm in front of the head is refitted to the dense model's outputs (default on)
   --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: how sparse each layer becomes relative to the others; all are moved
@@ -100,6 +100,7 @@ export const pruneCommand: Command = {
     }
     const out = required(values, 'out', 'DIR, the folder to make');
     const { json, progress, writeEvent } = eventOutput(values, context);
+    const calibrated = list(values, 'calibration').length > 0;
     let layers = 0;
     let done = 0;
     let blocks = 0;
@@ -113,7 +114,7 @@ export const pruneCommand: Command = {
         if (!json)
           stdout.write(`Going on behind block ${event.finished} of ${event.blocks}, which an earlier run finished.\n`);
       }
-      if (event.type === 'start') progress.update(0, 'reading the calibration text');
+      if (event.type === 'start') progress.update(0, calibrated ? 'reading the calibration text' : 'reading the model');
       if (event.type === 'generate') progress.writing(event.share);
       if (event.type === 'layer')
         progress.update(++done / layers, `block ${event.block}, ${event.name.split('.').pop()}`);
@@ -148,18 +149,17 @@ async function allocationOption(values: Values): Promise<LayerSparsities | undef
   return path === undefined ? undefined : readAllocation(path);
 }
 
-/** The result for people: mean error by kind of layer. */
-function summary(report: PruneReport, out: string): string {
-  const kinds = new Map<string, number[]>();
-  for (const { name, error } of report.layers) {
-    const kind = name.split('.').pop()!;
-    kinds.set(kind, [...(kinds.get(kind) ?? []), error ?? Number.NaN]);
+/** The result for people: mean error by kind of layer, of those that have one (experts that no token reached do not). */
+export function summary(report: PruneReport, out: string): string {
+  const kinds = new Map<string, PruneReport['layers']>();
+  for (const layer of report.layers) {
+    const kind = layer.name.split('.').pop()!;
+    kinds.set(kind, [...(kinds.get(kind) ?? []), layer]);
   }
-  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const rows = [...kinds].map(([kind, errors]) => [
+  const rows = [...kinds].map(([kind, layers]) => [
     kind,
-    String(errors.length),
-    Number.isNaN(mean(errors)) ? '-' : mean(errors).toFixed(4),
+    String(layers.length),
+    layers.every(({ error }) => error === null) ? '-' : meanErrorOf(layers).toFixed(4),
   ]);
   const { milliseconds, calibration } = report;
   const own = calibration && calibration.ownWindows > 0 ? ` (${calibration.ownWindows} of its own)` : '';

@@ -1,7 +1,14 @@
 import type { PruneOptions } from '../prune.js';
-import { type DsnotOptions, type Method, type Metric, type Refit, usualSchedule } from '../pruning/options.js';
-import { type Preset, presets } from '../pruning/preset.js';
-import { type AlpsScheduleOptions, isLadder, type ScheduleName } from '../pruning/rho-schedule.js';
+import {
+  type DsnotOptions,
+  type Method,
+  type Metric,
+  type ParsedPruningOptions,
+  parsePruningOptions,
+  type Refit,
+} from '../pruning/options.js';
+import { type Preset, withPreset } from '../pruning/preset.js';
+import { isLadder, type ScheduleName } from '../pruning/rho-schedule.js';
 import type { Propagation } from '../traversal.js';
 import {
   calibrationOptions,
@@ -11,6 +18,7 @@ import {
   list,
   number,
   numbers,
+  onlyWith,
   pattern,
   string,
   UsageError,
@@ -49,17 +57,20 @@ export const pruningOptions = {
 /** The same as the library takes them. */
 export function pruningOptionsOf(values: Values) {
   const files = list(values, 'calibration');
-  if (files.length === 0 && values['own-windows'] !== undefined)
-    throw new UsageError('--own-windows go on from the windows of a --calibration');
-  return {
+  const options = {
     sparsity: number(values, 'sparsity'),
     pattern: pattern(values),
     method: string(values, 'method') as Method | undefined,
     refit: string(values, 'refit') as Refit | undefined,
     comparisonGroup: string(values, 'comparison-group') as 'layer' | 'row' | undefined,
-    dsnot: dsnotOptions(values),
+    dsnot: given({
+      initial: string(values, 'dsnot-initial') as DsnotOptions['initial'],
+      skip: string(values, 'dsnot-skip') as DsnotOptions['skip'],
+      maxCycles: number(values, 'dsnot-cycles'),
+      threshold: number(values, 'dsnot-threshold'),
+    }),
     schedule: string(values, 'schedule') as ScheduleName | undefined,
-    alpsSchedule: scheduleOptions(values),
+    alpsSchedule: given({ initialRho: number(values, 'rho'), maxIterations: number(values, 'max-iterations') }),
     metric: string(values, 'metric') as Metric | undefined,
     relaxation: number(values, 'relaxation'),
     mixedPrecision: onOff(values, 'mixed-precision'),
@@ -87,33 +98,40 @@ export function pruningOptionsOf(values: Values) {
     ...device(values),
     device: devices(values),
   } satisfies Partial<PruneOptions>;
+  refuseIdle(values, parsePruningOptions(withPreset(options)));
+  return options;
 }
 
-function scheduleOptions(values: Values): AlpsScheduleOptions | undefined {
-  const given = { initialRho: number(values, 'rho'), maxIterations: number(values, 'max-iterations') };
-  const set = Object.entries(given).filter(([, value]) => value !== undefined);
-  if (set.length === 0) return undefined;
-  const preset = string(values, 'preset');
-  const ofPreset =
-    preset !== undefined && Object.hasOwn(presets, preset) ? presets[preset as Preset].schedule : undefined;
-  const usual = usualSchedule(string(values, 'metric'));
-  if (isLadder((string(values, 'schedule') ?? ofPreset ?? usual) as ScheduleName))
-    throw new UsageError('--rho and --max-iterations are for --schedule alps or fixed: the ladders have their own');
-  return Object.fromEntries(set);
+/** Refuses options that the others leave nothing to do. */
+function refuseIdle(values: Values, { method, refit, schedule }: ParsedPruningOptions): void {
+  const { calibration: _, field, ...windows } = calibrationOptions;
+  if (list(values, 'calibration').length === 0) {
+    onlyWith(values, Object.keys(windows), 'a --calibration');
+    if (list(values, 'evaluation').length === 0) onlyWith(values, ['field'], 'a --calibration');
+  }
+  const rhos = ['rho', 'max-iterations'];
+  if (method !== 'alps')
+    onlyWith(values, [...rhos, 'schedule', 'metric', 'relaxation', 'mixed-precision'], '--method alps');
+  if (isLadder(schedule)) onlyWith(values, rhos, '--schedule alps or fixed: the ladders have their own');
+  if (method !== 'dsnot')
+    onlyWith(values, ['dsnot-initial', 'dsnot-skip', 'dsnot-cycles', 'dsnot-threshold'], '--method dsnot');
+  if (refit !== 'pcg') onlyWith(values, ['refine-iterations'], '--refit pcg');
 }
 
 function denseTargetOption(values: Values): PruneOptions['denseTarget'] {
   const text = string(values, 'dense-target');
   if (text === undefined) return undefined;
   if (text === 'none') return false;
-  const [strength, residualStrength, errorWeight, ...rest] = text.split(',').map(Number);
-  if (rest.length > 0 || ![strength, residualStrength ?? 0, errorWeight ?? 0].every(Number.isFinite))
+  const [strength, residualStrength, errorWeight, ...rest] = numbers(values, 'dense-target')!;
+  if (rest.length > 0)
     throw new UsageError(`Expected --dense-target none or up to three numbers such as 0.5,0.5,1 but received ${text}`);
-  return {
-    strength,
-    ...(residualStrength === undefined ? {} : { residualStrength }),
-    ...(errorWeight === undefined ? {} : { errorWeight }),
-  };
+  return given({ strength, residualStrength, errorWeight });
+}
+
+/** Those of some options that were given; undefined where none was. */
+function given<T extends object>(options: T): T | undefined {
+  const set = Object.entries(options).filter(([, value]) => value !== undefined);
+  return set.length === 0 ? undefined : (Object.fromEntries(set) as T);
 }
 
 function onOff(values: Values, name: string): boolean | undefined {
@@ -121,14 +139,4 @@ function onOff(values: Values, name: string): boolean | undefined {
   if (text !== undefined && text !== 'on' && text !== 'off')
     throw new UsageError(`Expected on or off for --${name} but received "${text}"`);
   return text === undefined ? undefined : text === 'on';
-}
-
-function dsnotOptions(values: Values): DsnotOptions {
-  const given = {
-    initial: string(values, 'dsnot-initial') as DsnotOptions['initial'],
-    skip: string(values, 'dsnot-skip') as DsnotOptions['skip'],
-    maxCycles: number(values, 'dsnot-cycles'),
-    threshold: number(values, 'dsnot-threshold'),
-  };
-  return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
 }

@@ -15,7 +15,8 @@ export interface DenseTargetOptions {
    */
   strength?: number;
   /**
-   * β: the share of the residual stream's difference to the dense model's that the layers which add to it are asked to undo. Default as `strength`.
+   * β: the share of the residual stream's difference to the dense model's that the layers which add to it are asked to undo. Default as that of `strength`,
+   * whatever `strength` is given.
    */
   residualStrength?: number;
   /**
