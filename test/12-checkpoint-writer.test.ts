@@ -78,6 +78,25 @@ describe('a checkpoint that is written', () => {
     await copy.close();
   });
 
+  test('has the named chat templates, and nothing else of a subfolder', async () => {
+    const [folder, cache] = [await modelFolder(), await temporaryFolder()];
+    const templates = join(folder, 'additional_chat_templates');
+    await mkdir(templates);
+    await writeFile(join(templates, 'tool_use.jinja'), 'tools');
+    await writeFile(join(templates, 'notes.txt'), 'x');
+    await symlink('../config.json', join(templates, 'rag.jinja'));
+    const out = join(await temporaryFolder(), 'out');
+    await rewrite(folder, out);
+    expect(await readdir(join(out, 'additional_chat_templates'))).toEqual(['rag.jinja', 'tool_use.jinja']);
+    expect(await readFile(join(out, 'additional_chat_templates', 'tool_use.jinja'), 'utf8')).toBe('tools');
+    await rename(templates, join(cache, 'templates'));
+    await symlink(join(cache, 'templates'), templates);
+    expect(await refusal(folder, join(cache, 'out'))).toMatchObject({
+      code: 'INVALID_CHECKPOINT',
+      message: expect.stringContaining('which lies neither in the model folder nor beside'),
+    });
+  });
+
   test('a name of 255 bytes fits, one of 256 is refused', async () => {
     const folder = await modelFolder();
     const parent = await temporaryFolder();

@@ -1,4 +1,4 @@
-import { lstat, readdir, realpath, stat } from 'node:fs/promises';
+import { readdir, realpath, stat } from 'node:fs/promises';
 import { dirname, join, sep } from 'node:path';
 import { AlpsError, describe, isCode } from '../errors.js';
 import { openError, readWhole } from './file-io.js';
@@ -6,6 +6,8 @@ import { isObject, parseJsonStrictly } from './json.js';
 
 export const singleFile = 'model.safetensors';
 export const indexFile = 'model.safetensors.index.json';
+
+const templatesFolder = 'additional_chat_templates';
 
 const maxConfigBytes = 16 << 20;
 const maxIndexBytes = 256 << 20;
@@ -32,9 +34,9 @@ export async function listFolder(folder: string): Promise<Set<string>> {
 }
 
 /**
- * Names of the files that belong to a model beside its weights: config.json, tokenizer and so on, sorted. Hidden files, subfolders,
- * indexes, and weights of any format are not among them. They are copied to the output, so a link among them may lead only into the folder,
- * or to a folder in which config.json or a shard lies in truth, as in the caches that are made of links.
+ * Names of the files that belong to a model beside its weights: config.json, tokenizer and so on, sorted. Hidden files, indexes, weights of
+ * any format and subfolders, but for the named chat templates, are not among them. They are copied to the output, so a link among them may
+ * lead only into the folder, or to a folder in which config.json or a shard lies in truth, as in the caches that are made of links.
  * @throws AlpsError `INVALID_CHECKPOINT` for a link that leads elsewhere
  */
 export async function otherFiles(
@@ -43,17 +45,20 @@ export async function otherFiles(
   shardNames: readonly string[],
 ): Promise<string[]> {
   const files: string[] = [];
+  const home = await realpath(folder).catch((cause) => {
+    throw openError(folder, cause);
+  });
   let homes: Set<string> | undefined;
-  for (const name of [...names].sort()) {
+  for (const name of [...names, ...(await namedTemplates(folder, names))].sort()) {
     if (name.startsWith('.') || pickleName.test(name) || otherWeights.test(name)) continue;
     const path = join(folder, name);
     try {
       if (!(await stat(path)).isFile()) continue;
       files.push(name);
-      if (!(await lstat(path)).isSymbolicLink()) continue;
-      homes ??= new Set(await Promise.all(['config.json', ...shardNames].map((file) => homeOf(join(folder, file)))));
       const target = await realpath(path);
-      if (target.startsWith(`${await realpath(folder)}${sep}`) || homes.has(dirname(target))) continue;
+      if (target.startsWith(`${home}${sep}`)) continue;
+      homes ??= new Set(await Promise.all(['config.json', ...shardNames].map((file) => homeOf(join(folder, file)))));
+      if (homes.has(dirname(target))) continue;
       throw new AlpsError(
         'INVALID_CHECKPOINT',
         `${path} is a symbolic link to ${target}, which lies neither in the model folder nor beside config.json or the weights; ` +
@@ -66,6 +71,18 @@ export async function otherFiles(
     }
   }
   return files;
+}
+
+/** Chat templates beside the usual one, each a file, as transformers saves them. */
+async function namedTemplates(folder: string, names: ReadonlySet<string>): Promise<string[]> {
+  if (!names.has(templatesFolder)) return [];
+  try {
+    const templates = await readdir(join(folder, templatesFolder));
+    return templates.filter((name) => name.endsWith('.jinja')).map((name) => `${templatesFolder}/${name}`);
+  } catch (cause) {
+    if (isCode(cause, 'ENOTDIR', 'ENOENT', 'ELOOP')) return []; // not a folder
+    throw openError(join(folder, templatesFolder), cause);
+  }
 }
 
 /** The folder in which a file lies in truth. */

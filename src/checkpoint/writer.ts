@@ -364,10 +364,15 @@ export class CheckpointWriter {
       throwIfAborted(signal);
       const from = join(source.folder, name);
       const to = join(this.#partial, name);
-      await copyFile(from, to, constants.COPYFILE_EXCL).catch((cause) => {
+      const isInside = dirname(name) !== '.';
+      try {
+        if (isInside) await mkdir(dirname(to), { recursive: true });
+        await copyFile(from, to, constants.COPYFILE_EXCL);
+      } catch (cause) {
         throw fileSystemError(`copy ${from} to`, to, cause);
-      });
+      }
       await flushPath(to);
+      if (isInside) await flushPath(dirname(to));
     }
     for (const [name, text] of Object.entries(extras)) {
       const to = join(this.#partial, name);
