@@ -129,6 +129,25 @@ describe('a run that was stopped', () => {
       message: expect.stringContaining('is not what an unfinished run leaves'),
     });
   });
+
+  test.each([
+    ['no record', { record: null }],
+    ['another kind of record', { record: {} }],
+    ['no tensors', { tensors: [] }],
+    ['tensors that are no names', { tensors: [5, null] }],
+  ])('and whose record was changed is refused: %s', async (_, changed) => {
+    const out = join(scratch, 'out');
+    const options: PruneOptions = { model: union, method: 'magnitude', sparsity: 0.6, resume: true, out };
+    await stopped(options, 1);
+    const path = join(scratch, '.out.unfinished.json');
+    const found = JSON.parse(await readFile(path, 'utf8'));
+    Object.assign(found.progress.steps[0], changed);
+    await writeFile(path, JSON.stringify(found));
+    await expect(prune(options)).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringMatching(/\.out\.unfinished\.json is not what an unfinished run leaves; .*--restart/),
+    });
+  });
 });
 
 test('a restart that is killed before its first block leaves nothing that the next run takes for finished blocks', async () => {

@@ -20,7 +20,8 @@ interface Progress {
 
 /**
  * An output in the making under names that the next process finds: `.NAME.unfinished` (the folder), `.NAME.unfinished.json` (what is
- * finished, replaced whole after each step) and `.NAME.unfinished.lock` (who works on it). A long NAME is cut, with a hash of the whole behind it.
+ * finished, and its hash, replaced whole after each step) and `.NAME.unfinished.lock` (who works on it). A long NAME is cut, with a hash of
+ * the whole behind it.
  */
 export class Unfinished {
   readonly folder: string;
@@ -71,7 +72,7 @@ export class Unfinished {
   /** Keeps what was made before the first step, on the disk when the promise settles. */
   async prepare(prepared: unknown): Promise<void> {
     this.#progress.prepared = prepared;
-    await replaceFile(this.#file, JSON.stringify(this.#progress));
+    await this.#write();
   }
 
   /** Whether there is nothing to go on with. */
@@ -83,7 +84,7 @@ export class Unfinished {
   async add(record: unknown, tensors: string[]): Promise<void> {
     this.#progress.steps.push({ record, tensors });
     try {
-      await replaceFile(this.#file, JSON.stringify(this.#progress));
+      await this.#write();
     } catch (cause) {
       this.#progress.steps.pop(); // an earlier record is still there
       throw cause;
@@ -111,6 +112,11 @@ export class Unfinished {
     await this.#lock.release();
   }
 
+  async #write(): Promise<void> {
+    const progress = JSON.stringify(this.#progress);
+    await replaceFile(this.#file, `{"sha256":"${sha256(progress)}","progress":${progress}}`);
+  }
+
   async #read(): Promise<Progress | undefined> {
     let text: string;
     try {
@@ -120,21 +126,22 @@ export class Unfinished {
       throw fileSystemError('read', this.#file, cause);
     }
     try {
-      const { fingerprint, prepared, steps } = JSON.parse(text) as Progress;
-      const good = Array.isArray(steps) && steps.every(({ tensors }) => Array.isArray(tensors));
-      if (typeof fingerprint === 'object' && fingerprint !== null && good) return { fingerprint, prepared, steps };
+      const { sha256: expected, progress } = JSON.parse(text) as { sha256: string; progress: Progress };
+      if (sha256(JSON.stringify(progress)) === expected) return progress;
     } catch {
-      // Not JSON: said below.
+      // Not such JSON: said below.
     }
     throw new AlpsError('INVALID_ARGUMENT', `${this.#file} is not what an unfinished run leaves; ${restartRemedy}`);
   }
 }
 
+function sha256(text: string): string {
+  return createHash('sha256').update(text).digest('hex');
+}
+
 /** The hidden names must not pass 255 bytes where the final one does not, and two outputs must not share them. */
 function shortened(name: string): string {
-  return name.length <= 40
-    ? name
-    : `${name.slice(0, 40)}-${createHash('sha256').update(name).digest('hex').slice(0, 16)}`;
+  return name.length <= 40 ? name : `${name.slice(0, 40)}-${sha256(name).slice(0, 16)}`;
 }
 
 export const restartRemedy = 'to drop it and begin anew, ask for a restart (--restart, restart: true)';
