@@ -12,7 +12,7 @@ import { choosePrecision, deviceOptions } from './prune.js';
 export interface EvaluateOptions extends JobDevice {
   /** Folder of the model. */
   model: string;
-  /** Text files (.txt, .jsonl, .gz, .parquet), strings, or token ids as a `.json` file. */
+  /** Text files (.txt, .jsonl, .gz, .parquet), strings, or one `.json` file with token ids: a list of windows, or an object that has one as `evaluation`. */
   text: TextSource;
   /** The text field of .jsonl and .parquet files. Default `text`, `sentence` for the protocol `ptb`. */
   field?: string;

@@ -1,10 +1,11 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
 import { joinedText, readText, type TextOptions, type TextSource } from '../src/calibration/text.js';
+import { countTurns } from './helpers/turns.js';
 
 let folder: string;
 beforeAll(async () => {
@@ -55,6 +56,11 @@ describe('documents', () => {
     expect(await documents(fixture(name))).toEqual(expected);
   });
 
+  test('zeros behind a gzip file are padding', async () => {
+    const padded = Buffer.concat([gzipSync('one'), Buffer.alloc(300_000)]);
+    expect(await documents(await file('padded.txt.gz', padded))).toEqual(['one']);
+  });
+
   test('strings, from an iterable or an asynchronous one', async () => {
     async function* generate() {
       yield 'a';
@@ -91,6 +97,20 @@ describe('documents', () => {
     }
     expect(total).toBe(5_000_000);
     expect(longest).toBeLessThanOrEqual(256 * 1024);
+  });
+
+  test('while a row group of many rows is read the event loop turns, and an abort ends it', async () => {
+    const turns = countTurns();
+    expect(await documents(fixture('many-rows.parquet'))).toHaveLength(400_000);
+    expect(turns()).toBeGreaterThan(20);
+    const controller = new AbortController();
+    let count = 0;
+    const reading = (async () => {
+      for await (const _ of readText(fixture('many-rows.parquet'), { signal: controller.signal }))
+        if (++count === 1) setTimeout(() => controller.abort());
+    })();
+    await expect(reading).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(count).toBeLessThan(400_000);
   });
 
   test('a gzip bomb is read only as far as it is asked for', async () => {
@@ -164,6 +184,34 @@ describe('complaints', () => {
     );
   });
 
+  test('a row of text without end', async () => {
+    const path = await file('row.txt.gz', gzipSync(`one\n${'a'.repeat(70 << 20)}`));
+    await expect(documents(path, { rows: true })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /line 2: more than 67108864 characters/),
+    );
+  });
+
+  test('a file that is shortened while it is read', async () => {
+    const path = await file('shortened.txt', 'word '.repeat(400_000));
+    const reading = (async () => {
+      for await (const _ of readText(path)) await truncate(path, 1000);
+    })();
+    await expect(reading).rejects.toMatchObject(refused('INVALID_TEXT', /was shortened while it was read/));
+  });
+
+  test('a gzip member behind zeros', async () => {
+    const path = await file('behind.txt.gz', Buffer.concat([gzipSync('one '), Buffer.alloc(512), gzipSync('two')]));
+    await expect(documents(path)).rejects.toMatchObject(refused('INVALID_TEXT', /has more behind the zeros at byte/));
+  });
+
+  test('token ids in a file that is taken for JSON lines', async () => {
+    for (const ids of ['[[1,2]]', '{"calibration":[[1,2]]}']) {
+      await expect(documents(await file('ids.json.gz', gzipSync(ids)))).rejects.toMatchObject(
+        refused('INVALID_TEXT', /; token ids are read from .json, not from .json.gz/),
+      );
+    }
+  });
+
   test('truncated and damaged gzip', async () => {
     const whole = gzipSync(Array.from({ length: 20_000 }, (_, i) => String(i * 7919)).join(' '));
     const cut = await file('cut.txt.gz', whole.subarray(0, whole.length - 100));
@@ -178,6 +226,9 @@ describe('complaints', () => {
     );
     await expect(documents(fixture('no-text.parquet'), { field: 'number' })).rejects.toMatchObject(
       refused('INVALID_TEXT', /does not hold strings/),
+    );
+    await expect(documents(fixture('json-column.parquet'))).rejects.toMatchObject(
+      refused('INVALID_TEXT', /does not hold strings but JSON/),
     );
     await expect(documents(fixture('invalid-utf8.parquet'))).rejects.toMatchObject(refused('INVALID_TEXT', /parquet/));
     for (const content of ['', 'PAR1', 'no parquet at all', `PAR1${'\xff'.repeat(20)}PAR1`]) {

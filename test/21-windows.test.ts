@@ -1,5 +1,6 @@
+import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -433,10 +434,53 @@ describe('token ids', () => {
     await writeFile(path, '{"calibration":[[1,2]');
     await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /not JSON/));
     await writeFile(path, '{"other":[[1,2]]}');
-    await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /named "calibration"/));
+    await expect(calibration({ text: path })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /that has one as "calibration"/),
+    );
     await expect(calibration({ text: join(folder, 'absent.json') })).rejects.toMatchObject(
       refused('FILE_SYSTEM', /no such file or directory/),
     );
+  });
+
+  test('a file of one purpose that is asked for the other is told what it lacks', async () => {
+    const path = join(folder, 'one-purpose.json');
+    await writeFile(path, '{"calibration":[[1,2]]}');
+    await expect(loadEvaluationWindows(folder, config, { text: path })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /or an object that has one as "evaluation", but found an object with calibration$/),
+    );
+    await writeFile(path, '5');
+    await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /but found 5$/));
+  });
+
+  test('a file beside others is sent to shares, or to be alone', async () => {
+    const paths = ['one.json', 'two.json'].map((name) => join(folder, name));
+    for (const path of paths) await writeFile(path, '[[1,2]]');
+    await expect(calibration({ text: paths })).rejects.toMatchObject(
+      refused(
+        'INVALID_TEXT',
+        /one.json holds token ids, which are not joined .*: give it alone, or each its share \(shares/,
+      ),
+    );
+    expect(await calibration({ text: paths, shares: [1, 1], windows: 2 })).toMatchObject({ windows: 2 });
+    await expect(loadEvaluationWindows(folder, config, { text: paths })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /give it alone$/),
+    );
+  });
+
+  test('a file that is not UTF-8, a pipe, one that is too large, an abort', async () => {
+    const path = join(folder, 'odd.json');
+    await writeFile(path, Buffer.from('[[1,2]]\xff', 'latin1'));
+    await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /not UTF-8 at byte 7/));
+    await writeFile(path, '\uFEFF[[1,2]]');
+    expect(await calibration({ text: path })).toMatchObject({ windows: 1 });
+    await expect(calibration({ text: path }, AbortSignal.abort())).rejects.toMatchObject({ code: 'ABORTED' });
+    await truncate(path, 2 ** 28 + 2 ** 20);
+    await expect(calibration({ text: path })).rejects.toMatchObject(
+      refused('INVALID_TEXT', /more than 268435456 characters of token ids/),
+    );
+    await rm(path);
+    execFileSync('mkfifo', [path]);
+    await expect(calibration({ text: path })).rejects.toMatchObject(refused('INVALID_TEXT', /not a regular file/));
   });
 
   test('a text whose ids the model does not have', async () => {

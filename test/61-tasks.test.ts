@@ -1,10 +1,14 @@
+import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
 import { evaluateTasks } from '../src/evaluate-tasks.js';
 import { taskNames, taskOf } from '../src/evaluation/tasks/definitions.js';
+import { readRecords } from '../src/evaluation/tasks/records.js';
+import { countTurns } from './helpers/turns.js';
 
 const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
 const folder = fileURLToPath(new URL('fixtures/tasks/', import.meta.url));
@@ -113,6 +117,63 @@ describe('files', () => {
       code: 'INVALID_TEXT',
       message: expect.stringContaining(message),
     });
+  });
+
+  const question = { goal: 'x', sol1: 'a', sol2: 'b', label: 0 };
+
+  test('lines end at a line feed alone, and a byte order mark is left out', async () => {
+    const file = await write('lines.jsonl', [
+      `\uFEFF${JSON.stringify({ ...question, goal: 'one\u2028two' })}\r`,
+      question,
+    ]);
+    expect(await readRecords(file, 10)).toEqual([{ ...question, goal: 'one\u2028two' }, question]);
+  });
+
+  test.each<[string, string, Buffer, RegExp]>([
+    [
+      'a line without end',
+      'endless.jsonl.gz',
+      gzipSync(Buffer.alloc(70 << 20, ' ')),
+      /line 1: more than 67108864 char/,
+    ],
+    ['what is not UTF-8', 'latin.jsonl', Buffer.from('{"goal":"caf\xe9"}', 'latin1'), /not UTF-8 at byte 12/],
+    ['half a gzip file', 'half.jsonl.gz', gzipSync('{"goal":"x"}').subarray(0, -9), /not a whole gzip file/],
+    ['a damaged gzip file', 'wrong.jsonl.gz', Buffer.from('{"goal":"x"}'), /not a whole gzip file/],
+  ])('%s is refused', async (_, name, content, message) => {
+    const file = join(scratch, name);
+    await writeFile(file, content);
+    await expect(run('piqa', file)).rejects.toMatchObject({
+      code: 'INVALID_TEXT',
+      message: expect.stringMatching(message),
+    });
+  });
+
+  test.each(['jsonl', 'parquet'])('a pipe and a folder .%s are refused, nothing is waited for', async (ending) => {
+    const [pipe, folder] = [join(scratch, `pipe.${ending}`), join(scratch, `folder.${ending}`)];
+    execFileSync('mkfifo', [pipe]);
+    await mkdir(folder);
+    for (const file of [pipe, folder]) {
+      await expect(run('piqa', file)).rejects.toMatchObject({
+        code: 'INVALID_TEXT',
+        message: expect.stringContaining('not a regular file'),
+      });
+    }
+    await expect(run('piqa', `a\0.${ending}`)).rejects.toMatchObject({ code: 'FILE_SYSTEM' });
+  });
+
+  test('parquet: groups of rows are read one by one as far as the limit, and the event loop turns', async () => {
+    const file = join(folder, 'groups.parquet');
+    const expected = Array.from({ length: 48 }, (_, i) => ({
+      goal: `Question ${i}`,
+      sol1: `one ${i}`,
+      sol2: `two ${i}`,
+      label: BigInt(i % 2),
+    }));
+    const turns = countTurns();
+    expect(await readRecords(file, Number.POSITIVE_INFINITY)).toEqual(expected);
+    expect(turns()).toBeGreaterThan(60);
+    expect(await readRecords(file, 7)).toEqual(expected.slice(0, 7));
+    await expect(readRecords(file, 7, AbortSignal.abort())).rejects.toMatchObject({ code: 'ABORTED' });
   });
 
   test('a passage of one word leaves nothing to go by', async () => {

@@ -1,11 +1,12 @@
-import { readFile } from 'node:fs/promises';
-import { AlpsError, fileSystemError, invalidArgument, type Names } from '../errors.js';
+import { isObject } from '../checkpoint/json.js';
+import { AlpsError, describe, invalidArgument, type Names } from '../errors.js';
 import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
 import { integerFrom } from '../pruning/options.js';
 import { drawPlaces, windowsAt } from './places.js';
 import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
 import { joinedText, type TextOptions, type TextSource } from './text.js';
+import { readPieces } from './text-file.js';
 import {
   consecutiveWindows,
   firstWindows,
@@ -18,7 +19,7 @@ import {
 
 /** What a model reads while it is pruned: text or token ids. */
 export interface CalibrationOptions {
-  /** Files (.txt, .jsonl, .parquet, .gz; `.json` with token ids) or strings. */
+  /** Files (.txt, .jsonl, .parquet, .gz), strings, or one `.json` file with token ids: a list of windows, or an object that has one as `calibration`. */
   text?: TextSource;
   /** Windows of token ids, all of one length, instead of text. */
   tokenIds?: readonly (readonly number[] | Uint32Array)[];
@@ -64,6 +65,9 @@ const charactersOfToken = 4;
 
 const mostEvaluationTokens = 1 << 27;
 
+/** Of a file with token ids, which is parsed as a whole: some 40 million ids. */
+const mostTokenFileCharacters = 1 << 28;
+
 /** What a report says of the calibration. */
 export interface CalibrationReport {
   windows: number;
@@ -101,7 +105,7 @@ export async function loadCalibration(
   integerFrom('seed', seed, 0, mostSeed);
   if (shares !== undefined) return loadMix(folder, config, { ...options, shares, windows, seed }, { signal });
   if (tokenIds !== undefined) return checkedLength(windowsOfIds(tokenIds, config.vocabulary, 'tokenIds'), config);
-  const ids = await readTokenFile(text!, 'calibration');
+  const ids = await readTokenFile(text!, 'calibration', signal);
   if (ids) return checkedLength(windowsOfIds(ids, config.vocabulary, String(text)), config);
   const length = windowLength(options.length, config);
   const { maxTokens } = options;
@@ -195,7 +199,7 @@ export async function loadEvaluationWindows(
   if (!protocolNames.includes(protocol)) {
     throw invalidArgument('protocol', protocolNames.map((name) => `"${name}"`).join(' or '), protocol);
   }
-  const ids = await readTokenFile(text, 'evaluation');
+  const ids = await readTokenFile(text, 'evaluation', signal);
   if (ids) {
     if (protocol !== 'text')
       throw invalidArgument('protocol', `none for ${String(text)}, which holds token ids,`, protocol);
@@ -258,30 +262,51 @@ function checkedLength(windows: TokenWindows, config: DecoderConfig): TokenWindo
   return windows;
 }
 
-/** Token ids of a `.json` file: a list of windows, or an object with such lists by name. */
-export async function readTokenFile(text: TextSource, name: string): Promise<unknown[] | undefined> {
-  const path = Array.isArray(text) && text.length === 1 ? text[0] : text;
-  if (typeof path !== 'string' || !path.endsWith('.json')) return undefined;
-  return windowsIn(await readTokenJson(path), path, name);
+/**
+ * Token ids of a `.json` file, which must be alone: a list of windows, or an object with such lists by name.
+ * @throws AlpsError `INVALID_TEXT`, `FILE_SYSTEM`, `ABORTED`
+ */
+export async function readTokenFile(
+  text: TextSource,
+  name: 'calibration' | 'evaluation',
+  signal?: AbortSignal,
+): Promise<unknown[] | undefined> {
+  const paths = typeof text === 'string' ? [text] : Array.isArray(text) ? (text as readonly unknown[]) : [];
+  const path = paths.find((one): one is string => typeof one === 'string' && one.endsWith('.json'));
+  if (path === undefined) return undefined;
+  if (paths.length > 1) {
+    const remedy = name === 'calibration' ? 'give it alone, or each its share (shares, --shares)' : 'give it alone';
+    throw new AlpsError('INVALID_TEXT', `${path} holds token ids, which are not joined with other files: ${remedy}`);
+  }
+  return windowsIn(await readTokenJson(path, signal), path, name);
 }
 
 /** The windows of a value that a token file holds. @param name of the list, where there are several */
 export function windowsIn(value: unknown, path: string, name: string): unknown[] {
-  const ids = Array.isArray(value) ? value : (value as Record<string, unknown> | null)?.[name];
-  if (!Array.isArray(ids)) throw new AlpsError('INVALID_TEXT', `${path} has no list of token windows named "${name}"`);
-  return ids;
+  if (Array.isArray(value)) return value;
+  const lists = isObject(value) ? value : {};
+  const windows = Object.hasOwn(lists, name) ? lists[name] : undefined;
+  if (Array.isArray(windows)) return windows;
+  const names = Object.keys(lists).slice(0, 8).join(', ');
+  const found = names ? `an object with ${names}` : describe(value);
+  throw new AlpsError(
+    'INVALID_TEXT',
+    `${path} has no list of token windows: expected a list of lists of ids, or an object that has one as "${name}", but found ${found}`,
+  );
 }
 
-/** @throws AlpsError `FILE_SYSTEM`, `INVALID_TEXT` */
-export async function readTokenJson(path: string): Promise<unknown> {
-  let content: string;
-  try {
-    content = await readFile(path, 'utf8');
-  } catch (cause) {
-    throw fileSystemError('read the token file', path, cause);
+/** @throws AlpsError `INVALID_TEXT`, `FILE_SYSTEM`, `ABORTED` */
+export async function readTokenJson(path: string, signal?: AbortSignal): Promise<unknown> {
+  const parts: string[] = [];
+  let length = 0;
+  for await (const part of readPieces(path, signal)) {
+    length += part.length;
+    if (length > mostTokenFileCharacters)
+      throw new AlpsError('INVALID_TEXT', `${path} has more than ${mostTokenFileCharacters} characters of token ids`);
+    parts.push(part);
   }
   try {
-    return JSON.parse(content);
+    return JSON.parse(parts.join(''));
   } catch (cause) {
     throw new AlpsError('INVALID_TEXT', `${path} is not JSON: ${(cause as Error).message}`, { cause });
   }

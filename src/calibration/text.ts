@@ -1,11 +1,9 @@
-import { createReadStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
-import { setImmediate } from 'node:timers/promises';
-import { createGunzip } from 'node:zlib';
 import { onAbort } from '../abort.js';
-import { AlpsError, aborted, fileSystemError, invalidArgument, throwIfAborted } from '../errors.js';
+import { isObject } from '../checkpoint/json.js';
+import { AlpsError, aborted, invalidArgument, throwIfAborted } from '../errors.js';
+import { Turns } from '../turns.js';
 import { readParquet } from './parquet.js';
-import { decodeUtf8 } from './utf8.js';
+import { badLine, readJsonValues, readLines, readPieces } from './text-file.js';
 
 /** Where text comes from: a file, several files, or strings, each a document. */
 export type TextSource =
@@ -31,9 +29,7 @@ export interface TextPart {
 /** What documents are joined by. */
 export const documentJoin = '\n\n';
 
-const longestLine = 64 << 20;
 const accepted = '.txt, .raw, .md, .jsonl, .ndjson, each also .gz, .json.gz (JSON lines), .parquet';
-const chunkSize = 256 * 1024;
 
 /**
  * Text in pieces of bounded size, however large the files and their lines are; a reader that stops early closes the files.
@@ -44,9 +40,13 @@ const chunkSize = 256 * 1024;
  */
 export async function* readText(source: TextSource, options: TextOptions = {}): AsyncGenerator<TextPart> {
   let isEmpty = true;
+  const turns = new Turns();
   for await (const part of partsOf(source, options)) {
     if (part.text !== '') isEmpty = false;
     yield part;
+    if (!turns.isDue) continue;
+    await turns.take();
+    throwIfAborted(options.signal);
   }
   if (isEmpty) throw new AlpsError('INVALID_TEXT', `${nameOf(source)} has no text`);
 }
@@ -110,16 +110,14 @@ async function* untilAborted<T>(
       next.then(resolve, reject);
     });
   try {
-    for (let turned = performance.now(); ; ) {
+    for (const turns = new Turns(); ; ) {
       throwIfAborted(signal);
       const next = iterator.next();
       const { done, value } = await (isAsync ? unlessStopped(Promise.resolve(next)) : next);
       isDone = done === true;
       if (isDone) return;
       yield value as T;
-      if (performance.now() - turned < 10) continue;
-      await setImmediate();
-      turned = performance.now();
+      if (turns.isDue) await turns.take();
     }
   } catch (error) {
     isDone ||= !signal?.aborted; // it ended by itself
@@ -152,18 +150,12 @@ function kindOf(path: string): 'txt' | 'lines' | 'parquet' {
 }
 
 async function* readFileText(path: string, options: FileOptions): AsyncGenerator<TextPart> {
-  try {
-    const info = await stat(path);
-    if (!info.isFile()) throw new AlpsError('INVALID_TEXT', `${path} is not a regular file`);
-  } catch (cause) {
-    throw fileSystemError('read the text file', path, cause);
-  }
   const kind = kindOf(path);
   if (kind === 'parquet') yield* readParquet(path, options);
   else if (kind === 'lines') yield* readJsonLines(path, options);
-  else if (options.rows) yield* readLines(path, options.signal);
+  else if (options.rows) yield* readRows(path, options.signal);
   else {
-    for await (const text of decodeUtf8(readBytes(path, options.signal), path)) yield { text, end: false };
+    for await (const text of readPieces(path, options.signal)) yield { text, end: false };
     yield { text: '', end: true };
   }
 }
@@ -175,86 +167,28 @@ interface FileOptions {
 }
 
 /** Each line with its end is a document; one of blanks is an empty document. */
-async function* readLines(path: string, signal?: AbortSignal): AsyncGenerator<TextPart> {
-  let rest = '';
-  for await (const text of decodeUtf8(readBytes(path, signal), path)) {
-    const lines = (rest + text).split('\n');
-    rest = lines.pop()!;
-    if (rest.length > longestLine) throw badLine(path, 0, `more than ${longestLine} characters in a line`);
-    for (const line of lines) yield { text: line.trim() === '' ? '' : `${line}\n`, end: true };
-  }
-  if (rest.trim() !== '') yield { text: rest, end: true };
-}
-
-/** The file's bytes, unzipped where its name ends with .gz. */
-async function* readBytes(path: string, signal?: AbortSignal): AsyncGenerator<Uint8Array> {
-  const file = createReadStream(path, { highWaterMark: chunkSize });
-  const bytes = path.toLowerCase().endsWith('.gz') ? file.pipe(createGunzip({ chunkSize })) : file;
-  if (bytes !== file) file.on('error', (error) => bytes.destroy(error));
-  try {
-    for await (const chunk of bytes as AsyncIterable<Uint8Array>) {
-      throwIfAborted(signal);
-      yield chunk;
+async function* readRows(path: string, signal?: AbortSignal): AsyncGenerator<TextPart> {
+  for await (const lines of readLines(path, signal)) {
+    for (const line of lines) {
+      if (line.trim() !== '') yield { text: line, end: true };
+      else if (line.endsWith('\n')) yield { text: '', end: true };
     }
-  } catch (cause) {
-    if ((cause as { code?: string }).code?.startsWith('Z_')) {
-      throw new AlpsError('INVALID_TEXT', `${path} is not a whole gzip file: ${(cause as Error).message}`, { cause });
-    }
-    throw fileSystemError('read', path, cause);
-  } finally {
-    bytes.destroy();
-    file.destroy();
   }
 }
 
-async function* readJsonLines(path: string, options: FileOptions): AsyncGenerator<TextPart> {
-  const counts = (document: string | undefined) => (options.rows ? document !== undefined : document);
-  let line = 1;
-  let parts: string[] = [];
-  let length = 0;
-  const add = (part: string): void => {
-    length += part.length;
-    if (length > longestLine) throw badLine(path, line, `more than ${longestLine} characters`);
-    parts.push(part);
-  };
-  const take = (): string | undefined => {
-    const text = documentOf(parts.join(''), path, line, options.field);
-    parts = [];
-    length = 0;
-    line++;
-    return text;
-  };
-  for await (const text of decodeUtf8(readBytes(path, options.signal), path)) {
-    let start = 0;
-    for (let end = text.indexOf('\n'); end >= 0; end = text.indexOf('\n', start)) {
-      add(text.slice(start, end));
-      start = end + 1;
-      const document = take();
-      if (counts(document)) yield { text: document!, end: true };
-    }
-    add(text.slice(start));
+async function* readJsonLines(path: string, { field, rows, signal }: FileOptions): AsyncGenerator<TextPart> {
+  for await (const { value, line } of readJsonValues(path, signal)) {
+    const document = documentOf(value, path, line, field);
+    if (rows ? document !== undefined : document) yield { text: document!, end: true };
   }
-  const last = take();
-  if (counts(last)) yield { text: last!, end: true };
 }
 
-function documentOf(text: string, path: string, line: number, field: string): string | undefined {
-  if (text.trim() === '') return undefined;
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw badLine(path, line, `not JSON (one object a line is expected): ${(error as Error).message}`, error);
-  }
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw badLine(path, line, 'not a JSON object');
-  const document: unknown = Object.hasOwn(value, field) ? (value as Record<string, unknown>)[field] : undefined;
+function documentOf(value: unknown, path: string, line: number, field: string): string | undefined {
+  const advice = /\.json\.gz$/i.test(path) ? '; token ids are read from .json, not from .json.gz' : '';
+  if (!isObject(value)) throw badLine(path, line, `not a JSON object${advice}`);
+  const document: unknown = Object.hasOwn(value, field) ? value[field] : undefined;
   if (document === null) return undefined;
   if (typeof document === 'string') return document;
   const fields = Object.keys(value).slice(0, 20).join(', ');
-  throw badLine(path, line, `there is no string in the field "${field}" (fields: ${fields})`);
-}
-
-function badLine(path: string, line: number, what: string, cause?: unknown): AlpsError {
-  return new AlpsError('INVALID_TEXT', `${path}, line ${line}: ${what}`, { cause });
+  throw badLine(path, line, `there is no string in the field "${field}" (fields: ${fields})${advice}`);
 }

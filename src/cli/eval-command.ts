@@ -13,7 +13,8 @@ Usage: alps eval MODEL --text FILE [options]
        alps eval MODEL --tasks NAME=FILE[,NAME=FILE] [options]
 
 Perplexity:
-  --text FILE            .txt, .jsonl, .json (token ids), .parquet, also .gz; may be given more than once
+  --text FILE            .txt, .jsonl, each also .gz, or .parquet; may be given more than once. Or one .json with token ids, a list of windows
+                         or {"evaluation": such a list}
   --field NAME           the text field of .jsonl and .parquet (default text; sentence with --protocol ptb)
   --protocol P           text (default), wikitext2, ptb or c4: the published protocols for these data sets' files
   --length N             tokens of a window (default 2048, at most what the model and the text give)
