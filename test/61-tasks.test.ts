@@ -176,6 +176,14 @@ describe('files', () => {
     await expect(readRecords(file, 7, AbortSignal.abort())).rejects.toMatchObject({ code: 'ABORTED' });
   });
 
+  test.each(['0', '3'])('an answer %s of a WinoGrande record', async (answer) => {
+    const file = await write('answer.jsonl', [{ sentence: 'A _ b.', option1: 'x', option2: 'y', answer }]);
+    await expect(run('winogrande', file)).rejects.toMatchObject({
+      code: 'INVALID_TEXT',
+      message: expect.stringContaining(`the right answer of a record is ${answer} of 2, counted from 1`),
+    });
+  });
+
   test('a passage of one word leaves nothing to go by', async () => {
     await expect(run('lambada_openai', await write('word.jsonl', [{ text: 'word' }]))).rejects.toMatchObject({
       code: 'INVALID_TEXT',

@@ -63,12 +63,17 @@ class Fields {
 
 const characters = (text: string) => [...text].length;
 
+/** @param first the number of the first answer */
+function checkedGold(gold: number, answers: readonly string[], first = 0): number {
+  if (gold >= first && gold < first + answers.length) return gold - first;
+  const from = first === 0 ? '' : `, counted from ${first}`;
+  throw new AlpsError('INVALID_TEXT', `the right answer of a record is ${gold} of ${answers.length}${from}`);
+}
+
 function choiceItem(context: string, answers: readonly string[], gold: number): TaskItem {
-  if (!(gold >= 0 && gold < answers.length))
-    throw new AlpsError('INVALID_TEXT', `the right answer of a record is ${gold} of ${answers.length}`);
   return {
     pairs: answers.map((answer) => ({ context, continuation: ` ${answer}` })),
-    gold,
+    gold: checkedGold(gold, answers),
     lengths: answers.map(characters),
   };
 }
@@ -166,7 +171,7 @@ const definitions: readonly TaskDefinition[] = [
       const options = [fields.text('option1'), fields.text('option2')];
       return {
         pairs: options.map((option) => ({ context: sentence.slice(0, gap) + option, continuation })),
-        gold: fields.label([], 'answer') - 1,
+        gold: checkedGold(fields.label([], 'answer'), options, 1),
         lengths: options.map((option) => characters(sentence.slice(0, gap) + option)),
       };
     },
