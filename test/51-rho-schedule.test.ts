@@ -55,9 +55,11 @@ describe('the published schedule of rho', () => {
     expect(rungs).toHaveLength(values);
   });
 
-  test('a ladder goes on while more than a fiftieth of the support changes, up to the cap of rho', () => {
-    expect(hasSettled(20, 1000)).toBe(true);
-    expect(hasSettled(21, 1000)).toBe(false);
+  test('a ladder goes on while more than a share of the support changes, up to the cap of rho', () => {
+    for (const [schedule, most] of [['ladder', 70] as const, ['short', 250] as const]) {
+      expect(hasSettled(schedule, most, 1000)).toBe(true);
+      expect(hasSettled(schedule, most + 1, 1000)).toBe(false);
+    }
     expect(furtherRung(2)).toEqual([3, 4]);
     expect(furtherRung(9e5)).toBeUndefined();
   });

@@ -5,8 +5,17 @@ import { together } from '../together.js';
 import type { LayerProblem } from './layer-problem.js';
 import { keptOf, nativePattern, productsTogether } from './layer-problem.js';
 import { type ParsedPruningOptions, type Precision, searchPrecision } from './options.js';
+import type { Pattern } from './pattern.js';
 import { refit, stepsProducts } from './refine.js';
-import { checkAlps, furtherRung, hasSettled, isLadder, rungsOf, type ScheduleName } from './rho-schedule.js';
+import {
+  checkAlps,
+  furtherRung,
+  hasSettled,
+  isLadder,
+  type Ladder,
+  rungsOf,
+  type ScheduleName,
+} from './rho-schedule.js';
 import { type Solution, solutionTensors, type TracePoint } from './solution.js';
 
 type F32 = Tensor<'float32'>;
@@ -314,9 +323,9 @@ function runOf(admm: Admm, capped: boolean): Run {
   return { iterations: admm.iterations, trace: admm.trace, capped };
 }
 
-async function runLadder(admm: Admm, rungs: ReturnType<typeof rungsOf>): Promise<Run> {
+async function runLadder(admm: Admm, schedule: Ladder, pattern: Pattern): Promise<Run> {
   const kept = admm.keptTotal;
-  const left = [...rungs];
+  const left = [...rungsOf(schedule, pattern)];
   let settled = false;
   admm.start();
   admm.markSupport();
@@ -327,7 +336,7 @@ async function runLadder(admm: Admm, rungs: ReturnType<typeof rungsOf>): Promise
     const look = await admm.look();
     if (left.length > 0) continue;
     await admm.settle();
-    settled = hasSettled(look.changed, kept);
+    settled = hasSettled(schedule, look.changed, kept);
     const next = settled ? undefined : furtherRung(rho);
     if (next) left.push(next);
   }
@@ -370,8 +379,8 @@ async function runPublished(admm: Admm, options: ParsedPruningOptions): Promise<
 }
 
 const runs: Record<ScheduleName, (admm: Admm, options: ParsedPruningOptions) => Promise<Run>> = {
-  ladder: (admm, { pattern }) => runLadder(admm, rungsOf('ladder', pattern)),
-  short: (admm, { pattern }) => runLadder(admm, rungsOf('short', pattern)),
+  ladder: (admm, { pattern }) => runLadder(admm, 'ladder', pattern),
+  short: (admm, { pattern }) => runLadder(admm, 'short', pattern),
   alps: runPublished,
   fixed: runFixed,
 };

@@ -53,7 +53,7 @@ const ladders = {
   ],
 } as const satisfies Record<string, readonly Rung[]>;
 
-type Ladder = 'ladder' | 'short';
+export type Ladder = 'ladder' | 'short';
 
 export function isLadder(schedule: ScheduleName): schedule is Ladder {
   return schedule === 'ladder' || schedule === 'short';
@@ -67,7 +67,7 @@ export function rungsOf(schedule: Ladder, pattern: Pattern): readonly Rung[] {
 
 const maxRho = 1e6;
 /** Share of the support that changes from one look to the next where it has not settled (measured: docs/algorithm.md, "ρ"). */
-const unsettledShare = 0.02;
+const unsettledShare: Record<Ladder, number> = { ladder: 0.07, short: 0.25 };
 
 /**
  * Whether a ladder's support has settled at a look.
@@ -75,8 +75,8 @@ const unsettledShare = 0.02;
  * @param changed entries of the support that differ from the look before
  * @param kept k, the entries of the support
  */
-export function hasSettled(changed: number, kept: number): boolean {
-  return changed <= unsettledShare * kept;
+export function hasSettled(schedule: Ladder, changed: number, kept: number): boolean {
+  return changed <= unsettledShare[schedule] * kept;
 }
 
 /** What a ladder goes on with behind its last value of ρ where its support has not settled. */
