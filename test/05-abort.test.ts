@@ -7,7 +7,8 @@ import { syntheticLayer } from './helpers/layers.js';
 
 const listeners = (signal: AbortSignal) => getEventListeners(signal, 'abort').length;
 const { weight, gram, shape } = syntheticLayer(12, 8);
-const layer = { weight, gram, shape, sparsity: 0.5, device: 'cpu' as const };
+const data = { weight, gram, shape, sparsity: 0.5 };
+const layer = { ...data, device: 'cpu' as const };
 
 describe('onAbort', () => {
   test('one listener for all; each is called once; those taken back are not', () => {
@@ -52,12 +53,12 @@ describe('one signal for many', () => {
     const controller = new AbortController();
     const { signal } = controller;
     const queue = new JobQueue({ device: 'cpu', concurrency: 2, maxQueued: 100 });
-    const jobs = Array.from({ length: 40 }, () => queue.pruneLayer(layer, { signal }));
+    const jobs = Array.from({ length: 40 }, () => queue.pruneLayer(data, { signal }));
     const layers = Array.from({ length: 15 }, () => pruneLayer({ ...layer, signal }));
     expect(listeners(signal)).toBe(1);
     await Promise.all([...jobs, ...layers]);
     expect(listeners(signal)).toBe(0);
-    const more = Array.from({ length: 30 }, () => queue.pruneLayer(layer, { signal }));
+    const more = Array.from({ length: 30 }, () => queue.pruneLayer(data, { signal }));
     controller.abort();
     const ends = await Promise.allSettled(more);
     expect(ends.every((end) => end.status === 'rejected' && end.reason.code === 'ABORTED')).toBe(true);

@@ -34,6 +34,7 @@ export function parsePattern(options: { sparsity?: unknown; pattern?: unknown })
     }
     return { sparsity };
   }
+  if (typeof pattern !== 'object' || pattern === null) throw invalidArgument('pattern', '{keep, of}', pattern);
   optionsObject(pattern, patternNames, 'pattern');
   const { keep, of } = pattern as Partial<NmPattern>;
   if (!Number.isInteger(of) || (of as number) < 1) throw invalidArgument('pattern.of', 'an integer of at least 1', of);

@@ -27,9 +27,14 @@ export function wandaScores(problem: LayerProblem): F32 {
   const { stream, device, group, diagonal } = problem;
   using norms = stream.upload('float32', [diagonal.length], diagonal.map(Math.sqrt));
   const scores = device.empty('float32', group.weight.shape, 'Wanda’s scores');
-  stream.scaleRowsColumns(group.weight, { column: norms }, scores);
-  problem.watch(scores);
-  return scores;
+  try {
+    stream.scaleRowsColumns(group.weight, { column: norms }, scores);
+    problem.watch(scores);
+    return scores;
+  } catch (error) {
+    scores.dispose();
+    throw error;
+  }
 }
 
 /** L with H'⁻¹ = L Lᵀ, float32 [n, n]. The next await rejects with `NOT_POSITIVE_DEFINITE` where H' cannot be factorised. */
