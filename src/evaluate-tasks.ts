@@ -118,19 +118,26 @@ interface EncodedTask extends ReadTask {
   pairs: TokenPair[];
 }
 
-/** Reads all files. What is wrong with one of them, or with a name, is told before anything is evaluated. */
-export async function readTasks({
-  tasks,
-  limit = Number.POSITIVE_INFINITY,
-  signal,
-}: Pick<EvaluateTasksOptions, 'tasks' | 'limit' | 'signal'>): Promise<ReadTask[]> {
+type TaskFiles = Pick<EvaluateTasksOptions, 'tasks' | 'limit'>;
+
+/**
+ * What can be said of tasks without their files.
+ * @throws AlpsError `INVALID_ARGUMENT`
+ */
+export function checkTasks({ tasks, limit = 1 }: TaskFiles): Pick<ReadTask, 'definition' | 'file'>[] {
   listOfObjects('tasks', tasks, taskNames);
   if (tasks.length === 0) throw invalidArgument('tasks', 'at least one task', tasks);
-  const known = tasks.map(({ task, file }) => {
+  integerFrom('limit', limit, 1);
+  return tasks.map(({ task, file }) => {
     filePath('tasks.file', file);
     return { definition: taskOf(task), file };
   });
-  if (limit !== Number.POSITIVE_INFINITY) integerFrom('limit', limit, 1);
+}
+
+/** Reads all files. What is wrong with one of them, or with a name, is told before anything is evaluated. */
+export async function readTasks(options: TaskFiles & { signal?: AbortSignal }): Promise<ReadTask[]> {
+  const { limit = Number.POSITIVE_INFINITY, signal } = options;
+  const known = checkTasks(options);
   const read: ReadTask[] = [];
   for (const { definition, file } of known) {
     throwIfAborted(signal);

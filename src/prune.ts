@@ -5,6 +5,7 @@ import {
   type CalibrationReport,
   calibrationNames,
   calibrationReport,
+  checkCalibration,
   loadCalibration,
 } from './calibration/calibration.js';
 import { Checkpoint } from './checkpoint/folder.js';
@@ -24,7 +25,7 @@ import {
   optionsObject,
   throwIfAborted,
 } from './errors.js';
-import { calibrationKey, ownWindowsOf, withOwnWindows } from './generation/own-windows.js';
+import { calibrationKey, withOwnWindows } from './generation/own-windows.js';
 import { type Logger, parseLogger } from './logger.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
@@ -360,7 +361,7 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   }
   if (options.calibration !== undefined) {
     optionsObject(options.calibration, calibrationNames, 'calibration');
-    ownWindowsOf(options.calibration);
+    checkCalibration(options.calibration);
   }
   return parsed;
 }

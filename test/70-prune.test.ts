@@ -215,6 +215,18 @@ describe('prune', () => {
     expect((await readdir(scratch)).filter((entry) => entry.includes('partial'))).toEqual([]);
   });
 
+  test.each([
+    ['windows', 0],
+    ['length', 1],
+    ['seed', -1],
+    ['maxTokens', 0],
+    ['ownWindows', 0.5],
+  ])('calibration.%s of %d is refused before a folder is made', async (name, value) => {
+    const running = run('nowhere/pruned', { sparsity: 0.5, calibration: { text, [name]: value } });
+    await expect(running).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(name) });
+    expect(await readdir(scratch)).not.toContain('nowhere');
+  });
+
   test('NaN in a weight names its tensor', async () => {
     const broken = join(scratch, 'nan-model');
     await cp(model, broken, { recursive: true });

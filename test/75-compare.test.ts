@@ -311,11 +311,27 @@ describe('compare', () => {
     ]),
     ['a task without a file', { tasks: [{ task: 'piqa' } as never] }, 'Expected the path of a file for tasks.file'],
     ['an unknown task', { tasks: [{ task: 'x', file: 'y' }] }, 'for a task but received "x"'],
-  ])('%s is refused', async (_name, change, message) => {
+    ['no windows', { windows: 0 }, 'at least 1 for windows'],
+    ['a window of one token', { length: 1 }, 'at least 2 for length'],
+    [
+      'a wrong protocol',
+      { texts: [{ name: 'a', text: heldOut, protocol: 'wiki' as never }] },
+      'for protocol but received "wiki"',
+    ],
+    ...Object.entries({ windows: 0, length: 1, seed: 2 ** 32, maxTokens: 0, ownWindows: -1 }).map(
+      ([name, value]): [string, Partial<CompareOptions>, string] => [
+        `${value} for calibration.${name}`,
+        { calibration: { ...options({}).calibration, [name]: value } },
+        `${name} but received ${value}`,
+      ],
+    ),
+  ])('%s is refused before anything is told', async (_name, change, message) => {
+    events.length = 0;
     await expect(compare(options(change))).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
       message: expect.stringContaining(message),
     });
+    expect(events).toEqual([]);
   });
 });
 

@@ -89,6 +89,36 @@ export function calibrationReport(
   return { windows, ownWindows, length, tokens: windows * length, seed, hash, ...(note ? { note } : {}) };
 }
 
+/**
+ * What can be said of calibration options without the model and the text.
+ * @throws AlpsError `INVALID_ARGUMENT`
+ */
+export function checkCalibration(options: CalibrationOptions): void {
+  const { text, tokenIds, windows = 128, length = 2, seed = 0, shares, maxTokens = 1, ownWindows = 0 } = options;
+  if ((text === undefined) === (tokenIds === undefined)) {
+    throw invalidArgument('calibration', 'exactly one of text and tokenIds', text === undefined ? 'none' : 'both');
+  }
+  integerFrom('windows', windows, 1);
+  integerFrom('length', length, 2);
+  integerFrom('seed', seed, 0, mostSeed);
+  integerFrom('maxTokens', maxTokens, 1);
+  integerFrom('calibration.ownWindows', ownWindows, 0);
+  if (shares === undefined) return;
+  const texts = listOf(text);
+  if (!Array.isArray(shares) || shares.length !== texts.length)
+    throw invalidArgument('shares', `a number for each of the ${texts.length} texts`, shares);
+  for (const share of shares) {
+    if (typeof share !== 'number' || !(share > 0 && share < Number.POSITIVE_INFINITY))
+      throw invalidArgument('shares', 'numbers above 0', share);
+  }
+  if (windows < texts.length)
+    throw invalidArgument('windows', `at least one for each of ${texts.length} texts`, windows);
+}
+
+function listOf(text: TextSource | undefined): readonly string[] {
+  return typeof text === 'string' ? [text] : Array.isArray(text) ? text : [];
+}
+
 /** The calibration windows of a model, but for `ownWindows`; see {@link CalibrationOptions}. */
 export async function loadCalibration(
   folder: string,
@@ -96,20 +126,15 @@ export async function loadCalibration(
   options: CalibrationOptions,
   { signal }: { signal?: AbortSignal } = {},
 ): Promise<TokenWindows> {
+  checkCalibration(options);
   const { text, tokenIds, windows = 128, seed = 0, shares } = options;
-  if ((text === undefined) === (tokenIds === undefined)) {
-    throw invalidArgument('calibration', 'exactly one of text and tokenIds', text === undefined ? 'none' : 'both');
-  }
-  if (!Number.isSafeInteger(windows) || windows < 1)
-    throw invalidArgument('windows', 'an integer of at least 1', windows);
-  integerFrom('seed', seed, 0, mostSeed);
   if (shares !== undefined) return loadMix(folder, config, { ...options, shares, windows, seed }, { signal });
   if (tokenIds !== undefined) return checkedLength(windowsOfIds(tokenIds, config.vocabulary, 'tokenIds'), config);
   const ids = await readTokenFile(text!, 'calibration', signal);
   if (ids) return checkedLength(windowsOfIds(ids, config.vocabulary, String(text)), config);
   const length = windowLength(options.length, config);
   const { maxTokens } = options;
-  if (maxTokens !== undefined && (!Number.isSafeInteger(maxTokens) || maxTokens < length)) {
+  if (maxTokens !== undefined && maxTokens < length) {
     throw invalidArgument('maxTokens', `an integer of at least ${length}, one window,`, maxTokens);
   }
   const reading = { field: options.field, signal };
@@ -135,15 +160,7 @@ async function loadMix(
   { signal }: { signal?: AbortSignal },
 ): Promise<TokenWindows> {
   const { text, shares, windows, maxTokens, ...rest } = options;
-  const texts: readonly string[] = typeof text === 'string' ? [text] : Array.isArray(text) ? text : [];
-  if (!Array.isArray(shares) || shares.length !== texts.length)
-    throw invalidArgument('shares', `a number for each of the ${texts.length} texts`, shares);
-  for (const share of shares) {
-    if (typeof share !== 'number' || !(share > 0 && share < Number.POSITIVE_INFINITY))
-      throw invalidArgument('shares', 'numbers above 0', share);
-  }
-  if (windows < texts.length)
-    throw invalidArgument('windows', `at least one for each of ${texts.length} texts`, windows);
+  const texts = listOf(text);
   const parts: TokenWindows[] = [];
   for (const [i, count] of divideWindows(windows, shares).entries()) {
     const limit = maxTokens === undefined ? {} : { maxTokens: Math.ceil((maxTokens * count) / windows) };
@@ -178,6 +195,18 @@ export function divideWindows(windows: number, shares: readonly number[]): numbe
   return counts;
 }
 
+/**
+ * What can be said of how a perplexity is to be measured without the model and the text.
+ * @throws AlpsError `INVALID_ARGUMENT`
+ */
+export function checkEvaluation(options: { length?: number; windows?: number; protocol?: PerplexityProtocol }): void {
+  const { length = 2, windows = 1, protocol = 'text' } = options;
+  integerFrom('windows', windows, 1);
+  integerFrom('length', length, 2);
+  if (!protocolNames.includes(protocol))
+    throw invalidArgument('protocol', protocolNames.map((name) => `"${name}"`).join(' or '), protocol);
+}
+
 /** The windows that a perplexity is measured on. */
 export async function loadEvaluationWindows(
   folder: string,
@@ -191,14 +220,8 @@ export async function loadEvaluationWindows(
   },
   { signal }: { signal?: AbortSignal } = {},
 ): Promise<TokenWindows> {
-  const { text, windows } = options;
-  if (windows !== undefined && (!Number.isSafeInteger(windows) || windows < 1)) {
-    throw invalidArgument('windows', 'an integer of at least 1', windows);
-  }
-  const { protocol = 'text', field } = options;
-  if (!protocolNames.includes(protocol)) {
-    throw invalidArgument('protocol', protocolNames.map((name) => `"${name}"`).join(' or '), protocol);
-  }
+  checkEvaluation(options);
+  const { text, windows, protocol = 'text', field } = options;
   const ids = await readTokenFile(text, 'evaluation', signal);
   if (ids) {
     if (protocol !== 'text')

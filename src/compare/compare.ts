@@ -4,6 +4,8 @@ import { join, resolve } from 'node:path';
 import {
   calibrationNames,
   calibrationReport,
+  checkCalibration,
+  checkEvaluation,
   loadCalibration,
   loadEvaluationWindows,
 } from '../calibration/calibration.js';
@@ -25,9 +27,8 @@ import {
   throwIfAborted,
 } from '../errors.js';
 import { describeProtocol } from '../evaluate.js';
-import { readTasks, taskNames } from '../evaluate-tasks.js';
+import { checkTasks, readTasks } from '../evaluate-tasks.js';
 import { taskOf } from '../evaluation/tasks/definitions.js';
-import { ownWindowsOf } from '../generation/own-windows.js';
 import { readArchitecture } from '../model/decoder.js';
 import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
@@ -65,18 +66,16 @@ export async function compareWith(options: CompareOptions): Promise<{ comparison
   const patterns = parsePatterns(options);
   folderPath('out', options.out);
   optionsObject(options.calibration, calibrationNames, 'calibration');
-  listOfObjects('texts', options.texts, comparisonTextNames);
-  for (const { name } of options.texts) textOf('texts.name', 'a text that is not empty', name);
-  if (options.tasks !== undefined) listOfObjects('tasks', options.tasks, taskNames);
+  checkTexts(options);
+  const { tasks: asked = [], taskLimit: limit } = options;
+  if (asked.length !== 0) checkTasks({ tasks: asked, limit });
   distinct(
-    'texts',
-    options.texts.map(({ name }) => name),
-    'a name of its own for each text',
+    'tasks',
+    asked.map(({ task }) => task),
   );
-  distinct('tasks', options.tasks?.map(({ task }) => task) ?? []);
   if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
     throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
-  ownWindowsOf(options.calibration); // checked before the model is read
+  checkCalibration(options.calibration);
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
@@ -162,6 +161,16 @@ export async function compareWith(options: CompareOptions): Promise<{ comparison
   } finally {
     await checkpoint.close();
   }
+}
+
+function checkTexts({ texts, length, windows }: CompareOptions): void {
+  listOfObjects('texts', texts, comparisonTextNames);
+  for (const { name, protocol } of texts) {
+    textOf('texts.name', 'a text that is not empty', name);
+    checkEvaluation({ protocol, length, windows });
+  }
+  const names = texts.map(({ name }) => name);
+  distinct('texts', names, 'a name of its own for each text');
 }
 
 function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Pattern[] {
