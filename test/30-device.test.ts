@@ -1,7 +1,12 @@
+import { readdirSync } from 'node:fs';
+import { setTimeout } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { Worker } from 'node:worker_threads';
 import { Device } from '../src/device/device.js';
 import { Scope } from '../src/device/tensor.js';
 
+setFlagsFromString('--expose-gc');
 const device = Device.open('cpu');
 
 describe('device, stream, tensor', () => {
@@ -49,6 +54,26 @@ describe('device, stream, tensor', () => {
     );
     using fits = small.tensor('float32', [1 << 17]);
     expect(small.info().memoryUsed).toBe(fits.size * 4);
+  });
+
+  test('devices with many different options do not stay', async () => {
+    const collect = runInNewContext('gc') as () => void;
+    const threads = () => readdirSync('/proc/self/task').length;
+    const before = threads();
+    for (let i = 1; i <= 24; i++) {
+      const own = Device.open('cpu', { threads: 3, memoryLimit: (1 << 28) + i });
+      using stream = own.stream();
+      using tensor = own.tensor('float32', [1 << 16]);
+      stream.fill(tensor, i);
+      expect((await stream.read(tensor))[0]).toBe(i);
+    }
+    // Four are kept, of three threads each; handles are collected in their own time.
+    for (let i = 0; i < 100 && threads() > before + 12; i++) {
+      collect();
+      await setTimeout(10);
+      Device.open('cpu'); // frees what went on its own thread
+    }
+    expect(threads()).toBeLessThanOrEqual(before + 12);
   });
 
   test('memory is given back', async () => {

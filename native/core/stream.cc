@@ -185,35 +185,74 @@ namespace {
 
 using DeviceKey = std::tuple<std::string, int, uint64_t, std::string, std::string>;
 
+constexpr size_t mostKept = 4;
+
 // Never destroyed: a device thread may outlive static destruction where stopDevices() was not called.
 struct OpenDevices {
   std::mutex mutex;
-  std::map<DeviceKey, std::shared_ptr<DeviceThread>> all;  // guarded by mutex
+  std::map<DeviceKey, std::weak_ptr<DeviceThread>> all;  // guarded by mutex, as is the next
+  std::deque<std::shared_ptr<DeviceThread>> kept;        // those opened last, the last one first
+  std::mutex retiredMutex;                               // taken last
+  std::vector<DeviceThread*> retired;                    // guarded by it: nobody's, but their own thread found that out
 };
 OpenDevices& openDevices() {
   static auto* devices = new OpenDevices;
   return *devices;
 }
 
+// The last reference is gone. It may have been a stream's, let go of by the device's own thread, which cannot wait for
+// itself.
+void retire(DeviceThread* device) {
+  if (!device->isThisThread()) return delete device;
+  OpenDevices& devices = openDevices();
+  std::lock_guard lock(devices.retiredMutex);
+  devices.retired.push_back(device);
+}
+
+void deleteRetired() {
+  OpenDevices& devices = openDevices();
+  std::vector<DeviceThread*> retired;
+  {
+    std::lock_guard lock(devices.retiredMutex);
+    retired.swap(devices.retired);
+  }
+  for (DeviceThread* device : retired) delete device;
+}
+
 }  // namespace
 
 std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options,
                                          const CudaLocation& cuda) {
+  deleteRetired();
   OpenDevices& devices = openDevices();
+  std::shared_ptr<DeviceThread> dropped;  // which takes its time to end, without the lock
   std::lock_guard lock(devices.mutex);
+  std::erase_if(devices.all, [](const auto& entry) { return entry.second.expired(); });
   DeviceKey key{name, options.threads, options.memoryLimit, options.isa, name == "cpu" ? "" : cuda.kernels};
-  auto found = devices.all.find(key);
-  if (found != devices.all.end()) return found->second;
-  auto device = std::make_shared<DeviceThread>(openBackend(name, options, cuda));
-  devices.all.emplace(key, device);
+  std::weak_ptr<DeviceThread>& known = devices.all[key];
+  std::shared_ptr<DeviceThread> device = known.lock();
+  if (!device) {
+    device.reset(new DeviceThread(openBackend(name, options, cuda)), retire);
+    known = device;
+  }
+  std::erase(devices.kept, device);
+  devices.kept.push_front(device);
+  if (devices.kept.size() > mostKept) {
+    dropped = std::move(devices.kept.back());
+    devices.kept.pop_back();
+  }
   return device;
 }
 
 void stopDevices() {
   exiting = true;
   OpenDevices& devices = openDevices();
-  std::lock_guard lock(devices.mutex);
-  for (auto& [key, device] : devices.all) device->stop();
+  {
+    std::lock_guard lock(devices.mutex);
+    for (auto& [key, known] : devices.all)
+      if (auto device = known.lock()) device->stop();
+  }
+  deleteRetired();
 }
 
 }  // namespace alps

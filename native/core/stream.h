@@ -59,14 +59,15 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::optional<Error> error_;  // device thread only
 };
 
-class DeviceThread : public std::enable_shared_from_this<DeviceThread> {
+class DeviceThread {
  public:
   explicit DeviceThread(std::shared_ptr<Backend> backend);
   ~DeviceThread();
   Backend& backend() { return *backend_; }
   Profile profile;
-  // Before the last reference to a device goes: its own thread may hold one for a moment.
+  // Not on its own thread, as the destructor.
   void stop();
+  bool isThisThread() const { return std::this_thread::get_id() == thread_.get_id(); }
 
  private:
   friend class Stream;
@@ -85,8 +86,9 @@ class DeviceThread : public std::enable_shared_from_this<DeviceThread> {
 void throwIfCancelled();
 bool runningCancelled();
 
-// Process-wide devices: opened once for a set of options, shared by all threads and jobs that ask for the same. `name`
-// is cpu or cuda:0, cuda:1, ...; `cuda` says where the library of the kernels is.
+// Process-wide devices: opened once for a set of options, shared by all threads and jobs that ask for the same. The
+// last few that were opened stay open, others as long as they are used. `name` is cpu or cuda:0, cuda:1, ...; `cuda`
+// says where the library of the kernels is.
 std::shared_ptr<DeviceThread> openDevice(const std::string& name, const BackendOptions& options,
                                          const CudaLocation& cuda);
 

@@ -174,3 +174,53 @@ TEST_CASE("devices are opened once for their options") {
     CHECK(codeOf([&] { openDevice(name, {}, {"/nowhere/libalps_cuda.so", {}}); }) == "NO_DEVICE");
   CHECK(codeOf([] { openDevice("cpu", {1, 0, "sse9"}, {}); }) == "INVALID_ARGUMENT");
 }
+
+namespace {
+
+std::shared_ptr<DeviceThread> openNumbered(int number) {
+  return openDevice("cpu", {2, (uint64_t{1} << 20) + static_cast<uint64_t>(number), ""}, {});
+}
+
+void openOthers() {
+  for (int i = 1; i <= 4; i++) openNumbered(i);
+}
+
+}  // namespace
+
+TEST_CASE("a device goes when others were opened and nothing uses it") {
+  std::weak_ptr<DeviceThread> unused = openNumbered(100);
+  auto used = openNumbered(101);
+  CHECK(!unused.expired());
+  openOthers();
+  CHECK(unused.expired());
+  CHECK(openNumbered(101) == used);
+  auto storage = used->backend().allocate(64, Contents::zero);
+  std::weak_ptr<DeviceThread> watched = used;
+  used.reset();
+  openOthers();
+  CHECK(watched.expired());
+  storage.reset();  // after its device
+  CHECK(openNumbered(101)->backend().info().memoryUsed == 0);
+}
+
+TEST_CASE("a device goes with the last stream that has work for it") {
+  std::latch running{1}, gate{1};
+  std::weak_ptr<DeviceThread> watched;
+  std::weak_ptr<Stream> last;
+  {
+    auto device = openNumbered(200);
+    auto stream = std::make_shared<Stream>(device);
+    watched = device, last = stream;
+    stream->enqueue([&](Backend&) {
+      running.count_down();
+      gate.wait();
+    });
+    running.wait();
+  }
+  openOthers();
+  CHECK(!watched.expired());
+  gate.count_down();
+  while (!watched.expired()) std::this_thread::yield();
+  CHECK(last.expired());
+  CHECK(openNumbered(200)->backend().info().memoryUsed == 0);
+}

@@ -63,8 +63,8 @@ const nowhere: CudaLocation = { kernels: '', folders: [] };
 
 /**
  * A processor with its memory. One native thread of the process serves it; jobs reach it through streams and share it fairly.
- * Opening the same device with the same options again gives the same native device. It stays, with its threads, until the process ends: a
- * service should use few different `threads` and `memoryLimit`.
+ * Opening the same device with the same options again gives the same native device. The last four that were opened stay, with their threads and some
+ * memory for the next tensors; the others go when nothing uses them any more and their `Device` is collected as garbage.
  */
 export class Device {
   readonly name: string;
