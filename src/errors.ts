@@ -5,17 +5,17 @@ import { getSystemErrorMap } from 'node:util';
  *
  * - `INVALID_ARGUMENT`: an option or argument has the wrong type, range or shape
  * - `INVALID_CHECKPOINT`: a model folder or safetensors file breaks the format
- * - `UNSUPPORTED_MODEL`: a readable model that this package does not know how to run or prune
- * - `INVALID_TEXT`: calibration or evaluation text is empty, too short or unreadable
- * - `FILE_SYSTEM`: the operating system refused (the system's own error is the `cause`)
+ * - `UNSUPPORTED_MODEL`: a model that this package can read, but not run or prune
+ * - `INVALID_TEXT`: calibration or evaluation data is empty, too short or malformed
+ * - `FILE_SYSTEM`: a call of the operating system failed (its error is the `cause`), or another process uses the files
  * - `NOT_FINITE`: NaN or infinity in weights, activations or a Gram matrix
- * - `NOT_POSITIVE_DEFINITE`: a Gram matrix that cannot be factorised even with damping
- * - `OUT_OF_MEMORY`: an allocation would exceed the device's limit
- * - `QUEUE_FULL`: a job queue has as many jobs waiting as it takes
- * - `DISPOSED`: a tensor, stream, device or queue was used after its release
+ * - `NOT_POSITIVE_DEFINITE`: a Gram matrix cannot be factorised, even with damping
+ * - `OUT_OF_MEMORY`: an allocation would exceed the device's limit, or a job a queue's memory budget
+ * - `QUEUE_FULL`: `maxQueued` jobs wait in a job queue already
+ * - `DISPOSED`: a tensor, stream, file or queue was used after it was closed
  * - `ABORTED`: the caller's AbortSignal fired
- * - `NO_DEVICE`: the asked-for device is not usable on this machine
- * - `DEVICE_FAILED`: a GPU failed while it worked; the process cannot use it any more
+ * - `NO_DEVICE`: the requested device cannot be used on this machine
+ * - `DEVICE_FAILED`: a GPU failed during work; the process cannot use it any more
  * - `ADDON_NOT_LOADED`: the native addon could not be loaded
  * - `INTERNAL`: a bug in this package
  */
@@ -36,9 +36,10 @@ export type AlpsErrorCode =
   | 'ADDON_NOT_LOADED'
   | 'INTERNAL';
 
-/** Every error this package throws or rejects with. `message` names the file, tensor or option and says what to do. */
+/** The class of all errors that this package throws. `message` names the file, tensor or option and, where possible, a remedy. */
 export class AlpsError extends Error {
   override readonly name = 'AlpsError';
+  /** What went wrong. */
   readonly code: AlpsErrorCode;
 
   constructor(code: AlpsErrorCode, message: string, options?: { cause?: unknown }) {

@@ -19,16 +19,19 @@ import { loadTokenizer, type Tokenizer } from './model/tokenizer.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 import { flag, integerFrom } from './pruning/options.js';
 
+/** A zero-shot task and its data. */
 export interface TaskSource {
   /** `arc_easy`, `arc_challenge`, `piqa`, `hellaswag`, `winogrande`, `boolq`, `rte`, `openbookqa`, `lambada_openai`, `lambada_standard`. */
   task: string;
-  /** The data set's own file: JSON lines (also .gz) or parquet. */
+  /** Path of the data set's own file: .jsonl (also .gz) or .parquet. */
   file: string;
 }
 
+/** Options of {@link evaluateTasks}. */
 export interface EvaluateTasksOptions extends JobDevice {
-  /** Folder of the model. */
+  /** Path of the model folder. */
   model: string;
+  /** At least one. */
   tasks: readonly TaskSource[];
   /** At most this many records of each task, from the start. Default: all. */
   limit?: number;
@@ -36,7 +39,9 @@ export interface EvaluateTasksOptions extends JobDevice {
   samples?: boolean;
   /** Default `float32`. */
   precision?: Precision | 'auto';
+  /** Aborts the call with `ABORTED`. */
   signal?: AbortSignal;
+  /** Called with the name of the current task and the share of its work that is done, from 0 to 1. */
   onProgress?: (share: number, task: string) => void;
 }
 
@@ -53,35 +58,43 @@ const evaluateTasksNames: Names<EvaluateTasksOptions> = {
   onProgress: true,
 };
 
-/** What was chosen for one item. */
+/** Likelihoods and choices of one item. */
 export interface TaskSample {
+  /** Index of the right answer, from 0. */
   gold: number;
-  /** The likeliest answer, and the likeliest by character. */
+  /** Index of the most likely answer. LAMBADA: 0 if the last word is the one that the model chooses greedily, else 1. */
   choice: number;
+  /** Index of the answer with the highest likelihood per character. */
   choiceNormalised: number;
+  /** Of each answer, in nats. */
   logLikelihoods: number[];
 }
 
+/** Result of {@link evaluateTasks} for one task. */
 export interface TaskResult {
   task: string;
   file: string;
   items: number;
-  /** By the likelihood of the answers; `acc_norm` divides by their length in characters. Standard errors beside. */
+  /** Share of items, from 0 to 1, whose most likely answer is right. */
   acc: number;
   accStandardError: number;
+  /** The same with log-likelihoods divided by the answers' length in characters (`acc_norm`), for tasks that have it. */
   accNorm?: number;
   accNormStandardError?: number;
   /** LAMBADA: exp of the mean negative log-likelihood of the last word. */
   perplexity?: number;
-  /** Which definition was followed. */
+  /** The definition that was followed. */
   protocol: string;
   milliseconds: number;
+  /** With `samples: true`. */
   samples?: TaskSample[];
 }
 
 /**
- * Zero-shot tasks from the data sets' own files, scored as lm-evaluation-harness 0.4.13 does.
- * @throws AlpsError with a `code`
+ * Evaluates zero-shot tasks from the data sets' own files, scored as lm-evaluation-harness 0.4.13 does. All files are read and checked first.
+ *
+ * @throws AlpsError with a `code`: `INVALID_ARGUMENT`, `INVALID_CHECKPOINT`, `UNSUPPORTED_MODEL`, `INVALID_TEXT` for a file that is not the
+ * task's data set, `FILE_SYSTEM`, `NOT_FINITE` if the model's outputs are not finite, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED` or `ABORTED`
  */
 export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
   optionsObject(options, evaluateTasksNames);

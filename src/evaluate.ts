@@ -9,23 +9,28 @@ import { type Perplexity, perplexity } from './evaluation/perplexity.js';
 import { DecoderModel, type Precision, readArchitecture } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 
+/** Options of {@link evaluatePerplexity}. */
 export interface EvaluateOptions extends JobDevice {
-  /** Folder of the model. */
+  /** Path of the model folder. */
   model: string;
-  /** Text files (.txt, .jsonl, .gz, .parquet), strings, or one `.json` file with token ids: a list of windows, or an object that has one as `evaluation`. */
+  /**
+   * Text files (.txt, .jsonl, each also .gz, .parquet), documents, or one `.json` file with token ids: a list of windows, or an object with such a
+   * list as `evaluation`.
+   */
   text: TextSource;
-  /** The text field of .jsonl and .parquet files. Default `text`, `sentence` for the protocol `ptb`. */
+  /** Text field of .jsonl and .parquet files. Default `text`; `sentence` for the protocol `ptb`. */
   field?: string;
   /** How the text becomes tokens; see {@link PerplexityProtocol}. Default `text`. */
   protocol?: PerplexityProtocol;
-  /** Tokens of a window. Default 2048, capped by the model and the text. */
+  /** Tokens per window, at least 2. Default 2048; at most the model's maximum and the length of the text. */
   length?: number;
   /** At most this many windows. Default: all. */
   windows?: number;
-  /** Default `float32`: the same numbers as transformers in float32. */
+  /** Default `float32`, which gives the same numbers as transformers in float32. */
   precision?: Precision | 'auto';
+  /** Aborts the call with `ABORTED`. */
   signal?: AbortSignal;
-  /** Called with the share of the work that is done. */
+  /** Called with the share of the work that is done, from 0 to 1. */
   onProgress?: (share: number) => void;
 }
 
@@ -42,6 +47,7 @@ const evaluateNames: Names<EvaluateOptions> = {
   onProgress: true,
 };
 
+/** Result of {@link evaluatePerplexity}. */
 export interface Evaluation extends Perplexity {
   /** How the text became windows. */
   protocol: string;
@@ -50,9 +56,11 @@ export interface Evaluation extends Perplexity {
 }
 
 /**
- * Perplexity of a model on a text: documents joined by a blank line, tokenised once, cut into windows that do not overlap,
- * length − 1 tokens scored in each.
- * @throws AlpsError with a `code`
+ * Measures the perplexity of a model on a text. With the default protocol, documents are joined by a blank line, tokenised once and cut into
+ * windows that do not overlap; in each window all tokens except the first are scored.
+ *
+ * @throws AlpsError with a `code`: `INVALID_ARGUMENT`, `INVALID_CHECKPOINT`, `UNSUPPORTED_MODEL`, `INVALID_TEXT`, `FILE_SYSTEM`, `NOT_FINITE` if
+ * the model's outputs are not finite, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED` or `ABORTED`
  */
 export async function evaluatePerplexity(options: EvaluateOptions): Promise<Evaluation> {
   optionsObject(options, evaluateNames);

@@ -9,27 +9,30 @@ import { DecoderModel, type Precision } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 import { integerFrom, numberIn } from './pruning/options.js';
 
+/** Options of {@link generateText}. */
 export interface GenerateOptions extends JobDevice {
-  /** Folder of the model. */
+  /** Path of the model folder. */
   model: string;
   /** Number of token windows. Default 16. */
   windows?: number;
-  /** Tokens of a window. Default 2048, at most what the model takes. */
+  /** Tokens per window, at least 2. Default 2048, at most the model's maximum. */
   length?: number;
   /**
-   * A text whose passages the windows begin with, for more text of its kind: files or strings as for calibration. Default: a window begins with any token.
+   * Text whose passages begin the windows, so that the model writes more of its kind; sources as for calibration. Default: each window begins with
+   * a random token.
    */
   prompts?: Pick<CalibrationOptions, 'text' | 'tokenIds' | 'field' | 'maxTokens'>;
-  /** Tokens of a passage, at least 2. Default an eighth of a window; passages that are given as token ids stay as they are. */
+  /** Tokens per passage, at least 2 and fewer than `length`. Default: an eighth of a window, at least 2; passages given as token ids keep their length. */
   promptLength?: number;
-  /** The same model, seed, device and precision give the same tokens. Below 2³², default 0. */
+  /** An integer from 0 to 2³² − 1. The same model, seed, device and precision give the same tokens. Default 0. */
   seed?: number;
-  /** Logits are divided by it before a token is drawn. Default 1: the model's own distribution. 0: always the likeliest. */
+  /** Divides the logits before a token is drawn. Default 1: the model's own distribution. 0: always the most likely token. */
   temperature?: number;
-  /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
+  /** `auto` (default): bfloat16 if the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. */
   precision?: Precision | 'auto';
+  /** Aborts the call with `ABORTED`. */
   signal?: AbortSignal;
-  /** Called with the share of the work that is done. */
+  /** Called with the share of the work that is done, from 0 to 1. */
   onProgress?: (share: number) => void;
 }
 
@@ -50,35 +53,38 @@ const generateNames: Names<GenerateOptions> = {
   onProgress: true,
 };
 
+/** Result of {@link generateText}. */
 export interface GeneratedText {
   /** Windows of `length` token ids. */
   tokenIds: Uint32Array<ArrayBuffer>[];
+  /** Tokens per window. */
   length: number;
-  /** SHA-256 of the ids, as reports of {@link prune} have it for these windows. */
+  /** SHA-256 of the ids; reports of {@link prune} show the same hash for these windows. */
   hash: string;
-  /** What differs from what was asked for, in words. */
+  /** How the windows differ from the request, in words. */
   note?: string;
-  /** For people. */
+  /** For display. */
   device: string;
   precision: Precision;
   milliseconds: number;
 }
 
 /**
- * Text that a model writes itself, for its calibration: beside other texts it keeps what the model knows beyond them (docs/quality.md).
+ * Lets a model write text for its own calibration. Added to other texts, self-generated text preserves what the model knows beyond them
+ * (docs/quality.md).
  *
  * ```ts
  * const { tokenIds } = await generateText({ model, windows: 16, length: 1024 });
  * await prune({ model, out: './pruned', sparsity: 0.7, calibration: { tokenIds } });
  * ```
  *
- * Each window begins with a token of the vocabulary, each equally likely; the three behind it are the likeliest ones, and all further ones are drawn
- * from the model's distribution. With `prompts` each begins with a passage of them, and all further ones are drawn. The weights stay in the device's memory, and as many
- * windows are written at a time as fit beside them, 32 at most.
+ * Each window begins with a random token, every token of the vocabulary being equally likely. The next three are the most likely tokens; all
+ * others are drawn from the model's distribution. With `prompts` each window begins with a passage, and all further tokens are drawn. The weights
+ * stay in the device's memory, and up to 32 windows are written at a time, as many as fit beside the weights.
  *
  * Sources: *LLM-QAT* (2023) for how a window begins, *Self-calibration for Language Model Quantization and Pruning* (2024).
  *
- * @throws AlpsError with a `code`; `OUT_OF_MEMORY` where the device does not hold the weights and one window
+ * @throws AlpsError with a `code`; `OUT_OF_MEMORY` if the device cannot hold the weights and one window
  */
 export async function generateText(options: GenerateOptions): Promise<GeneratedText> {
   optionsObject(options, generateNames);

@@ -26,7 +26,13 @@ export type {
   ComparisonText,
   TaskScore,
 } from './compare/comparison.js';
-export { type PaperOptions, type PaperReport, reproducePaper } from './compare/paper.js';
+export {
+  type PaperOptions,
+  type PaperReport,
+  type RefitRow,
+  reproducePaper,
+  type SupportCurve,
+} from './compare/paper.js';
 export { Device, type DeviceInfo, type DeviceName, type DeviceOptions } from './device/device.js';
 export type { DeviceChoice } from './device/team.js';
 export { AlpsError, type AlpsErrorCode } from './errors.js';
@@ -51,7 +57,7 @@ export type { DenseTargetOptions } from './pruning/dense-target.js';
 export type { DsnotOptions, Method, Metric, Precision, PruningOptions, Refit } from './pruning/options.js';
 export type { Pattern } from './pruning/pattern.js';
 export type { Preset } from './pruning/preset.js';
-export { type PruneLayerOptions, type PruneLayerResult, pruneLayer } from './pruning/prune-layer.js';
+export { type Numbers, type PruneLayerOptions, type PruneLayerResult, pruneLayer } from './pruning/prune-layer.js';
 export type { ScheduleName } from './pruning/rho-schedule.js';
 export type { TracePoint } from './pruning/solution.js';
 export { writeComparison } from './report/comparison-report.js';

@@ -7,33 +7,41 @@ import { knownModelTypes } from './model/families/index.js';
 import { linearsOf, tensorOf } from './model/shapes.js';
 import { parsePattern } from './pruning/pattern.js';
 
+/** One tensor of a {@link ModelInspection}. */
 export interface TensorInspection {
   name: string;
   dtype: string;
   shape: number[];
-  /** Share of entries that are zero (both signs); null for dtypes that are not counted. */
+  /** Share of entries that are zero (of either sign), from 0 to 1; null for an empty tensor and for dtypes that are not counted. */
   sparsity: number | null;
-  /** Whether each group of the asked-for pattern, along the last dimension, has at most `keep` entries that are not zero. */
+  /** With the option `pattern`, for matrices of the blocks: whether each group of `of` inputs has at most `keep` entries that are not zero. */
   pattern?: boolean;
 }
 
+/** Result of {@link inspectModel}. */
 export interface ModelInspection {
   folder: string;
+  /** `model_type` of config.json. */
   modelType: unknown;
   /** Whether this package can run the model. */
   supported: boolean;
+  /** How the model is quantised, in words. */
   quantization?: string;
+  /** Number of safetensors files. */
   shards: number;
+  /** Number of entries of all tensors. */
   parameters: number;
+  /** Bytes of all tensors. */
   bytes: number;
   tensors: TensorInspection[];
-  /** Share of zeros among the matrices of the blocks. */
+  /** Share of zeros among the weights in the blocks' matrices, from 0 to 1. */
   blockSparsity: number;
 }
 
 /**
- * What a model folder holds: its tensors with their share of zeros, and whether they follow an N:M pattern.
- * @throws AlpsError as {@link Checkpoint.open} does
+ * Reads what a model folder holds: its tensors with their share of zeros and, with `pattern`, whether they follow an N:M pattern.
+ *
+ * @throws AlpsError as {@link Checkpoint.open}, and `INVALID_ARGUMENT` for a pattern that is not N:M
  */
 export async function inspectModel(
   folder: string,

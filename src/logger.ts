@@ -1,8 +1,8 @@
 import { invalidArgument } from './errors.js';
 
 /**
- * Where messages for operators go, shaped like `pino`: an object of facts, then a sentence. A pino logger fits as it is; nothing is logged
- * without one.
+ * Receives messages for operators: an object of facts, then a sentence. A `pino` logger can be passed as it is. Without a logger nothing is
+ * logged.
  */
 export interface Logger {
   debug(facts: object, message?: string): void;

@@ -47,61 +47,70 @@ import { withPreset } from './pruning/preset.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
 import { cannotRun, checkByNames, matricesByName, pruneByNames } from './unknown-model.js';
 
+/** Options of {@link prune}. Give `model`, `out`, `sparsity` or `pattern`, and, except for magnitude pruning, `calibration`. */
 export interface PruneOptions extends PruningOptions {
-  /** Folder of the model: config.json, tokenizer.json, safetensors. */
+  /** Path of the model folder: config.json, tokenizer.json, safetensors. */
   model: string;
-  /** Folder to make. It appears under this name only when it is complete. */
+  /** Path of the folder to create. It appears under this name only when it is complete. */
   out: string;
-  /** What the model reads while it is pruned. Not needed for `method: 'magnitude'`, and then no errors are reported. */
+  /** Text or token ids that the model reads while it is pruned. Optional for `method: 'magnitude'` without a refit; no errors are reported then. */
   calibration?: CalibrationOptions;
-  /** `sequential` (default): each layer sees what the pruned layers before it give. `block`: what the still dense block gives. */
+  /** Source of a layer's inputs. `sequential` (default): the pruned layers before it. `block`, as published: the still dense block. */
   propagation?: Propagation;
   /**
-   * Whether layers reproduce the dense model's activations in part, not only what their own weights give on the pruned model's inputs. Takes
-   * a second run of the tokens, through the dense model. Default true for `alps`, false for the other methods; see docs/quality.md.
+   * Whether layers also reproduce part of the dense model's activations, and not only the outputs of their own weights on the pruned model's
+   * inputs. Needs a second pass of the tokens, through the dense model. Default true for `alps`, false for the other methods; see docs/quality.md.
    */
   denseTarget?: boolean | DenseTargetOptions;
   /**
-   * Whether an error in a layer's output counts by what the block makes of it (the layer behind, the keys a query meets), when a layer's
-   * weights compete for their places; see docs/algorithm.md. Default true for `alps`; possible with `sparsegpt`. Nothing changes for N:M.
+   * Whether errors of each output are weighted by their effect in the block (on the next layer, or on the keys that a query meets) when the
+   * support is chosen; see docs/algorithm.md. Default true for `alps`; possible with `sparsegpt`. No effect for N:M.
    */
   rowWeights?: boolean;
   /**
-   * Whether the norm in front of the head is refitted to what it gives in the dense model. Only with a `denseTarget`, then true by default; models
-   * without such a norm stay as they are. Its gain, and bias where it has one, are all that changes beside the pruned layers.
+   * Whether the final norm is refitted to its outputs in the dense model. Needs a `denseTarget`, and is then true by default. Its gain, and its
+   * bias if it has one, are the only values that change besides the pruned layers; models without a final norm stay as they are.
    */
   finalNorm?: boolean;
   /**
-   * How sparse each layer becomes relative to the others: a sparsity for every layer by its name, moved until the layers together have exactly
-   * `sparsity` (towards fewer zeros all by one amount; towards more each layer keeps the same fraction of what this asks); for an N:M `pattern` each layer gets an N of its own. Default: all the same.
+   * Sparsity of every layer by its name, from 0 to 1, rescaled so that all layers together have exactly `sparsity`: if these sparsities are too
+   * high, all fall by the same amount; if they are too low, each layer keeps the same fraction of its kept weights. With an N:M `pattern` each
+   * layer gets its own N, and together they keep at most what the pattern keeps. Default: the same sparsity for all layers.
    */
   allocation?: LayerSparsities;
   /**
-   * Default `auto`. Several, such as `['cuda:0', 'cuda:1']`, share the calibration windows and the layers; at most as many as there are
-   * windows. The result is that of one device but for the order in which the Gram matrices are summed. An open device keeps its own
-   * `threads` and `memoryLimit`.
+   * A device name or an open {@link Device}, or a list of them. Default `auto`. Several devices, such as `['cuda:0', 'cuda:1']`, share the
+   * calibration windows and the layers; there may be at most as many devices as windows. The result differs from that of one device only by the
+   * order in which Gram matrices are summed. An open device keeps its own `threads` and `memoryLimit`.
    */
   device?: DeviceChoice;
-  /** Of the devices that are given by name, as is the next. */
+  /** Threads that compute, on a processor given by name, from 1 to 1024. Default: all cores. GPUs ignore it; results do not depend on it. */
   threads?: number;
-  /** Of each device. */
+  /**
+   * Bytes that tensors may take together on each device given by name; beyond that an allocation fails with `OUT_OF_MEMORY`. Default: 90 % of the
+   * machine's or the GPU's memory.
+   */
   memoryLimit?: number;
-  /** `auto` (default): bfloat16 where the checkpoint is bfloat16 and the device multiplies it in hardware, else float32. See also `mixedPrecision`. */
+  /**
+   * Number format of the products. `auto` (default): bfloat16 if the checkpoint is bfloat16 and all devices multiply it in hardware, else float32. See
+   * also `mixedPrecision`.
+   */
   precision?: Precision | 'auto';
-  /** Whether an existing folder may be replaced. Default false; not one that holds the working folder, the program or this package. */
+  /** Whether an existing folder `out` may be replaced. Default false. A folder that holds the working folder, the program or this package is never replaced. */
   overwrite?: boolean;
   /**
-   * Whether the next call may go on where this one is killed, aborted or fails: behind the last finished block, with the same files in the
-   * end. What is finished then stays beside `out` (`.NAME.unfinished`, `.NAME.unfinished.json`). A call whose model, calibration tokens,
-   * options or version differ from those of what it finds is refused. Default false: nothing is left.
+   * Whether a call that is killed, aborted or fails can be resumed. The next call with `resume` then continues after the last finished block and
+   * produces the same files. Until then the finished part stays beside `out` (`.NAME.unfinished`, `.NAME.unfinished.json`). A call whose model,
+   * calibration tokens, options or version differ from those of the unfinished part is refused. Default false: nothing is left.
    */
   resume?: boolean;
-  /** With `resume`: drop what an earlier call left. Default false. */
+  /** With `resume`: discard what an earlier call left and start over. Default false. */
   restart?: boolean;
+  /** Aborts the call with `ABORTED`. */
   signal?: AbortSignal;
   /** Called for each step; must not throw. */
   onEvent?: (event: PruneEvent) => void;
-  /** Gets each step and a failure as well. */
+  /** Receives each step and a failure. Default: none. */
   logger?: Logger;
 }
 
@@ -125,7 +134,7 @@ export const pruneNames: Names<PruneOptions> = {
   logger: true,
 };
 
-/** What happens during {@link prune}, as it happens. */
+/** The steps of {@link prune}, reported as they happen. */
 export type PruneEvent =
   | {
       type: 'start';
@@ -135,45 +144,47 @@ export type PruneEvent =
       pattern: string;
       blocks: number;
       layers: number;
-      /** For people; names and details of all where there are several. */
+      /** For display; names and details of all devices if there are several. */
       device: string;
       precision: Precision;
     }
-  /** With `ownWindows`: the share of them that the model has written. */
+  /** With `ownWindows`: the share of their tokens that the model has written, from 0 to 1. */
   | { type: 'generate'; share: number }
   | { type: 'calibration'; windows: number; length: number; tokens: number; hash: string; note?: string }
-  /** With `resume`: blocks that an earlier call finished; their `layer` events follow at once. */
+  /** With `resume`: number of blocks that an earlier call finished; their `layer` events follow at once. */
   | { type: 'resume'; finished: number; blocks: number }
   | ({ type: 'layer' } & LayerReport)
   | ({ type: 'block'; blocks: number } & BlockReport)
   | { type: 'done'; out: string; sparsity: number; meanError: number | null; milliseconds: number };
 
-/** What {@link prune} did; also written to pruning.json. */
+/** Result of {@link prune}; also written to pruning.json. */
 export interface PruneReport {
   version: string;
   method: string;
-  /** For people: "70 % sparsity", "keeps 2 of 4". */
+  /** The pattern for display: "70 % sparsity", "keeps 2 of 4". */
   description: string;
   pattern: Pattern;
   options: Omit<ParsedPruningOptions, 'pattern' | 'method'> & {
     propagation: Propagation;
-    /** Null where layers reproduced their own weights. */
+    /** Null if layers reproduced the outputs of their own weights only. */
     denseTarget: DenseTarget | null;
     rowWeights: boolean;
     finalNorm: boolean;
-    /** Where it was given. */
+    /** As given. */
     allocation?: LayerSparsities;
     precision: Precision;
   };
+  /** Null without calibration. */
   calibration: CalibrationReport | null;
-  /** For people; names and details of all where there are several. */
+  /** For display; names and details of all devices if there are several. */
   device: string;
+  /** In the order in which a token passes through the layers. */
   layers: LayerReport[];
-  /** Share of zeros among the pruned layers' weights. */
+  /** Share of zeros among the pruned layers' weights, from 0 to 1. */
   sparsity: number;
-  /** Mean of the layers' relative errors; null when there was no calibration, or `errors: false`. */
+  /** Mean of the layers' relative errors; null without calibration and with `errors: false`. */
   meanError: number | null;
-  /** Wall-clock by phase; `calibration` is the reading of the text, and the writing of `ownWindows`. Of a run that went on: its last part. */
+  /** Wall-clock milliseconds by phase; `calibration` covers reading the text and writing `ownWindows`. Of a resumed run: those of its last part. */
   milliseconds: { total: number; calibration: number; blocks: number; write: number };
 }
 
@@ -184,10 +195,12 @@ export interface PruneReport {
  * await prune({ model: './SmolLM2-135M', out: './SmolLM2-135M-70', sparsity: 0.7, calibration: { text: 'speeches.jsonl' } });
  * ```
  *
- * Every linear layer of every block is pruned to the pattern; embeddings, norms (but see `finalNorm`), biases and the output head stay. Nothing appears under
- * `out` before it is complete; an abort or error leaves no partial output (with `resume`: what the next call goes on with, beside `out`).
+ * Every linear layer of every block is pruned to the pattern; embeddings, norms (but see `finalNorm`), biases and the output head stay unchanged.
+ * Nothing appears under `out` before it is complete. An abort or error leaves no partial output, except with `resume`, which keeps finished
+ * blocks beside `out` for the next call.
  *
- * @throws AlpsError with a `code`; see {@link AlpsErrorCode}
+ * @throws AlpsError with a `code`: `INVALID_ARGUMENT`, `INVALID_CHECKPOINT`, `UNSUPPORTED_MODEL`, `INVALID_TEXT`, `FILE_SYSTEM`, `NOT_FINITE`,
+ * `NOT_POSITIVE_DEFINITE`, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED` or `ABORTED`; see {@link AlpsErrorCode}
  */
 export async function prune(given: PruneOptions): Promise<PruneReport> {
   const began = performance.now();
@@ -366,7 +379,7 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
   return parsed;
 }
 
-/** The device options among a call's options. */
+/** The device options of a call. */
 export function deviceOptions({ threads, memoryLimit }: { threads?: number; memoryLimit?: number }): DeviceOptions {
   return { ...(threads === undefined ? {} : { threads }), ...(memoryLimit === undefined ? {} : { memoryLimit }) };
 }
@@ -471,7 +484,7 @@ function budgetsOf(
   allocation: LayerSparsities | undefined,
 ): Map<string, LayerBudget> | undefined {
   if (!allocation) return undefined;
-  if (!model) throw new AlpsError('UNSUPPORTED_MODEL', 'An allocation needs a model type that is known');
+  if (!model) throw new AlpsError('UNSUPPORTED_MODEL', 'An allocation needs a supported model type');
   return allocate(model.layerSizes(), parsed.pattern, allocation, isRowwise(parsed));
 }
 

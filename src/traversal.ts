@@ -17,39 +17,45 @@ import type { DenseTarget } from './pruning/dense-target.js';
 import { needsGram, type ParsedPruningOptions } from './pruning/options.js';
 import { handled } from './together.js';
 
-/** Whose outputs a layer's inputs come from: the pruned layers before it, or the still dense block. */
+/** Source of a layer's inputs: the pruned layers before it (`sequential`), or the still dense block (`block`). */
 export type Propagation = 'sequential' | 'block';
 
-/** One pruned layer. */
+/** A pruned layer in a report of {@link prune}. */
 export interface LayerReport {
   block: number;
-  /** Tensor name, without ".weight"; with `[expert]` where one tensor holds all experts. */
+  /** Tensor name without ".weight", with `[expert]` if one tensor holds all experts. */
   name: string;
   outputs: number;
   inputs: number;
+  /** Number of weights that are kept. */
   kept: number;
+  /** Share of zeros, from 0 to 1. */
   sparsity: number;
   /**
    * Relative error of the layer's outputs on the calibration inputs, with the weights as they are stored; null without
-   * calibration inputs, and with `errors: false`.
+   * calibration inputs and with `errors: false`.
    */
   error: number | null;
+  /** ADMM iterations; 0 for methods without ADMM. */
   iterations: number;
+  /** Conjugate gradient iterations of the refit. */
   refineIterations: number;
-  /** The ridge was raised ×10 this often because the Gram matrix could not be factorised. */
+  /** Number of times the ridge was raised tenfold because the Gram matrix could not be factorised. */
   dampingSteps: number;
-  /** Whether ADMM was ended by its iteration cap. */
+  /** Whether ADMM reached its iteration limit. */
   capped: boolean;
-  /** Set where another method stood in: an expert that no calibration token reached is pruned by magnitude. */
+  /** Set if another method was used: an expert that no calibration token reached is pruned by magnitude. */
   fallback?: 'magnitude';
-  /** Of the layers that share this layer's input and were solved with it. */
+  /** Time of all layers that share this layer's input and were solved with it. */
   milliseconds: number;
 }
 
+/** A pruned block in the events of {@link prune}. */
 export interface BlockReport {
+  /** Number of the block, from 0. */
   block: number;
   milliseconds: number;
-  /** Milliseconds by phase; what several devices do at the same time counts for each. */
+  /** Milliseconds by phase, summed over the devices. */
   phases: { read: number; forward: number; solve: number; write: number };
 }
 

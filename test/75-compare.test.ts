@@ -280,14 +280,14 @@ describe('compare', () => {
 
   test.each<[string, Partial<CompareOptions>, string]>([
     ['an unknown method', { methods: ['best'] }, 'Expected one of mp, mp-row, wanda, dsnot'],
-    ['an unknown suffix', { methods: ['wanda+tune'] }, 'with +refit or +backsolve or nothing behind it, for methods'],
+    ['an unknown suffix', { methods: ['wanda+tune'] }, 'optionally with +refit or +backsolve appended, for methods'],
     ['a method twice', { methods: ['mp', 'mp'] }, 'Expected each method once for methods'],
     ['no pattern', { sparsities: [], patterns: [] }, 'Expected at least one for sparsities and patterns'],
     ['a wrong sparsity', { sparsities: [50] }, 'Expected a number from 0 to 1 for sparsity'],
     [
       'two texts of one name',
       { texts: [1, 2].map(() => ({ name: 'a', text: heldOut })) },
-      'a name of its own for each text',
+      'a different name for each text',
     ],
     ['a group that does not divide a width', { patterns: [{ keep: 3, of: 7 }] }, 'Expected a width that 7 divides'],
     ['a sparsity twice', { sparsities: [0.5, 0.5] }, 'Expected each one once for sparsities and patterns'],

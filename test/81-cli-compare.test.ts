@@ -46,7 +46,8 @@ test('alps compare: killed, it goes on where it was and leaves the same reports'
   expect(interrupted).toMatchObject({
     code: 130,
     stderr:
-      'alps: the same command goes on behind the finished parts\nalps: interrupted; no incomplete output is left\n',
+      'alps: finished parts are kept in cells/; the same command computes only what is missing\n' +
+      'alps: interrupted; no report was written\n',
   });
   const { code, events, stderr } = await alps(args('killed'));
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
@@ -115,7 +116,7 @@ test('alps compare: commands of files with blanks in their names, protocols by t
   expect(prune).toContain(` --calibration '${text}' --field words --windows 1 --length 16`);
   expect(one).toContain(`--text '${text}' --field words --protocol ptb --length 8`);
   const { code, stderr } = await alps([...args, '--protocol', 'three=c4']);
-  expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringContaining('the name of a --text before =') });
+  expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringContaining('the name of a --text before the =') });
 });
 
 test('alps paper: every file of the report', async () => {
@@ -146,7 +147,7 @@ test('alps eval --tasks: a line a task, with samples where asked for', async () 
 test('options that would do nothing are told', async () => {
   const base = [model, '--out', join(scratch, 'none'), '--calibration', join(model, 'calibration.txt.gz')];
   const complaint = async (args: string[]) => (await alps(args)).stderr;
-  expect(await complaint(['compare', ...base])).toContain('Expected --text [NAME=]FILE, for perplexities, or --tasks');
+  expect(await complaint(['compare', ...base])).toContain('Expected --text [NAME=]FILE or --tasks NAME=FILE');
   expect(await complaint(['compare', ...base, '--text', 'a.txt', '--limit', '0'])).toContain(
     'Expected --limit only with --tasks',
   );

@@ -202,7 +202,7 @@ test('the command: exit code 1 and one sentence, however often it fails before i
     failed++;
     expect(status).toBe(1);
     expect(stderr).toMatch(
-      /^(alps: the same command goes on behind block \d; --restart begins anew\n)?alps: .* \(EIO\) \(FILE_SYSTEM\)\n$/,
+      /^(alps: finished blocks are kept .*; the same command resumes after block \d, --restart starts over\n)?alps: .* \(EIO\) \(FILE_SYSTEM\)\n$/,
     );
     expect(stdout).not.toContain('"done"');
     expect(await readdir(folder)).not.toContain('out');
@@ -245,7 +245,7 @@ describe('file systems of their own', () => {
       status: 1,
       stderr: expect.stringMatching(/no space left on device \(ENOSPC\) \(FILE_SYSTEM\)/),
     });
-    expect(full.stderr).toContain('goes on behind block 1');
+    expect(full.stderr).toContain('resumes after block 1');
     expect(await readdir(disk)).not.toContain('out');
     remount(disk, 'ro');
     expect(run(out)).toMatchObject({

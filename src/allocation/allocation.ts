@@ -10,7 +10,7 @@ export interface LayerShape {
   inputs: number;
 }
 
-/** What each layer is pruned to, relative to the others: its sparsity from 0 to 1, by its name. */
+/** A sparsity from 0 to 1 for every layer, by the layer's name; rescaled to a run's total (see `allocation` of `PruneOptions`). */
 export type LayerSparsities = Readonly<Record<string, number>>;
 
 /** What one layer keeps. */

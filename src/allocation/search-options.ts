@@ -7,36 +7,41 @@ import type { Pattern } from '../pruning/pattern.js';
 import type { LayerSparsities } from './allocation.js';
 import type { UnitSensitivity } from './units.js';
 
-/** `crossEntropy`: of the text's own next tokens. `kl`: KL(dense ‖ pruned) of the next token's distribution. Nats, mean over the tokens. */
+/**
+ * The loss that chooses among candidates, in nats, mean over the tokens. `crossEntropy`: of the text's own next tokens. `kl`: KL(dense ‖ pruned) of
+ * the next token's distribution.
+ */
 export type SearchObjective = 'crossEntropy' | 'kl';
 
-/** What a search measures sensitivities and losses on. */
+/** Text or token ids that a search measures sensitivities and losses on. */
 export interface SearchEvaluation
   extends Pick<CalibrationOptions, 'text' | 'tokenIds' | 'shares' | 'field' | 'length' | 'seed'> {
   /**
-   * Windows for the sensitivities; as many others choose among the candidates. Default 2, or what a mix needs for one of each text. `text`, `tokenIds`, `shares` and `field` are the
-   * calibration's where neither text nor ids are given, `length` is the calibration's, `seed` is one above the calibration's. Of token ids
-   * the first windows are taken.
+   * Number of windows for the sensitivities; as many others choose among the candidates. Default 2, or more if a mix of texts needs them so that each
+   * text gives one. If neither `text` nor `tokenIds` is given, these, `shares` and `field` are the calibration's. `length` defaults to the
+   * calibration's, `seed` to the calibration's plus 1. Of token ids the first windows are taken.
    */
   windows?: number;
 }
 
+/** Options of {@link searchAllocation}: how the model is pruned, as for {@link prune}, and how the search works. */
 export interface AllocationSearchOptions
   extends Omit<PruneOptions, 'out' | 'allocation' | 'overwrite' | 'resume' | 'restart' | 'onEvent'> {
   /**
-   * Folder for what the search does: models in the making, and `search.json`, with which another call goes on. It is made where it is
-   * missing. In the end only `search.json` is left in it.
+   * Path of a folder for the models of the search and for `search.json`, from which another call resumes. It is created if needed. At the end only
+   * `search.json` is left in it.
    */
   work: string;
+  /** Default: the calibration's text, with windows by another seed. Required without `calibration`. */
   evaluation?: SearchEvaluation;
-  /** What chooses among the candidates. Default `crossEntropy`. */
+  /** The loss that chooses among the candidates. Default `crossEntropy`. */
   objective?: SearchObjective;
   /**
-   * Milliseconds after which nothing new is begun: no block's sensitivities, no candidate. The base is always made. Another call with the
-   * same `work` goes on. Default: none.
+   * Milliseconds after which the search starts no further step: no block's sensitivities, no candidate. The uniform model is always made. Another
+   * call with the same `work` resumes the search. Default: no limit.
    */
   timeLimit?: number;
-  /** Drop what an earlier search left in `work`. Default false. */
+  /** Discard what an earlier search left in `work` and start over. Default false. */
   restart?: boolean;
   /** Called for each step; must not throw. */
   onEvent?: (event: AllocationSearchEvent) => void;
@@ -61,44 +66,44 @@ const searchNames: Names<AllocationSearchOptions> = {
   timeLimit: true,
 };
 
-/** A candidate: the model pruned by the sparsities that a gain gives. */
+/** A candidate: the model pruned to the sparsities of one gain, the strength with which sparsities follow the sensitivities. */
 export interface AllocationCandidate {
-  /** 0: the base, all layers alike. */
+  /** 0: the uniform model. */
   gain: number;
-  /** On the windows that choose, nats a token. */
+  /** On the windows that choose, in nats per token. */
   loss: number;
 }
 
-/** What happens during {@link searchAllocation}, as it happens. */
+/** The steps of {@link searchAllocation}, reported as they happen. */
 export type AllocationSearchEvent =
   | { type: 'start'; model: string; work: string; pattern: string; objective: SearchObjective; blocks: number }
-  /** With `calibration.ownWindows`: the share of them that the model has written. */
+  /** With `calibration.ownWindows`: the share of their tokens that the model has written, from 0 to 1. */
   | { type: 'generate'; share: number }
   | { type: 'evaluation'; windows: number; length: number; hash: string; note?: string }
-  /** What an earlier call with this work folder finished. */
+  /** Number of blocks and candidates that an earlier call with this work folder finished. */
   | { type: 'resume'; blocks: number; candidates: number }
-  /** A model is pruned: uniformly at the target (`base`) or at the next level (`next`), or by a candidate's sparsities. */
+  /** A step of pruning a model: uniformly at the target (`base`), uniformly a little sparser (`next`), or to a candidate's sparsities. */
   | { type: 'prune'; what: 'base' | 'next' | 'candidate'; gain?: number; event: PruneEvent }
-  /** A block's units were measured ({@link UnitSensitivity}). */
+  /** A block's units were measured; see {@link UnitSensitivity}. */
   | { type: 'block'; block: number; blocks: number; divergence: number[] }
   | ({ type: 'candidate' } & AllocationCandidate)
   | { type: 'done'; ended: 'done' | 'time'; gain: number; loss: number; milliseconds: number };
 
-/** What {@link searchAllocation} found. As JSON it is a file for `alps prune --allocation`. */
+/** Result of {@link searchAllocation}. As JSON it is a file for `alps prune --allocation`. */
 export interface AllocationSearch {
-  /** A sparsity for each layer, for `prune({ allocation })`; all alike where nothing better than that was found. */
+  /** A sparsity for each layer, for `prune({ allocation })`; all the same if no candidate was better than the uniform model. */
   layers: LayerSparsities;
-  /** Of the best candidate; 0: all layers alike. */
+  /** Gain of the best candidate; 0: the uniform model. */
   gain: number;
-  /** `time`: the time limit ended it, and another call goes on. */
+  /** `time`: the time limit ended the search, and another call resumes it. */
   ended: 'done' | 'time';
   pattern: Pattern;
   objective: SearchObjective;
-  /** The base and what was tried, with losses on the windows that choose. */
+  /** The uniform model and the candidates that were tried, with their losses. */
   candidates: AllocationCandidate[];
-  /** Those measured by now, in the order of the dataflow. */
+  /** Of the units measured so far, in the order in which a token passes through them. */
   sensitivities: UnitSensitivity[];
-  /** `windows`: for the sensitivities, and for the choice. `hash`: of all their tokens. */
+  /** `windows`: number for the sensitivities, and for the choice. `length`: tokens per window. `hash`: SHA-256 of all their tokens. */
   evaluation: { windows: [number, number]; length: number; hash: string; note?: string };
 }
 

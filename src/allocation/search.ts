@@ -20,23 +20,25 @@ import { SearchState } from './search-state.js';
 import { loadSearchWindows } from './search-windows.js';
 
 /**
- * Looks for a sparsity for each layer under which a model loses less than with all layers alike (docs/algorithm.md, "Search for an allocation").
+ * Searches for a sparsity for each layer with which a model loses less than with the same sparsity for all layers (docs/algorithm.md, "Search for an
+ * allocation").
  *
  * ```ts
  * const { layers } = await searchAllocation({ model, work: './search', sparsity: 0.7, calibration });
  * await prune({ model, out: './pruned', sparsity: 0.7, calibration, allocation: layers });
  * ```
  *
- * The model is pruned uniformly at the target and at the next level; each layer (those of all experts that do the same together) is taken from
- * the second into the first, and it is measured in float32 how far the predictions move. Candidates with more zeros in layers that move them less
- * are pruned, their losses measured on other windows, and the best is the result. That takes up to four runs of {@link prune}, and for each layer
- * a forward pass through the blocks from its own on.
+ * The model is pruned uniformly at the target and a little sparser. Each layer of the sparser model (corresponding layers of all experts together) is
+ * then put into the other model, and the search measures in float32 how far the predictions move. Candidates with more zeros in the layers that move
+ * them less are pruned, their losses are measured on other windows, and the best one is the result. That takes up to four runs of {@link prune}, and
+ * for each layer a forward pass from its block to the end of the model.
  *
- * A call with the same `work` goes on behind the last finished block or candidate of one that was stopped, with the same result.
+ * After an interruption, a call with the same `work` resumes after the last finished block or candidate, with the same result.
  *
  * The rule is this package's own; related work: OWL (*Outlier Weighed Layerwise Sparsity*, ICML 2024), EvoPress (ICML 2025).
  *
- * @throws AlpsError with a `code`; `INVALID_ARGUMENT` also where `work` holds a search of another model, text or options
+ * @throws AlpsError as {@link prune}; `INVALID_ARGUMENT` also if `work` holds a search of another model, text or options; `FILE_SYSTEM` also if another
+ * process works in it
  */
 export async function searchAllocation(given: AllocationSearchOptions): Promise<AllocationSearch> {
   const began = performance.now();

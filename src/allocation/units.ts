@@ -2,20 +2,20 @@ import type { DecoderModel } from '../model/decoder.js';
 import { linearShape, titleOf } from '../model/shapes.js';
 import type { LayerSparsities } from './allocation.js';
 
-/** A layer of a block; those of all experts that do the same are one unit. They get one sparsity. */
+/** A layer of a block, or the corresponding layers of all experts: the layers of a unit get the same sparsity. */
 export interface Unit {
   block: number;
-  /** As reports name them. */
+  /** Names of the layers, as in reports. */
   layers: string[];
-  /** Number of weights of all its layers. */
+  /** Number of weights in all its layers. */
   weights: number;
 }
 
-/** What is known of a unit once it was measured. */
+/** A unit and its measured sensitivity. */
 export interface UnitSensitivity extends Unit {
-  /** KL(base ‖ base with this unit from the model at the next level) of the next token's distribution, nats a token. */
+  /** KL(uniform model ‖ the same with this unit from the sparser model) of the next token's distribution, in nats per token. */
   divergence: number;
-  /** `divergence` for each weight. */
+  /** `divergence` divided by `weights`. */
   sensitivity: number;
 }
 

@@ -17,33 +17,36 @@ import {
   windowsOfIds,
 } from './windows.js';
 
-/** What a model reads while it is pruned: text or token ids. */
+/** Text or token ids that a model reads while it is pruned. Give exactly one of `text` and `tokenIds`. */
 export interface CalibrationOptions {
-  /** Files (.txt, .jsonl, .parquet, .gz), strings, or one `.json` file with token ids: a list of windows, or an object that has one as `calibration`. */
+  /**
+   * Text files (.txt, .jsonl, each also .gz, .parquet), documents, or one `.json` file with token ids: a list of windows, or an object with such a
+   * list as `calibration`.
+   */
   text?: TextSource;
-  /** Windows of token ids, all of one length, instead of text. */
+  /** Windows of token ids, all of the same length, at least 2. All are used. */
   tokenIds?: readonly (readonly number[] | Uint32Array)[];
   /**
-   * How many of the windows each entry of `text` gives, relative to the others, such as [3, 1]: each entry is then a text of its own, or the
-   * first windows of a `.json` file with token ids ({@link generateText}). Default: all entries are one text.
+   * Relative number of windows to take from each entry of `text`, such as [3, 1]. Each entry is then a separate text, or a `.json` file with token ids
+   * (see {@link generateText}), of which the first windows are taken. Default: all entries are one text.
    */
   shares?: readonly number[];
-  /** The text field of .jsonl and .parquet files. Default `text`. */
+  /** Text field of .jsonl and .parquet files. Default `text`. */
   field?: string;
-  /** Number of token windows. Default 128. */
+  /** Number of token windows to draw from the text. Default 128. */
   windows?: number;
-  /** Tokens of a window. Default 2048, at most what the model takes; shortened where the text is shorter. */
+  /** Tokens per window, at least 2. Default 2048; at most the model's maximum and the length of the text. */
   length?: number;
-  /** Which windows of the text are taken, and what the model writes beside them. Below 2³², default 0. The same text and seed give the same tokens. */
+  /** An integer from 0 to 2³² − 1 that selects the windows and seeds `ownWindows`. Default 0. The same text and seed give the same windows. */
   seed?: number;
   /**
-   * The text counts up to about this many tokens. Default: the first 67 million characters of files and lists, in all of which the windows' places
-   * are drawn; of an iterable, which may be there only once, 16 × windows × length tokens.
+   * Windows are drawn from about this many tokens at the start of the text. Default: the first 67 million characters of files and lists of documents;
+   * of an iterable that can be read only once, 16 × windows × length tokens.
    */
   maxTokens?: number;
   /**
-   * So many windows more that the model writes itself before it is pruned, for what it knows beyond the text (docs/quality.md). Each goes on from the
-   * first eighth of one of the other windows, evenly over all. The device must hold the whole model meanwhile. Default 0.
+   * Number of extra windows that the dense model writes before it is pruned, to preserve what it knows beyond the text (docs/quality.md). Each continues
+   * the first eighth of another window, taken evenly from all of them. The device must hold the whole model meanwhile. Default 0.
    */
   ownWindows?: number;
 }
@@ -68,16 +71,20 @@ const mostEvaluationTokens = 1 << 27;
 /** Of a file with token ids, which is parsed as a whole: some 40 million ids. */
 const mostTokenFileCharacters = 1 << 28;
 
-/** What a report says of the calibration. */
+/** The calibration as reports show it. */
 export interface CalibrationReport {
+  /** All windows, including `ownWindows`. */
   windows: number;
-  /** Of these: what the model wrote itself. */
+  /** Windows that the model wrote. */
   ownWindows: number;
+  /** Tokens per window. */
   length: number;
+  /** `windows` × `length`. */
   tokens: number;
   seed: number;
-  /** Of the token ids. */
+  /** SHA-256 of the token ids. */
   hash: string;
+  /** How the windows differ from the request, in words. */
   note?: string;
 }
 

@@ -1,13 +1,13 @@
 import { readText, type TextOptions, type TextPart, type TextSource } from './text.js';
 
 /**
- * How a text becomes tokens for a perplexity.
+ * How a text is turned into tokens to measure perplexity.
  * - `text`: documents that are not empty, joined by a blank line; no special tokens
- * - `wikitext2`: all rows of WikiText-2 (raw) joined by a blank line, empty rows too
+ * - `wikitext2`: all rows of WikiText-2 (raw), including empty ones, joined by a blank line
  * - `ptb`: the sentences of the Penn Treebank joined by a space
- * - `c4`: the first 1100 documents of a C4 validation shard joined by a space, the first 256 windows of them
+ * - `c4`: the first 1100 documents of a C4 validation shard joined by a space; the first 256 windows
  *
- * The last three are the published protocols of SparseGPT, Wanda and ALPS: the tokenizer's own special tokens stand once before all.
+ * The last three are the published protocols of SparseGPT, Wanda and ALPS: the tokenizer's special tokens come once, before the text.
  */
 export type PerplexityProtocol = 'text' | 'wikitext2' | 'ptb' | 'c4';
 

@@ -5,7 +5,7 @@ import { Turns } from '../turns.js';
 import { readParquet } from './parquet.js';
 import { badLine, readJsonValues, readLines, readPieces } from './text-file.js';
 
-/** Where text comes from: a file, several files, or strings, each a document. */
+/** Source of text: the path of a file, several paths, or documents as strings: an async iterable, or an iterable as `documents`. */
 export type TextSource =
   | string
   | readonly string[]

@@ -11,16 +11,18 @@ export interface CheckpointTensor extends TensorInfo {
   shard: string;
 }
 
-/** A Hugging Face model folder: config.json and safetensors, in one file or in shards. Where both are there, the one file counts. */
+/** A Hugging Face model folder, open for reading: config.json and safetensors, in one file or in shards. If both exist, the single file counts. */
 export class Checkpoint {
+  /** Path as given. */
   readonly folder: string;
+  /** Content of config.json. */
   readonly config: Readonly<Record<string, unknown>>;
-  /** Every tensor, shard by shard, in the order of their bytes. */
+  /** All tensors by name, shard by shard, in the order of their bytes. */
   readonly tensors: ReadonlyMap<string, CheckpointTensor>;
   readonly shards: readonly SafetensorsFile[];
-  /** File names of the shards, as `shards` has them. */
+  /** File names of the shards, in the order of `shards`. */
   readonly shardNames: readonly string[];
-  /** Whether the shards are those of `model.safetensors.index.json`. */
+  /** Whether the shards were listed in `model.safetensors.index.json`. */
   readonly indexed: boolean;
   /** Names of the other files that belong to the model: config.json, tokenizer, generation_config.json and so on. */
   readonly files: readonly string[];
@@ -59,7 +61,8 @@ export class Checkpoint {
   }
 
   /**
-   * Opens a folder and checks all headers, the index against the shards, and config.json.
+   * Opens a folder and checks all headers, the index against the shards, and config.json. Close it with {@link close} or `await using`.
+   *
    * @throws AlpsError `FILE_SYSTEM`, `INVALID_CHECKPOINT`, or `UNSUPPORTED_MODEL` for pickle and GGUF files; `ABORTED`
    */
   static async open(folder: string, options: { signal?: AbortSignal } = {}): Promise<Checkpoint> {
@@ -93,7 +96,8 @@ export class Checkpoint {
   }
 
   /**
-   * A tensor's bytes (little-endian, row-major), in memory of their own.
+   * Reads a tensor's bytes (little-endian, row-major) into a new array.
+   *
    * @throws AlpsError as {@link SafetensorsFile.read}
    */
   async read(name: string, options: { signal?: AbortSignal } = {}): Promise<Uint8Array<ArrayBuffer>> {
@@ -102,7 +106,11 @@ export class Checkpoint {
     return shard.read(name, options);
   }
 
-  /** Fills `out` with a tensor's bytes from byte `offset` (default 0) on. */
+  /**
+   * Fills `out` with a tensor's bytes, starting at byte `offset` (default 0) of the tensor.
+   *
+   * @throws AlpsError as {@link SafetensorsFile.readInto}
+   */
   async readInto(
     name: string,
     out: Uint8Array,
@@ -113,7 +121,7 @@ export class Checkpoint {
     await shard.readInto(name, out, options);
   }
 
-  /** Closes all shards; a second call does nothing. */
+  /** Closes all shards. A second call has no effect. */
   async close(): Promise<void> {
     await Promise.all(this.shards.map((shard) => shard.close()));
   }

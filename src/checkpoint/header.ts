@@ -5,9 +5,10 @@ import { fractionalNumber, isObject, parseJsonStrictly } from './json.js';
 /** One tensor of a safetensors file. */
 export interface TensorInfo {
   name: string;
+  /** Such as `F32` or `BF16`. */
   dtype: SafetensorsDtype;
   shape: number[];
-  /** First byte, counted from the start of the file. */
+  /** Position of the first byte, from the start of the file. */
   byteOffset: number;
   byteLength: number;
 }

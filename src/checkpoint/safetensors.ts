@@ -15,13 +15,15 @@ interface Fingerprint {
 }
 
 /**
- * A safetensors file, open for reading. The header is checked whole when the file is opened; tensors are read when asked for, so a
- * file may be larger than memory. Symbolic links are followed. Format: https://github.com/huggingface/safetensors
+ * A safetensors file, open for reading. The whole header is checked when the file is opened; tensors are read on demand, so a file may
+ * be larger than memory. Symbolic links are followed. Format: https://github.com/huggingface/safetensors
  */
 export class SafetensorsFile {
+  /** Path as given. */
   readonly path: string;
-  /** In the order of their bytes in the file. */
+  /** By name, in the order of their bytes in the file. */
   readonly tensors: ReadonlyMap<string, TensorInfo>;
+  /** The `__metadata__` of the header. */
   readonly metadata: Record<string, string> | undefined;
   readonly #handle: FileHandle;
   readonly #absolutePath: string;
@@ -44,9 +46,10 @@ export class SafetensorsFile {
   }
 
   /**
-   * Opens a file and checks its header against every rule of the format.
-   * @throws AlpsError `FILE_SYSTEM` when it cannot be opened, `INVALID_CHECKPOINT` when it breaks the format (the message names the file,
-   * the tensor and the rule), `ABORTED`
+   * Opens a file and checks its header against every rule of the format. Close it with {@link close} or `await using`.
+   *
+   * @throws AlpsError `FILE_SYSTEM` if it cannot be opened, `INVALID_CHECKPOINT` if it breaks the format (the message names the file, the
+   * tensor and the rule), `ABORTED`
    */
   static async open(path: string, options: { signal?: AbortSignal } = {}): Promise<SafetensorsFile> {
     if (typeof path !== 'string' || path === '') throw invalidArgument('path', 'the path of a file', path);
@@ -65,9 +68,10 @@ export class SafetensorsFile {
   }
 
   /**
-   * The tensor's bytes (little-endian, row-major), in memory of their own.
-   * @throws AlpsError `INVALID_CHECKPOINT` when there is no such tensor, or the file is cut short or changed since it was opened;
-   * `OUT_OF_MEMORY`, `FILE_SYSTEM`, `ABORTED`, `DISPOSED`
+   * Reads a tensor's bytes (little-endian, row-major) into a new array.
+   *
+   * @throws AlpsError `INVALID_CHECKPOINT` if there is no such tensor, or the file was truncated or changed after it was opened;
+   * `OUT_OF_MEMORY`, `FILE_SYSTEM`, `ABORTED`; `DISPOSED` after {@link close}
    */
   async read(name: string, options: { signal?: AbortSignal } = {}): Promise<Uint8Array<ArrayBuffer>> {
     const { byteLength } = this.#find(name);
@@ -83,8 +87,9 @@ export class SafetensorsFile {
   }
 
   /**
-   * Fills `out` with the tensor's bytes from byte `offset` (default 0) on.
-   * @throws AlpsError as {@link read}, and `INVALID_ARGUMENT` when the tensor has fewer bytes
+   * Fills `out` with a tensor's bytes, starting at byte `offset` (default 0) of the tensor.
+   *
+   * @throws AlpsError as {@link read}, and `INVALID_ARGUMENT` if the tensor has too few bytes
    */
   async readInto(
     name: string,
@@ -106,7 +111,7 @@ export class SafetensorsFile {
     }
   }
 
-  /** Closes the file; a second call does nothing. */
+  /** Closes the file. A second call has no effect. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;

@@ -144,7 +144,7 @@ function shortened(name: string): string {
   return name.length <= 40 ? name : `${name.slice(0, 40)}-${sha256(name).slice(0, 16)}`;
 }
 
-export const restartRemedy = 'to drop it and begin anew, ask for a restart (--restart, restart: true)';
+export const restartRemedy = 'to discard it and start over, use --restart (restart: true)';
 
 /**
  * @param what was found, as a message begins
@@ -157,7 +157,7 @@ export function checkSameRun(what: string, found: Fingerprint, now: Fingerprint)
   const list = other.map((name) => `${name} (${short(found[name])} then, ${short(now[name])} now)`).join(', ');
   throw new AlpsError(
     'INVALID_ARGUMENT',
-    `${what}, and it differs in ${list}. The same model, text and options go on with it; ${restartRemedy}`,
+    `${what}, and it differs in ${list}. Only the same model, text and options can resume it; ${restartRemedy}`,
   );
 }
 

@@ -10,11 +10,11 @@ import { encodeHeader, parseHeader, type TensorInfo } from './header.js';
 export type NewTensor = Pick<TensorInfo, 'name' | 'dtype' | 'shape'> & { bytes: Uint8Array };
 
 /**
- * Writes a whole safetensors file: under a temporary name first, flushed to the disk, then renamed.
+ * Writes a whole safetensors file: first under a temporary name, flushed to the disk, then renamed to `path`, replacing an existing file.
  *
- * @param tensors stored in this order; put wide dtypes first where readers want aligned elements
+ * @param tensors stored in this order, with little-endian, row-major bytes; put wide dtypes first if readers need aligned elements
  * @param metadata default `{ format: 'pt' }`, without which transformers refuses a file
- * @throws AlpsError `INVALID_ARGUMENT` when a tensor breaks the format, `FILE_SYSTEM`
+ * @throws AlpsError `INVALID_ARGUMENT` if a tensor breaks the format, `FILE_SYSTEM` if the file cannot be written
  */
 export async function writeSafetensors(
   path: string,

@@ -13,29 +13,34 @@ import { checkReplaceable } from './output-file.js';
 import type { Progress } from './progress.js';
 import { pruningOptions, pruningOptionsOf } from './pruning-options.js';
 
-const help = `alps allocate - find how sparse each layer is to be, under one total
+const help = `alps allocate - search for a sparsity for each layer under one total
 
 Usage: alps allocate MODEL --out FILE --work DIR (--sparsity S | --pattern N:M) --calibration FILE [options]
 
-  --out FILE             .json to write, for alps prune --allocation; an allocation of this name is replaced
-  --work DIR             folder for the models of the search (two at a time) and for what it has measured, search.json
+  --out FILE             .json to write, for alps prune --allocation; an existing allocation is replaced
+  --work DIR             folder for the models of the search (at most two at a time) and its measurements, search.json
 
-What is measured:
-  --objective O          what chooses: crossEntropy (default), of the text, or kl, of the predictions against those of the dense model
-  --evaluation FILE      text for sensitivities and choice; may be given more than once (default: the calibration's
-                         files, windows by another seed)
-  --evaluation-windows N windows for the sensitivities, and as many others for the choice (default 2)
-  --time-limit MINUTES   begin nothing new after this time; the best that is there by then is written, and the same command goes on
+Search:
+  --objective O          chooses between candidates: crossEntropy of the text (default), or kl, the divergence of the
+                         predictions from the dense model's
+  --evaluation FILE      text to measure sensitivities and candidates on; may be given more than once (default: the
+                         calibration files, windows by another seed)
+  --evaluation-windows N windows to measure the sensitivities on, and as many others for the candidates (default 2, or
+                         more so that each text of --shares gives one)
+  --time-limit MINUTES   start no further step after this time and write the best allocation so far; the same command
+                         resumes the search
 
-  --restart              drop what an earlier search left in DIR
-  --json                 one JSON line an event on standard output (the default when it is not a terminal)
+  --restart              discard what an earlier search left in DIR and start over
+  --json                 one JSON line per event on standard output (default if standard output is not a terminal)
 
-How the model is pruned, as for alps prune: --calibration, --shares, --field, --windows, --own-windows, --length, --seed, --preset, --method,
---refit, --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles, --dsnot-threshold, --schedule, --rho, --max-iterations, --metric, --relaxation,
---mixed-precision, --propagation, --dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --errors, --precision, --device, --threads, --memory-limit
+Options of alps prune: --calibration, --shares, --field (also of the evaluation files), --windows, --own-windows,
+--length, --seed, --preset, --method, --refit, --comparison-group, --dsnot-initial, --dsnot-skip, --dsnot-cycles,
+--dsnot-threshold, --schedule, --rho, --max-iterations, --metric, --relaxation, --mixed-precision, --propagation,
+--dense-target, --row-weights, --final-norm, --ridge, --refine-iterations, --errors, --precision, --device, --threads,
+--memory-limit
 
-The model is pruned uniformly and, for what each layer tolerates, a little sparser; then up to two candidates are pruned and compared
-with the first. A search that was stopped goes on when the same command is given again.
+The search prunes the model uniformly and, to measure the sensitivity of each layer, a little sparser. It then prunes up
+to two candidates and compares them with the uniform model. If a search is interrupted, the same command resumes it.
 
 Example:
   alps allocate ./SmolLM2-135M --out allocation.json --work ./search --sparsity 0.7 --calibration speeches.jsonl
@@ -54,7 +59,8 @@ const options = {
 } as const;
 
 export const allocateCommand: Command = {
-  summary: 'Find how sparse each layer is to be',
+  summary: 'Search for a sparsity for each layer',
+  whenInterrupted: 'no allocation was written',
   async run(args, context) {
     const { signal, stdout, stderr } = context;
     const { values, positional } = parse(args, options, ['MODEL']);
@@ -65,7 +71,7 @@ export const allocateCommand: Command = {
     const out = required(values, 'out', 'FILE, the allocation to write');
     const work = required(values, 'work', 'DIR, a folder for the search');
     if (resolve(out).startsWith(resolve(work) + sep))
-      throw new UsageError('Expected --out outside of --work, which the search rewrites');
+      throw new UsageError('Expected a file outside the --work folder, which the search rewrites, for --out');
     const minutes = number(values, 'time-limit');
     const files = list(values, 'evaluation');
     const { json, progress, writeEvent } = eventOutput(values, context);
@@ -100,7 +106,7 @@ export const allocateCommand: Command = {
       return 0;
     } catch (error) {
       progress.clear();
-      if (begun) stderr.write('alps: the same command goes on where the search was; --restart begins anew\n');
+      if (begun) stderr.write('alps: the same command resumes the search; --restart starts over\n');
       throw error;
     } finally {
       progress.clear();
@@ -127,15 +133,15 @@ function progressOf(progress: Progress): (event: AllocationSearchEvent) => void 
 function summary(search: AllocationSearch, out: string): string {
   const { candidates, gain, ended, objective, pattern } = search;
   const rows = candidates.map((one) => [
-    one.gain === 0 ? 'all layers alike' : `gain ${one.gain}`,
+    one.gain === 0 ? 'uniform' : `gain ${one.gain}`,
     one.loss.toFixed(4),
-    one.gain === gain ? 'taken' : '',
+    one.gain === gain ? 'chosen' : '',
   ]);
-  const found = gain === 0 ? 'Nothing better than all layers alike was found.' : '';
-  const time = ended === 'time' ? 'The time was up: the same command goes on.' : '';
+  const found = gain === 0 ? 'No candidate was better than the uniform model.' : '';
+  const time = ended === 'time' ? 'The time limit was reached; the same command resumes the search.' : '';
   return `${table(['candidate', objective, ''], rows)}
 
-${[`${describePattern(pattern)} of all layers together.`, found, time].filter(Boolean).join(' ')}
-Written to ${out}: alps prune takes it with --allocation ${quoted(out)}, beside the other options of this command.
+${[`${describePattern(pattern)} over all layers together.`, found, time].filter(Boolean).join(' ')}
+Written to ${out}. To use it, give alps prune the same options and --allocation ${quoted(out)}.
 `;
 }

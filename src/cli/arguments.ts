@@ -32,7 +32,7 @@ export const calibrationOptions: Options = {
   seed: { type: 'string' },
 };
 
-/** Parses a command's arguments; `positionals` names what stands without a dash. */
+/** Parses a command's arguments; `positionals` names the arguments without a dash. */
 export function parse(
   args: string[],
   options: Options,
@@ -64,7 +64,7 @@ export function number(values: Values, name: string): number | undefined {
   return value;
 }
 
-/** A list of numbers behind one option, with commas between them. */
+/** The value of an option as a list of numbers separated by commas. */
 export function numbers(values: Values, name: string): number[] | undefined {
   const text = values[name];
   if (text === undefined) return undefined;
@@ -102,14 +102,14 @@ export function string(values: Values, name: string): string | undefined {
   return values[name] as string | undefined;
 }
 
-/** The value of an option that a command cannot do without. @param what its value, and what it is, for the message */
+/** The value of a required option. @param what its value and meaning, for the message */
 export function required(values: Values, name: string, what: string): string {
   const text = string(values, name);
   if (!text) throw new UsageError(`Expected --${name} ${what}`);
   return text;
 }
 
-/** Refuses options that would do nothing. @param need what they do something with */
+/** Refuses options that would have no effect. @param need what they need, for the message */
 export function onlyWith(values: Values, names: readonly string[], need: string): void {
   const given = names.find((name) => values[name] !== undefined);
   if (given !== undefined) throw new UsageError(`Expected --${given} only with ${need}`);

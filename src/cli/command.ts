@@ -1,6 +1,6 @@
-/** What a command is given by main.ts. */
+/** What main.ts passes to a command. */
 export interface CommandContext {
-  /** Fires on Ctrl-C. */
+  /** Fires on SIGINT (Ctrl-C) and SIGTERM. */
   signal: AbortSignal;
   stdout: NodeJS.WriteStream;
   stderr: NodeJS.WriteStream;
@@ -10,6 +10,8 @@ export interface CommandContext {
 export interface Command {
   /** One line for the list of commands. */
   summary: string;
+  /** What is true after an interruption, for the message; none for a command without output files. */
+  whenInterrupted?: string;
   /** @returns the exit code */
   run(args: string[], context: CommandContext): Promise<number>;
 }

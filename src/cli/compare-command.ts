@@ -25,37 +25,43 @@ import { taskList } from './eval-command.js';
 import { eventOutput } from './event-output.js';
 import { commandLine } from './format.js';
 
-const help = `alps compare - several methods at several sparsities: one report
+const help = `alps compare - compare several methods at several sparsities in one report
 
-Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LIST] [--sparsity LIST] [--pattern LIST] [options]
+Usage: alps compare MODEL --out DIR --calibration FILE --text FILE [--methods LIST] [--sparsity LIST] [--pattern LIST]
+                    [options]
 
-  --methods LIST         of ${methodNames.join(', ')};
-                         each may have +refit (conjugate gradients) or +backsolve (exact) behind it
+  --methods LIST         any of ${methodNames.join(', ')};
+                         append +refit (conjugate gradients) or +backsolve (exact) to refit the kept weights
                          (default mp,wanda,dsnot,sparsegpt,alps)
   --sparsity LIST        such as 0.5,0.6,0.7 (default 0.5,0.6,0.7,0.8 unless --pattern is given)
   --pattern LIST         such as 2:4,4:8
-  --calibration FILE, --shares A,B, --field NAME, --windows N, --own-windows N, --length N, --seed N    as for alps prune; what the
-                         model writes itself is written once; --field is also that of the --text files
-  --text [NAME=]FILE     text for the perplexity; may be given more than once; not needed with --tasks
-  --protocol [NAME=]P    how all texts, or the one of that name, become tokens: text (default), wikitext2, ptb or c4, as for
-                         alps eval; may be given more than once
-  --text-length N        tokens of an evaluation window (default: as for alps eval)
-  --text-windows N       at most this many windows a text (default: all)
-  --tasks LIST, --limit N                                                zero-shot tasks for each cell, as for alps eval
-  --propagation P        sequential (default) or block
-  --precision P          auto (default), float32 or bfloat16: of pruning and of evaluation
-  --device D, --threads N, --memory-limit SIZE                           as for alps prune, but one device
+  --calibration FILE, --shares A,B, --field NAME, --windows N, --own-windows N, --length N, --seed N
+                         as for alps prune; --field is also that of the --text files; the windows that the model writes
+                         are the same for all cells
+  --text [NAME=]FILE     text to measure perplexity on; may be given more than once; not needed with --tasks
+  --protocol [NAME=]P    protocol of all texts, or of the text NAME, as for alps eval: text (default), wikitext2, ptb or
+                         c4; may be given more than once
+  --text-length N        tokens per evaluation window (default: as for alps eval)
+  --text-windows N       at most this many windows per text (default: all)
+  --tasks LIST, --limit N
+                         zero-shot tasks for each cell, as for alps eval
+  --propagation P        sequential (default) or block, unless the method sets it
+  --precision P          of pruning and evaluation: auto (default), float32 or bfloat16
+  --device D, --threads N, --memory-limit SIZE   as for alps prune, but a single device
 
-  --out DIR              report.html, report.json, report.csv, layers.csv, and the finished parts in cells/
-  --json                 one JSON line an event, but for progress, on standard output (the default when it is not a terminal)
+  --out DIR              folder for report.html, report.json, report.csv and layers.csv; finished cells are kept in cells/
+  --json                 one JSON line per event, except progress, on standard output (default if standard output is not
+                         a terminal)
 
-A run that was stopped goes on where it was: the same command computes only what is missing. A method that leaves a model with outputs that
-are not finite, or whose Gram matrices cannot be factorised, is told and left out of the report, and tried again by the next run; exit code 1
-then. The report is written if one method at least has numbers.
+A cell is one method at one sparsity or pattern. If a run is interrupted, the same command computes only the missing
+cells. If a pruned model gives values that are not finite, or a Gram matrix cannot be factorised, the cell is reported
+without numbers, the next run tries it again, and the exit code is 1. The report is written if at least one cell has
+numbers.
 
 Example:
-  alps compare ./SmolLM2-135M --out ./comparison --methods mp,wanda,sparsegpt,dsnot,alps --sparsity 0.5,0.7 --pattern 2:4,4:8 \\
-      --calibration speeches.jsonl --windows 32 --length 1024 --text speeches=held-out.jsonl --text novel=moby-dick.txt --text-length 1024
+  alps compare ./SmolLM2-135M --out ./comparison --methods mp,wanda,sparsegpt,dsnot,alps --sparsity 0.5,0.7 \\
+      --pattern 2:4,4:8 --calibration speeches.jsonl --windows 32 --length 1024 \\
+      --text speeches=held-out.jsonl --text novel=moby-dick.txt --text-length 1024
 `;
 
 /** Options that the paper command takes as well. */
@@ -76,7 +82,8 @@ export const comparisonOptions = {
 } as const;
 
 export const compareCommand: Command = {
-  summary: 'Compare methods: errors, perplexities, time, one report',
+  summary: 'Compare methods: errors, perplexities and time in one report',
+  whenInterrupted: 'no report was written',
   async run(args, context) {
     const { values, positional } = parse(args, comparisonOptions, ['MODEL']);
     const { stdout } = context;
@@ -106,7 +113,7 @@ export const compareCommand: Command = {
 
 /** The options of a comparison, as the library takes them. */
 export function comparisonOf(model: string, values: Values) {
-  const out = required(values, 'out', 'DIR, the folder for the report');
+  const out = required(values, 'out', 'DIR, a folder for the report');
   const files = list(values, 'calibration');
   if (files.length === 0) throw new UsageError('Expected --calibration FILE');
   const patterns = string(values, 'pattern')
@@ -119,14 +126,14 @@ export function comparisonOf(model: string, values: Values) {
     return { name: name ?? basename(file).replace(/\.(gz|txt|jsonl|parquet|json)/g, ''), file };
   });
   if (texts.length === 0 && taskList(values).length === 0)
-    throw new UsageError('Expected --text [NAME=]FILE, for perplexities, or --tasks');
+    throw new UsageError('Expected --text [NAME=]FILE or --tasks NAME=FILE');
   if (texts.length === 0) onlyWith(values, ['protocol', 'text-length', 'text-windows'], '--text');
   if (taskList(values).length === 0) onlyWith(values, ['limit'], '--tasks');
   const protocols = list(values, 'protocol').map((text) => {
     const at = text.indexOf('=');
     const name = at < 0 ? undefined : text.slice(0, at);
     if (name !== undefined && !texts.some((one) => one.name === name))
-      throw new UsageError(`Expected the name of a --text before = in --protocol but received "${text}"`);
+      throw new UsageError(`Expected the name of a --text before the = of --protocol but received "${text}"`);
     return { name, protocol: text.slice(at + 1) as PerplexityProtocol };
   });
   const protocolOf = (name: string) =>
@@ -167,7 +174,7 @@ export function comparisonOf(model: string, values: Values) {
 
 /**
  * Shows events: JSON lines, or a progress line with a row for each finished cell.
- * @param further parts of the work behind the cells
+ * @param further parts of the work after the cells
  */
 export function reporter(values: Values, context: CommandContext, further = 0) {
   const { stdout, stderr } = context;
@@ -194,14 +201,15 @@ export function reporter(values: Values, context: CommandContext, further = 0) {
     else if (event.type === 'cell') {
       const error = `error ${event.meanError.toPrecision(3)}`;
       stdout.write(
-        `${row(event.method, event.pattern, event.perplexity)}  ${error}${event.stored ? '  (was there)' : ''}\n`,
+        `${row(event.method, event.pattern, event.perplexity)}  ${error}${event.stored ? '  (from an earlier run)' : ''}\n`,
       );
     }
   };
-  /** What was finished is not lost. */
+  /** Tells that finished cells are kept. */
   const onError = () => {
     progress.clear();
-    if (done > 0) stderr.write('alps: the same command goes on behind the finished parts\n');
+    if (done > 0)
+      stderr.write('alps: finished parts are kept in cells/; the same command computes only what is missing\n');
   };
   return { onEvent, onError, json, progress };
 }

@@ -5,20 +5,22 @@ import { parse } from './arguments.js';
 import type { Command } from './command.js';
 import { size, table } from './format.js';
 
-const help = `alps devices - what can compute on this machine
+const help = `alps devices - show what can compute on this machine
 
 Usage: alps devices [--json]
 
-Shows the processor and each NVIDIA GPU with its instruction set or compute capability, threads or multiprocessors, and memory, or why
-it cannot be used; which one "--device auto" takes; and where the CUDA kernels and libraries were looked for.
---json prints one line a device.
+Shows the processor and each NVIDIA GPU: instruction set or compute capability, threads or multiprocessors, and memory, or
+why the device cannot be used. Also shows which device "--device auto" takes, and where CUDA's kernels and libraries were
+searched for.
+
+  --json          one JSON line per device
 
 Example:
   alps devices
 `;
 
 export const devicesCommand: Command = {
-  summary: 'Show the devices that can compute here',
+  summary: 'Show the devices of this machine',
   async run(args, { stdout }) {
     const { values } = parse(args, {}, []);
     if (values.help) {

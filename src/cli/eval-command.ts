@@ -7,31 +7,31 @@ import type { Command, CommandContext } from './command.js';
 import { count, duration, table } from './format.js';
 import { Progress } from './progress.js';
 
-const help = `alps eval - perplexity of a model on a text, and zero-shot tasks
+const help = `alps eval - measure a model's perplexity on a text, and zero-shot tasks
 
 Usage: alps eval MODEL --text FILE [options]
        alps eval MODEL --tasks NAME=FILE[,NAME=FILE] [options]
 
 Perplexity:
-  --text FILE            .txt, .jsonl, each also .gz, or .parquet; may be given more than once. Or one .json with token ids, a list of windows
-                         or {"evaluation": such a list}
-  --field NAME           the text field of .jsonl and .parquet (default text; sentence with --protocol ptb)
-  --protocol P           text (default), wikitext2, ptb or c4: the published protocols for these data sets' files
-  --length N             tokens of a window (default 2048, at most what the model and the text give)
+  --text FILE            .txt or .jsonl (each also .gz) or .parquet; may be given more than once. Or a single .json with
+                         token ids: a list of windows, or {"evaluation": list of windows}
+  --field NAME           text field of .jsonl and .parquet files (default text; sentence with --protocol ptb)
+  --protocol P           text (default), or the published protocol of a data set: wikitext2, ptb or c4
+  --length N             tokens per window (default 2048, at most the model's maximum and the length of the text)
   --windows N            at most this many windows (default: all)
 
 Tasks, from the data sets' own files (.jsonl, also .gz, or .parquet), scored as lm-evaluation-harness 0.4.13 does:
   --tasks LIST           ${taskNames.slice(0, 5).join(', ')},
                          ${taskNames.slice(5).join(', ')}
-  --limit N              at most this many records of each task
-  --samples              with --json: each item's likelihoods and choices
+  --limit N              at most this many records of each task, from the start (default: all)
+  --samples              with --json: also each item's likelihoods and choices
 
   --precision P          float32 (default), bfloat16 or auto
-  --device D, --threads N, --memory-limit SIZE   as for alps prune, but one device
-  --json                 one JSON line (with tasks: one a task) instead of the table
+  --device D, --threads N, --memory-limit SIZE   as for alps prune, but a single device
+  --json                 one JSON line (with --tasks one per task) instead of the table
 
-By default the documents are joined by a blank line, tokenised once and cut into windows that do not overlap; all tokens of a window but
-the first are scored.
+With the protocol text, the documents are joined by a blank line, tokenised once and cut into windows that do not overlap.
+In each window, all tokens except the first are scored.
 
 Examples:
   alps eval ./SmolLM2-135M --text held-out.jsonl --length 1024
@@ -52,7 +52,7 @@ const options = {
 } as const;
 
 export const evalCommand: Command = {
-  summary: 'Perplexity on a text, zero-shot tasks',
+  summary: 'Measure perplexity and zero-shot tasks',
   async run(args, context) {
     const { values, positional } = parse(args, options, ['MODEL']);
     if (values.help) {
@@ -67,7 +67,7 @@ export const evalCommand: Command = {
     if (!values.json) onlyWith(values, ['samples'], '--json');
     const progress = new Progress(context.stderr);
     try {
-      // What is wrong with a task is told before the perplexity is measured.
+      // Errors in a task's file are reported before the perplexity is measured.
       if (text.length > 0 && tasks.length > 0)
         await readTasks({ tasks, limit: number(values, 'limit'), signal: context.signal });
       if (text.length > 0) await perplexityOf(positional[0]!, text, values, context, progress);

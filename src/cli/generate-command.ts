@@ -11,25 +11,26 @@ import { duration } from './format.js';
 import { checkReplaceable } from './output-file.js';
 import { Progress } from './progress.js';
 
-const help = `alps generate - text that a model writes itself, to calibrate its pruning with
+const help = `alps generate - let a model write text to calibrate its pruning with
 
 Usage: alps generate MODEL --out FILE.json [options]
 
-  --out FILE             .json to write: {"calibration": [[ids of a window], ...]}; a file of token ids is replaced
+  --out FILE             .json to write: {"calibration": [[ids of a window], ...]}; a file that alps generate wrote is
+                         replaced
   --windows N            number of windows (default 16)
-  --length N             tokens of a window (default 2048, at most what the model takes)
-  --prompts FILE         windows begin with passages of this text, for more text of its kind; may be given more than once
-                         (default: with any token)
-  --field NAME           the text field of .jsonl and .parquet (default text)
-  --prompt-length N      tokens of a passage (default an eighth of a window)
+  --length N             tokens per window (default 2048, at most the model's maximum)
+  --prompts FILE         text whose passages begin the windows, so that the model writes more of its kind; may be given
+                         more than once (default: each window begins with a random token)
+  --field NAME           text field of .jsonl and .parquet files (default text)
+  --prompt-length N      tokens per passage (default: an eighth of a window)
   --seed N               the same seed gives the same tokens on the same kind of device (default 0)
-  --temperature T        the logits are divided by T before a token is drawn (default 1: the model's own distribution;
-                         0: always the likeliest token)
+  --temperature T        divides the logits before a token is drawn (default 1: the model's own distribution;
+                         0: always the most likely token)
   --precision P          auto (default), float32 or bfloat16
-  --device D, --threads N, --memory-limit SIZE   as for alps prune, but one device
+  --device D, --threads N, --memory-limit SIZE   as for alps prune, but a single device
   --json                 one JSON line on standard output instead of text
 
-The weights stay in memory while the model writes. alps prune takes the file in place of a text, or beside one:
+The model's weights stay in memory while it writes. alps prune takes the file with --calibration, alone or with texts.
 
 Example:
   alps generate ./SmolLM2-135M --out own.json --prompts speeches.jsonl --windows 16 --length 1024
@@ -50,7 +51,8 @@ const options = {
 } as const;
 
 export const generateCommand: Command = {
-  summary: 'Text of its own to calibrate with',
+  summary: 'Let a model write text to calibrate with',
+  whenInterrupted: 'no file was written',
   async run(args, { signal, stdout, stderr }) {
     const { values, positional } = parse(args, options, ['MODEL']);
     if (values.help) {
@@ -90,10 +92,10 @@ export const generateCommand: Command = {
   },
 };
 
-/** @throws AlpsError where a file holds something else, or something beside */
+/** @throws AlpsError if a file holds anything but what this command writes */
 async function readGenerated(path: string): Promise<void> {
   const value = await readTokenJson(path);
   windowsOfIds(windowsIn(value, path, 'calibration'), 2 ** 32, path);
   if (Array.isArray(value) || Object.keys(value as object).length > 1)
-    throw new AlpsError('INVALID_TEXT', `${path} holds more than what alps generate writes; give another name`);
+    throw new AlpsError('INVALID_TEXT', `${path} holds more than alps generate writes; choose another file`);
 }

@@ -3,11 +3,11 @@ import { parse, pattern } from './arguments.js';
 import type { Command } from './command.js';
 import { count, size, table } from './format.js';
 
-const help = `alps inspect - what a model folder holds
+const help = `alps inspect - show what a model folder holds
 
 Usage: alps inspect MODEL [--pattern N:M] [--json]
 
-  --pattern N:M   check that every matrix of the blocks keeps at most N of every M inputs; exit code 1 when one does not
+  --pattern N:M   check that every matrix of the blocks keeps at most N of every M inputs; exit code 1 if one does not
   --json          one JSON line instead of the table
 
 Examples:
@@ -16,7 +16,7 @@ Examples:
 `;
 
 export const inspectCommand: Command = {
-  summary: 'Tensors, sparsity and pattern of a model folder',
+  summary: 'Show tensors, sparsity and pattern of a model folder',
   async run(args, { signal, stdout }) {
     const { values, positional } = parse(args, { pattern: { type: 'string' } }, ['MODEL']);
     if (values.help) {
@@ -46,12 +46,12 @@ export const inspectCommand: Command = {
         : 'not supported';
     stdout.write(
       `model_type ${String(result.modelType)} (${support}), ${count(result.parameters)} parameters, ${size(result.bytes)} in ` +
-        `${result.shards} file${result.shards === 1 ? '' : 's'}; ${(result.blockSparsity * 100).toFixed(2)} % of the blocks' matrices are zero\n`,
+        `${result.shards} file${result.shards === 1 ? '' : 's'}; ${(result.blockSparsity * 100).toFixed(2)} % of the weights in the blocks' matrices are zero\n`,
     );
     if (asked)
       stdout.write(
         broken.length > 0
-          ? `${broken.length} matrices keep more, or ${asked.of} does not divide their width\n`
+          ? `${broken.length} matrices keep more, or their width is not divisible by ${asked.of}\n`
           : 'Every matrix of the blocks follows the pattern\n',
       );
     return broken.length > 0 ? 1 : 0;

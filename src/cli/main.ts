@@ -26,6 +26,7 @@ const commands: Record<string, Command> = {
 const help = `alps - one-shot pruning of large language models
 
 Usage: alps COMMAND [options]
+       alps --help | --version
 
 Commands:
 ${Object.entries(commands)
@@ -38,7 +39,10 @@ Examples:
   alps eval ./SmolLM2-135M-70 --text held-out.jsonl
   alps inspect ./SmolLM2-135M-24 --pattern 2:4
 
-"alps COMMAND --help" explains a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (143 by SIGTERM).
+"alps COMMAND --help" explains a command, "alps --version" prints the version.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by SIGINT (Ctrl-C), 143 by SIGTERM, 141 if the reader of
+standard output closes it.
 `;
 
 function version(): string {
@@ -82,7 +86,7 @@ async function main(args: string[]): Promise<number> {
       return 2;
     }
     if (signalled) {
-      process.stderr.write('alps: interrupted; no incomplete output is left\n');
+      process.stderr.write(`alps: ${['interrupted', command.whenInterrupted].filter(Boolean).join('; ')}\n`);
       return signalCode(signalled);
     }
     const text =
@@ -99,12 +103,12 @@ function signalCode(signal: NodeJS.Signals): number {
   return signal === 'SIGTERM' ? 143 : 130;
 }
 
-// A reader that goes away (| head) ends the command as SIGPIPE would: with 0 it would seem to be done.
+// A reader that goes away (| head) ends the command as SIGPIPE would: exit code 0 would look like success.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(141);
   process.stderr.write(`alps: Could not write to standard output: ${error.message}\n`);
   process.exit(1);
 });
-// Where a complaint cannot be written the exit code tells.
+// If an error message cannot be written, the exit code still tells.
 process.stderr.on('error', () => undefined);
 process.exitCode = await main(process.argv.slice(2));

@@ -4,9 +4,9 @@ import { makeFolder } from '../checkpoint/output-folder.js';
 import { fileSystemError, isCode } from '../errors.js';
 
 /**
- * Before long work: that its result has a place, where a file can be written. The folder is made.
- * @param read of what is replaced: nothing else is
- * @throws AlpsError where there is something that `read` refuses, or nothing can be written
+ * Checks before long work that its result can be written. Creates the folder.
+ * @param read reads an existing file; only a file that it accepts may be replaced
+ * @throws AlpsError if `read` refuses the existing file, or the file cannot be written
  */
 export async function checkReplaceable(path: string, read: (path: string) => Promise<unknown>): Promise<void> {
   await read(path).catch((error) => {

@@ -5,28 +5,34 @@ import type { Command } from './command.js';
 import { comparisonOf, comparisonOptions, reporter } from './compare-command.js';
 import { commandLine } from './format.js';
 
-const help = `alps paper - the figures and tables of the ALPS paper, on any model
+const help = `alps paper - reproduce the figures and tables of the ALPS paper on any model
 
 Usage: alps paper MODEL --out DIR --calibration FILE --text FILE [options]
 
-What the paper shows, in one report: (a) layer errors against sparsity, all methods; (b) the change of the support by iteration, ALPS's
-schedule against a fixed rho of 0.3 and 3, with the error; (c) conjugate gradients against an exact solve on the support of magnitude
-pruning: time, error, speed-up; (d) perplexities; (e) zero-shot tasks where --tasks names files.
+One report with what the paper shows:
+  (a) layer errors against sparsity, all methods
+  (b) share of the support that changes in each iteration, and error: published schedule, ladder, fixed rho of 0.3 and 3
+  (c) conjugate gradients against an exact solve on the support of magnitude pruning: time, error, speed-up
+  (d) perplexities
+  (e) zero-shot tasks, with --tasks
 
   --methods LIST         default mp,wanda,dsnot,sparsegpt,alps,alps-published
   --sparsity LIST        default 0.4,0.5,0.6,0.7,0.8,0.9
   --support-layer NAME   layer of (b) (default: the first block's k projection)
-  --support-sparsity S   default 0.7; some weights of the layer must go and some stay
+  --support-sparsity S   sparsity of (b), which must keep some weights of the layer and prune some (default 0.7)
   --refit-layer NAME     layer of (c) (default: the widest of the first block)
-  all options of alps compare, which see
+  and all options of alps compare (see alps compare --help)
 
-  --out DIR              report.html, report.json, report.csv, layers.csv, support.csv, refit.csv, and the finished parts in cells/
-  --json                 one JSON line an event, but for progress, on standard output (the default when it is not a terminal)
+  --out DIR              folder for report.html, report.json, report.csv, layers.csv, support.csv and refit.csv; finished
+                         parts are kept in cells/
+  --json                 one JSON line per event, except progress, on standard output (default if standard output is not
+                         a terminal)
 
-A run that was stopped goes on where it was. Methods that fail are told and left out, as by alps compare.
+If a run is interrupted, the same command computes only what is missing. Methods that fail are treated as by alps compare.
 
 Example:
-  alps paper ./SmolLM2-135M --out ./paper --calibration speeches.jsonl --windows 32 --length 1024 --text held-out.jsonl --text-length 1024
+  alps paper ./SmolLM2-135M --out ./paper --calibration speeches.jsonl --windows 32 --length 1024 \\
+      --text held-out.jsonl --text-length 1024
 `;
 
 const options = {
@@ -37,7 +43,8 @@ const options = {
 } as const;
 
 export const paperCommand: Command = {
-  summary: 'The figures and tables of the ALPS paper',
+  summary: 'Reproduce the figures and tables of the ALPS paper',
+  whenInterrupted: 'no report was written',
   async run(args, context) {
     const { values, positional } = parse(args, options, ['MODEL']);
     const { stdout, signal } = context;

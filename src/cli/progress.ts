@@ -1,6 +1,6 @@
 import { duration } from './format.js';
 
-/** What a progress line is drawn on. */
+/** Where a progress line is drawn. */
 export interface Terminal {
   isTTY?: boolean;
   columns?: number;
@@ -9,7 +9,7 @@ export interface Terminal {
 
 const barWidth = 24;
 
-/** One line on a terminal that is drawn over itself: a bar, what is done, the time left. Silent where there is no terminal. */
+/** One line on a terminal, redrawn in place: a bar, the current step, the time left. Draws nothing without a terminal. */
 export class Progress {
   readonly #terminal: Terminal;
   readonly #enabled: boolean;
@@ -25,7 +25,7 @@ export class Progress {
     this.#color = !env.NO_COLOR && env.TERM !== 'dumb';
   }
 
-  /** @param share of the work that is done, from 0 to 1 */
+  /** @param share share of the work that is done, from 0 to 1 */
   update(share: number, text: string): void {
     const now = performance.now();
     if (!this.#enabled || (now - this.#lastDraw < 50 && share < 1)) return;
@@ -41,13 +41,13 @@ export class Progress {
     this.#drawn = true;
   }
 
-  /** Of the text that a model writes before its pruning begins, which is timed for itself. @param share of it that is written */
+  /** Progress of the text that the model writes before it is pruned; timed separately. @param share share of the text that is written */
   writing(share: number): void {
     if (share === 0 || share === 1) this.#began = performance.now();
-    if (share < 1) this.update(share, 'writing text of its own');
+    if (share < 1) this.update(share, 'writing calibration text');
   }
 
-  /** Takes the line away. */
+  /** Removes the line. */
   clear(): void {
     if (!this.#drawn) return;
     this.#terminal.write('\r\x1b[2K');

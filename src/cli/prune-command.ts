@@ -7,76 +7,89 @@ import { eventOutput } from './event-output.js';
 import { duration, table } from './format.js';
 import { pruningOptions, pruningOptionsOf } from './pruning-options.js';
 
-const help = `alps prune - prune a Hugging Face model folder into another
+const help = `alps prune - prune a Hugging Face model folder into another folder
 
-Usage: alps prune MODEL --out DIR (--sparsity S | --pattern N:M) --calibration FILE [options]
+Usage: alps prune MODEL --out DIR (--sparsity S | --pattern N:M) [--calibration FILE] [options]
 
-What to remove (one of the two):
+What to remove (exactly one):
   --sparsity S           share of each matrix that becomes zero, such as 0.7
   --pattern N:M          keep N of every M consecutive inputs, such as 2:4
 
-What the model reads meanwhile:
-  --calibration FILE     .txt, .jsonl, .json (token ids, also of alps generate), .parquet, also .gz; may be given more than once
-  --shares A,B,...       how many of the windows each of these files gives, relative to the others (default: all are one text)
-  --field NAME           the text field of .jsonl and .parquet (default text)
-  --windows N            token windows (default 128), drawn from all of the text, up to its first 67 million characters
-  --own-windows N        so many more that the model writes itself, each going on from the beginning of one of those: what it knows beyond
-                         the text is kept better (default 0; takes memory for the whole model)
-  --length N             tokens of a window (default 2048, at most what the model takes)
-  --seed N               which windows, and what the model writes itself (default 0)
+Calibration text (not needed with --method magnitude):
+  --calibration FILE     .txt or .jsonl (each also .gz), .parquet, or .json with token ids, as alps generate writes it;
+                         may be given more than once
+  --shares A,B,...       relative numbers of windows to take from each file (default: all files are one text)
+  --field NAME           text field of .jsonl and .parquet files (default text)
+  --windows N            token windows (default 128), drawn from the whole text, at most its first 67 million characters
+  --own-windows N        N extra windows written by the model, each continuing the start of a calibration window
+                         (default 0; needs memory for the whole model)
+  --length N             tokens per window (default 2048, at most the model's maximum)
+  --seed N               selects the windows and seeds the text that the model writes (default 0)
 
-How:
-  --preset paper         ALPS as published: --schedule alps --metric diagonal --propagation block --dense-target none
-                         --row-weights off --final-norm off; options beside it go before its own
-  --preset balanced      a faster solve: --schedule short --refine-iterations 4 --mixed-precision on
-  --method M             alps (default), sparsegpt, wanda, dsnot or magnitude (mp)
-  --refit R              what is done to the kept weights: pcg (default of alps), backsolve (exact) or none (default of the others)
-  --comparison-group G   magnitude, wanda: layer (default of magnitude) or row (default of wanda)
-  --dsnot-initial M      the mask that dsnot starts from: wanda (default), magnitude or sparsegpt
-  --dsnot-skip WHAT      layers that dsnot leaves with that mask: none (default), mlp or attention
-  --dsnot-cycles N       swaps of a row at most (default 50)
-  --dsnot-threshold T    a row stops below this expected change of its output (default 0.1)
-  --schedule S           alps: ladder (default), short (faster), alps (the published schedule of rho) or fixed
-  --rho R                alps: the fixed rho, or the one that the published schedule begins with (default 0.1)
-  --max-iterations N     alps: iterations of the fixed and the published schedule at most (default 300)
-  --metric M             alps: obs (default with the ladders) or diagonal, the published one
-  --relaxation W         alps: over-relaxation of ADMM, 1 for none (default with the ladders and no groups up to 1.8, the sparser the more)
-  --mixed-precision M    alps: on: products of the search, of up to 5 steps of the refit, and of dense targets with the inputs' differences, in 8-bit integers or bfloat16 where the device multiplies them in hardware (default: on in a bfloat16 run with a ladder, else off)
-  --propagation P        sequential (default) or block, the published one
-  --dense-target A,B,K   alps, sparsegpt, refits: the share of the dense model's activations that layers reproduce, and of the residual
-                         stream's difference that they undo (default of alps 0.5,0.5 from 70 % on, 0.25,0.25 up to 50 % and for 2:4,
-                         linear between; of the others none); none: as published. K: how often the errors that inputs have already
-                         count beside them (default 1). B and K that are not given have their defaults, whatever A is
-  --row-weights on|off   alps, sparsegpt: whether an error in an output counts by what the block makes of it (default of alps on)
-  --final-norm on|off    with a dense target: whether the norm in front of the head is refitted to the dense model's outputs (default on)
-  --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: how sparse each layer becomes relative to the others; all are moved
-                         until together they have exactly --sparsity, or keep at most --pattern: to fewer zeros by one
-                         amount, to more by keeping the same fraction of what is asked of each
-  --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of XtX (default 0.01)
-  --refine-iterations N  conjugate gradient iterations (default 10)
-  --errors on|off        whether the errors of the layers' outputs are computed (default on); off saves magnitude, wanda and dsnot the
-                         Gram matrices
-  --precision P          auto (default), float32 or bfloat16
-  --device D             auto (default: a GPU where one works, else the processor), cpu, cuda or cuda:N;
-                         several share the work: cuda:0,cuda:1
-  --threads N            threads that compute (default: all)
-  --memory-limit SIZE    of each device, such as 12G (default: 90 % of the machine's memory)
+Method:
+  --preset paper         ALPS as published: --method alps --schedule alps --metric diagonal --propagation block
+                         --dense-target none --row-weights off --final-norm off
+  --preset balanced      a faster solve: --method alps --schedule short --refine-iterations 4 --mixed-precision on
+                         (off with --precision float32). Options given explicitly override a preset
+  --method M             alps (default), sparsegpt, wanda, dsnot, or magnitude (also called mp)
+  --refit R              how the kept weights are refitted: pcg (conjugate gradients; default of alps), backsolve (exact)
+                         or none (default of the other methods)
+  --comparison-group G   magnitude, wanda: weights compete within the layer (default of magnitude) or the row (default of
+                         wanda)
+  --dsnot-initial M      dsnot: method of the initial mask: wanda (default), magnitude or sparsegpt
+  --dsnot-skip WHAT      dsnot: layers that keep the initial mask: none (default), mlp or attention
+  --dsnot-cycles N       dsnot: most swaps per row (default 50)
+  --dsnot-threshold T    dsnot: a row is done when the expected change of its output is at most T (default 0.1)
+  --schedule S           alps: how rho, the penalty of ADMM, grows: ladder (default), short (faster), alps (as published)
+                         or fixed
+  --rho R                alps: rho of the fixed schedule, first rho of the published one (default 0.1)
+  --max-iterations N     alps: most iterations of the fixed and the published schedule (default 300)
+  --metric M             alps: obs (default with the ladders, which are ladder and short) or diagonal (as published)
+  --relaxation W         alps: over-relaxation; 1 is none. Default with the ladders, unstructured:
+                         max(1, 1.8 - 2 x share kept); else 1
+  --mixed-precision on|off
+                         alps: low-precision products (8-bit integers or bfloat16, if the device has them in hardware)
+                         where only corrections go through them; default on for bfloat16 runs with a ladder
+  --propagation P        inputs of a layer: sequential (default; from the pruned layers before it) or block (from the
+                         still dense block, as published)
+  --dense-target A,B,K   alps, sparsegpt, refits: let layers reproduce the dense model's activations in part.
+                         A: share of the dense model's activations to reproduce. B: share of the residual difference to
+                         undo. K: weight of errors already in the inputs (default 1). none: as published. Default A and B
+                         of alps: 0.5 from 70 %, 0.25 up to 50 % and for 2:4, linear between; the others: none. B and K
+                         may be omitted
+  --row-weights on|off   alps, sparsegpt: weigh errors of each output by their effect in the block (default of alps: on)
+  --final-norm on|off    with a dense target: refit the final norm to the dense model's outputs (default on)
+  --allocation FILE      .json, {"layers": {NAME: SPARSITY, ...}}: sparsities per layer, rescaled to meet the total: if
+                         they are too sparse, all fall by the same amount; if too dense, each keeps the same fraction of
+                         its kept weights
+  --ridge R              ridge (SparseGPT's damping) as a share of the mean diagonal of the Gram matrix (default 0.01)
+  --refine-iterations N  conjugate gradient iterations of --refit pcg (default 10)
+  --errors on|off        compute the errors of the layers' outputs (default on); with off, magnitude, wanda and dsnot
+                         without a refit need no Gram matrices (except with --dsnot-initial sparsegpt)
+
+Device:
+  --precision P          auto (default: bfloat16 if the model is stored so and the device has it in hardware), float32 or
+                         bfloat16
+  --device D             auto (default: a GPU if one works, else the processor), cpu, cuda or cuda:N;
+                         several devices share the work: cuda:0,cuda:1
+  --threads N            threads of the processor (default: all cores)
+  --memory-limit SIZE    most memory for tensors on each device, such as 12G (default: 90 % of the machine's or the GPU's
+                         memory)
 
 Output:
-  --out DIR              folder to make; it appears only when it is complete
-  --overwrite            replace it if it exists
-  --restart              begin anew where a run that was stopped would be gone on with
-  --json                 one JSON line an event on standard output (the default when it is not a terminal)
+  --out DIR              folder to create; it appears only when it is complete
+  --overwrite            replace DIR if it exists
+  --restart              start over instead of resuming an unfinished run
+  --json                 one JSON line per event on standard output (default if standard output is not a terminal)
 
-A run that was stopped, killed or failed goes on behind its last finished block when the same command is given again; until then what is
-finished lies beside DIR, under hidden names (.NAME.unfinished).
+If a run is interrupted, killed or fails, the same command resumes it after the last finished block. Until then, the
+finished part is kept beside DIR under hidden names (.NAME.unfinished).
 
 Examples:
   alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl
   alps prune ./SmolLM2-135M --out ./pruned --sparsity 0.7 --calibration speeches.jsonl --windows 64 --own-windows 64
   alps prune ./SmolLM2-135M --out ./pruned --pattern 2:4 --calibration a.txt.gz --windows 32 --length 1024
-  alps prune ./SmolLM2-135M --out ./paper --sparsity 0.7 --calibration speeches.jsonl \\
-      --preset paper
+  alps prune ./SmolLM2-135M --out ./paper --sparsity 0.7 --calibration speeches.jsonl --preset paper
   alps prune ./SmolLM2-135M --out ./mp --sparsity 0.5 --method magnitude
   alps prune ./SmolLM2-135M --out ./wanda --pattern 2:4 --method wanda --refit pcg --calibration speeches.jsonl
 `;
@@ -90,7 +103,8 @@ const options = {
 } as const;
 
 export const pruneCommand: Command = {
-  summary: 'Prune a model folder into another',
+  summary: 'Prune a model folder into another folder',
+  whenInterrupted: "nothing was written under the output's name",
   async run(args, context) {
     const { signal, stdout, stderr } = context;
     const { values, positional } = parse(args, options, ['MODEL']);
@@ -112,7 +126,7 @@ export const pruneCommand: Command = {
         blocks = event.finished;
         progress.clear();
         if (!json)
-          stdout.write(`Going on behind block ${event.finished} of ${event.blocks}, which an earlier run finished.\n`);
+          stdout.write(`Resuming after block ${event.finished} of ${event.blocks}, finished by an earlier run.\n`);
       }
       if (event.type === 'start') progress.update(0, calibrated ? 'reading the calibration text' : 'reading the model');
       if (event.type === 'generate') progress.writing(event.share);
@@ -136,7 +150,10 @@ export const pruneCommand: Command = {
       return 0;
     } catch (error) {
       progress.clear();
-      if (blocks > 0) stderr.write(`alps: the same command goes on behind block ${blocks}; --restart begins anew\n`);
+      if (blocks > 0)
+        stderr.write(
+          `alps: finished blocks are kept beside the output (.NAME.unfinished); the same command resumes after block ${blocks}, --restart starts over\n`,
+        );
       throw error;
     } finally {
       progress.clear();
@@ -149,7 +166,7 @@ async function allocationOption(values: Values): Promise<LayerSparsities | undef
   return path === undefined ? undefined : readAllocation(path);
 }
 
-/** The result for people: mean error by kind of layer, of those that have one (experts that no token reached do not). */
+/** The result for people: mean error by kind of layer, over the layers that have one (experts that no token reached have none). */
 export function summary(report: PruneReport, out: string): string {
   const kinds = new Map<string, PruneReport['layers']>();
   for (const layer of report.layers) {
@@ -162,7 +179,7 @@ export function summary(report: PruneReport, out: string): string {
     layers.every(({ error }) => error === null) ? '-' : meanErrorOf(layers).toFixed(4),
   ]);
   const { milliseconds, calibration } = report;
-  const own = calibration && calibration.ownWindows > 0 ? ` (${calibration.ownWindows} of its own)` : '';
+  const own = calibration && calibration.ownWindows > 0 ? ` (${calibration.ownWindows} self-generated)` : '';
   const read = calibration ? `${calibration.windows} windows${own} of ${calibration.length} tokens` : 'no calibration';
   return `${table(['layer', 'count', 'mean relative error'], rows)}
 

@@ -102,7 +102,7 @@ export function pruningOptionsOf(values: Values) {
   return options;
 }
 
-/** Refuses options that the others leave nothing to do. */
+/** Refuses options that have no effect with the others. */
 function refuseIdle(values: Values, { method, refit, schedule }: ParsedPruningOptions): void {
   const { calibration: _, field, ...windows } = calibrationOptions;
   if (list(values, 'calibration').length === 0) {
@@ -112,7 +112,7 @@ function refuseIdle(values: Values, { method, refit, schedule }: ParsedPruningOp
   const rhos = ['rho', 'max-iterations'];
   if (method !== 'alps')
     onlyWith(values, [...rhos, 'schedule', 'metric', 'relaxation', 'mixed-precision'], '--method alps');
-  if (isLadder(schedule)) onlyWith(values, rhos, '--schedule alps or fixed: the ladders have their own');
+  if (isLadder(schedule)) onlyWith(values, rhos, '--schedule alps or fixed; a ladder sets its own rho and iterations');
   if (method !== 'dsnot')
     onlyWith(values, ['dsnot-initial', 'dsnot-skip', 'dsnot-cycles', 'dsnot-threshold'], '--method dsnot');
   if (refit !== 'pcg') onlyWith(values, ['refine-iterations'], '--refit pcg');
@@ -124,7 +124,9 @@ function denseTargetOption(values: Values): PruneOptions['denseTarget'] {
   if (text === 'none') return false;
   const [strength, residualStrength, errorWeight, ...rest] = numbers(values, 'dense-target')!;
   if (rest.length > 0)
-    throw new UsageError(`Expected --dense-target none or up to three numbers such as 0.5,0.5,1 but received ${text}`);
+    throw new UsageError(
+      `Expected --dense-target none or up to three numbers such as 0.5,0.5,1 but received "${text}"`,
+    );
   return given({ strength, residualStrength, errorWeight });
 }
 

@@ -49,15 +49,18 @@ import { fingerprint } from './fingerprint.js';
 import { parseMethods, patternTitle } from './method-spec.js';
 
 /**
- * Prunes a model with several methods at several sparsities, from the same calibration tokens, and measures each: the layers' errors,
- * the perplexity on each text, time and memory. Finished cells are kept in `out` and not computed twice; those that give no numbers are told and left out.
- * @throws AlpsError with a `code`
+ * Prunes a model with several methods at several sparsities, from the same calibration tokens, and measures each result: the layers' errors,
+ * the perplexity on each text, the scores on each task, time and memory. A cell is one method at one pattern. Finished cells are kept in
+ * `out`/cells and not computed twice. Cells that give no numbers are reported in `failures`. No report is written; see {@link writeComparison}.
+ *
+ * @throws AlpsError with a `code`: `INVALID_ARGUMENT`, `INVALID_CHECKPOINT`, `UNSUPPORTED_MODEL`, `INVALID_TEXT`, `FILE_SYSTEM`, `OUT_OF_MEMORY`,
+ * `NO_DEVICE`, `DEVICE_FAILED` or `ABORTED`; `NOT_FINITE` or `NOT_POSITIVE_DEFINITE` if no cell gives numbers, or the dense model gives none
  */
 export async function compare(options: CompareOptions): Promise<Comparison> {
   return (await compareWith(options)).comparison;
 }
 
-/** {@link compare}, with the calibration windows: what they are read from may be there only once. */
+/** {@link compare}, also returning the calibration windows: their source may be readable only once. */
 export async function compareWith(options: CompareOptions): Promise<{ comparison: Comparison; windows: TokenWindows }> {
   optionsObject(options, compareNames);
   const { signal, onEvent } = options;
@@ -79,7 +82,7 @@ export async function compareWith(options: CompareOptions): Promise<{ comparison
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
-    await checkApart(checkpoint.folder, resolve(options.out, 'cells'), options.out); // where pruned models are to lie
+    await checkApart(checkpoint.folder, resolve(options.out, 'cells'), options.out); // where pruned models are written
     const device = Device.open(options.device ?? 'auto', deviceOptions(options));
     const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
     const architecture = readArchitecture(checkpoint);
@@ -170,7 +173,7 @@ function checkTexts({ texts, length, windows }: CompareOptions): void {
     checkEvaluation({ protocol, length, windows });
   }
   const names = texts.map(({ name }) => name);
-  distinct('texts', names, 'a name of its own for each text');
+  distinct('texts', names, 'a different name for each text');
 }
 
 function parsePatterns({ sparsities = [], patterns = [] }: CompareOptions): Pattern[] {

@@ -8,10 +8,12 @@ import type { Precision } from '../model/decoder.js';
 import type { Propagation } from '../traversal.js';
 import type { MethodSpec } from './method-spec.js';
 
+/** A text on which {@link compare} measures perplexities. */
 export interface ComparisonText {
-  /** For tables and charts. */
+  /** Name in tables and charts; different for each text. */
   name: string;
   text: TextSource;
+  /** Text field of .jsonl and .parquet files. Default `text`; `sentence` for the protocol `ptb`. */
   field?: string;
   /** Default `text`. */
   protocol?: PerplexityProtocol;
@@ -19,34 +21,42 @@ export interface ComparisonText {
 
 export const comparisonTextNames: Names<ComparisonText> = { name: true, text: true, field: true, protocol: true };
 
+/** Options of {@link compare}. Give at least one of `sparsities` and `patterns`. */
 export interface CompareOptions extends JobDevice {
-  /** Folder of the model. */
+  /** Path of the model folder. */
   model: string;
-  /** Folder for the finished cells and the reports; a run that was stopped goes on where it was. */
+  /** Folder for the finished cells (`cells/`), which later calls reuse. Reports are written by {@link writeComparison}. */
   out: string;
-  /** Such as `['mp', 'wanda', 'wanda+refit', 'sparsegpt', 'dsnot', 'alps']`. */
+  /**
+   * Any of `mp`, `mp-row`, `wanda`, `dsnot`, `dsnot-mp`, `dsnot-sparsegpt`, `sparsegpt`, `alps` and `alps-published`, each at most once and optionally
+   * with `+refit` (conjugate gradients) or `+backsolve` (exact) appended, such as `['mp', 'wanda', 'wanda+refit', 'alps']`.
+   */
   methods: readonly string[];
+  /** Shares of each matrix that become zero, each from 0 to 1. No default, unlike `alps compare`: give `sparsities`, `patterns` or both. */
   sparsities?: readonly number[];
+  /** N:M patterns, such as `{keep: 2, of: 4}`. No default. */
   patterns?: readonly { keep: number; of: number }[];
-  /** For all cells. With `ownWindows` the model writes them once. */
+  /** Calibration of all cells. With `ownWindows` the model writes the windows once, for all cells. */
   calibration: CalibrationOptions;
-  /** Texts for the perplexities. */
+  /** Texts to measure perplexity on; may be empty. */
   texts: readonly ComparisonText[];
-  /** Zero-shot tasks, evaluated for each cell. */
+  /** Zero-shot tasks, evaluated for each cell. Default: none. */
   tasks?: readonly TaskSource[];
-  /** At most this many records of each task. */
+  /** At most this many records of each task, from the start. Default: all. */
   taskLimit?: number;
-  /** Tokens of an evaluation window. Default 2048, capped by the model and the text. */
+  /** Tokens per evaluation window, at least 2. Default 2048; at most the model's maximum and the length of the text. */
   length?: number;
-  /** At most this many evaluation windows a text. Default: all. */
+  /** At most this many evaluation windows per text. Default: all. */
   windows?: number;
-  /** For the methods that do not say it themselves. Default `sequential`. */
+  /** Propagation of the methods that do not set it themselves. Default `sequential`. */
   propagation?: Propagation;
-  /** Of pruning and evaluation. Default `auto`. */
+  /** Precision of pruning and evaluation. Default `auto`. */
   precision?: Precision | 'auto';
-  /** What the files are called in the commands that the report shows. */
+  /** File names to show in the `commands` of the results, of texts by their name. Default: the paths given above. */
   names?: { calibration?: string | readonly string[]; texts?: Record<string, string> };
+  /** Aborts the call with `ABORTED`. */
   signal?: AbortSignal;
+  /** Called for each step; must not throw. */
   onEvent?: (event: CompareEvent) => void;
 }
 
@@ -70,71 +80,77 @@ export const compareNames: Names<CompareOptions> = {
   onEvent: true,
 };
 
+/** The steps of {@link compare}, reported as they happen. `stored`: taken from an earlier call. */
 export type CompareEvent =
   | { type: 'start'; cells: number; methods: string[]; patterns: string[] }
-  /** With `ownWindows`: the share of them that the model has written. */
+  /** With `ownWindows`: the share of their tokens that the model has written, from 0 to 1. */
   | { type: 'generate'; share: number }
   | { type: 'dense'; perplexity: Record<string, number>; stored: boolean }
-  /** Share of the dense model's part, of the next cell or of the paper's own figures. */
+  /** `share`: from 0 to 1, of the current part: the dense model, the next cell, or the paper's own figures. */
   | { type: 'progress'; share: number; doing: string }
   | ({ type: 'cell'; stored: boolean; done: number; cells: number } & Pick<
       ComparisonCell,
       'method' | 'pattern' | 'meanError' | 'perplexity'
     >)
-  /** It is not kept: another run tries again. */
+  /** A cell without numbers. It is not stored, so the next call tries it again. */
   | ({ type: 'failure'; done: number; cells: number } & Pick<
       ComparisonFailure,
       'method' | 'pattern' | 'code' | 'message'
     >);
 
-/** A cell without numbers: the method could not prune to the pattern, or what it left gives no finite ones. The other cells go on. */
+/** A cell without numbers: pruning failed, or the pruned model gives values that are not finite. The other cells are still computed. */
 export interface ComparisonFailure {
   method: string;
   title: string;
   pattern: string;
   code: 'NOT_FINITE' | 'NOT_POSITIVE_DEFINITE';
   message: string;
-  /** What fails in the same way. */
+  /** Commands that reproduce the failure. */
   commands: string[];
 }
 
 /** One method at one pattern. */
 export interface ComparisonCell {
-  /** As it was asked for, such as `wanda+refit`. */
+  /** As given, such as `wanda+refit`. */
   method: string;
+  /** For display. */
   title: string;
+  /** Title of the method without its refit. */
   base: string;
   refit: MethodSpec['refit'];
   /** "70 %" or "2:4". */
   pattern: string;
-  /** Of the N:M patterns: what they amount to. */
+  /** Share of zeros, from 0 to 1; of N:M patterns too. */
   sparsity: number;
+  /** Whether the pattern is N:M. */
   nm: boolean;
+  /** Mean of the layers' relative errors. */
   meanError: number;
   layers: { block: number; name: string; error: number | null; sparsity: number }[];
-  /** By text. */
+  /** By the text's name. */
   perplexity: Record<string, number>;
-  /** By task. */
+  /** By the task's name. */
   tasks: Record<string, TaskScore>;
   milliseconds: { prune: number; read: number; forward: number; solve: number; write: number; evaluate: number };
-  /** Most bytes of tensors at one time while pruning. */
+  /** Peak of the bytes of all tensors while pruning. */
   peakBytes: number;
-  /** Which times and memory are of; a cell that was stored may be of another run's. */
+  /** Device on which times and memory were measured; a stored cell may come from another device than this run's. */
   device: string;
-  /** What makes these numbers again. */
+  /** Commands that reproduce these numbers. */
   commands: string[];
 }
 
 /** Accuracies of a zero-shot task. */
 export type TaskScore = Pick<TaskResult, 'items' | 'acc' | 'accStandardError' | 'accNorm' | 'perplexity'>;
 
-/** Of what is stored, for the keys: parts in another layout are made again. */
+/** Version of the stored parts' layout, part of their keys: parts in another layout are computed again. */
 export const layout = 2;
 
+/** Result of {@link compare}; {@link writeComparison} makes reports of it. */
 export interface Comparison {
   version: string;
   model: { folder: string; type: string; blocks: number; fingerprint: string };
-  /** Of this run. */
+  /** Device of this run, for display. */
   device: string;
   precision: Precision;
   propagation: Propagation;

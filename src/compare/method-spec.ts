@@ -7,7 +7,7 @@ import { presets } from '../pruning/preset.js';
 export interface MethodSpec {
   /** As it was written. */
   id: string;
-  /** For people. */
+  /** For display. */
   title: string;
   /** The method without its refit, for colours and order. */
   base: string;
@@ -50,7 +50,7 @@ const suffixes = { refit: 'pcg', backsolve: 'backsolve' } as const;
 /** Names that {@link parseMethods} takes. */
 export const methodNames: readonly string[] = Object.keys(bases);
 
-/** Reads a list of methods, each a name with `+refit` or `+backsolve` behind it or nothing. */
+/** Reads a list of methods, each a name, optionally with `+refit` or `+backsolve` appended. */
 export function parseMethods(names: readonly string[]): MethodSpec[] {
   if (!Array.isArray(names) || names.length === 0) throw invalidArgument('methods', 'at least one method', names);
   const specs = names.map((id): MethodSpec => {
@@ -58,7 +58,7 @@ export function parseMethods(names: readonly string[]): MethodSpec[] {
     const base = Object.hasOwn(bases, name) ? bases[name] : undefined;
     const known = suffix === undefined || Object.hasOwn(suffixes, suffix);
     if (!base || !known || rest.length > 0) {
-      const what = `one of ${methodNames.join(', ')}, with +refit or +backsolve or nothing behind it,`;
+      const what = `one of ${methodNames.join(', ')}, optionally with +refit or +backsolve appended,`;
       throw invalidArgument('methods', what, id);
     }
     const isAlps = name.startsWith('alps');

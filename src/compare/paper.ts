@@ -16,14 +16,15 @@ import { CellStore } from './cell-store.js';
 import { compareWith } from './compare.js';
 import { type CompareOptions, type Comparison, compareNames, layout } from './comparison.js';
 
+/** Options of {@link reproducePaper}. */
 export interface PaperOptions extends CompareOptions {
-  /** The layer of the support figure. Default: the first block's k matrix, or its first matrix. */
+  /** Name of the layer in the support figure. Default: the first block's k matrix, or its first matrix if it has none. */
   supportLayer?: string;
-  /** Some weights of the layer must go and some stay. Default 0.7. */
+  /** Sparsity in the support figure, which must keep some weights of the layer and prune some. Default 0.7. */
   supportSparsity?: number;
-  /** The layer of the refit figure. Default: the widest of the first block. */
+  /** Name of the layer in the refit figure. Default: the one with the most inputs in the first block. */
   refitLayer?: string;
-  /** Default 0.4, 0.5, 0.6, 0.7, 0.8, 0.9. */
+  /** Sparsities in the refit figure, each from 0 to 1. Default 0.4, 0.5, 0.6, 0.7, 0.8, 0.9. */
   refitSparsities?: readonly number[];
 }
 
@@ -35,35 +36,41 @@ const paperNames: Names<PaperOptions> = {
   refitSparsities: true,
 };
 
-/** One schedule's way to its support. */
+/** How the support of one schedule changes by iteration. */
 export interface SupportCurve {
   title: string;
-  /** Share of the support that changed since the iteration before, and the relative error (with ridge) of stopping there. */
+  /** `rate`: share of the support that changed since the iteration before. `error`: relative error (with ridge) of stopping there. */
   points: { iteration: number; rho: number; rate: number; error: number }[];
+  /** ADMM iterations of the whole run. */
   iterations: number;
-  /** After the refit, without ridge. */
+  /** Relative error after the refit, without ridge. */
   finalError: number;
 }
 
+/** Refits on the support of magnitude pruning at one sparsity. Errors are relative, with the ridge, which both refits minimise. */
 export interface RefitRow {
   sparsity: number;
-  /** Relative error (with ridge, which both minimise) on the magnitude support: as it is, after 10 iterations of PCG, exact. */
+  /** Without a refit. */
   plainError: number;
+  /** After 10 iterations of preconditioned conjugate gradients. */
   pcgError: number;
+  /** After the exact solve. */
   backsolveError: number;
-  /** Seconds of the refit alone. */
+  /** Seconds of the refit alone, as is the next. */
   pcgSeconds: number;
   backsolveSeconds: number;
 }
 
+/** Result of {@link reproducePaper}; {@link writePaperReport} makes reports of it. */
 export interface PaperReport {
   comparison: Comparison;
   support: { layer: string; shape: [number, number]; sparsity: number; curves: SupportCurve[] };
   refit: {
     layer: string;
     shape: [number, number];
+    /** Conjugate gradient iterations. */
     iterations: number;
-    /** Which the times are of. */
+    /** Device on which the times were measured, for display. */
     device: string;
     rows: RefitRow[];
   };
@@ -83,8 +90,11 @@ const refitOptions = { method: 'magnitude', refit: 'pcg' } as const;
 const meant = (options: PruningOptions, sparsity: number) => parsePruningOptions({ ...options, sparsity });
 
 /**
- * The figures and tables of the ALPS paper (NeurIPS 2024) on any model: layer errors and perplexities by method and sparsity, zero-shot
- * tasks, the change of the support by iteration, and conjugate gradients against the exact refit.
+ * Reproduces the figures and tables of the ALPS paper (NeurIPS 2024) on any model: layer errors and perplexities by method and sparsity,
+ * zero-shot tasks, the change of the support by iteration, and conjugate gradients against the exact refit. Finished parts are kept in
+ * `out`/cells and not computed twice. No report is written; see {@link writePaperReport}.
+ *
+ * @throws AlpsError as {@link compare}, and `INVALID_ARGUMENT` for a layer that the model does not have or a sparsity that does not fit
  */
 export async function reproducePaper(options: PaperOptions): Promise<PaperReport> {
   optionsObject(options, paperNames);
@@ -131,7 +141,7 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
 
 type Figures = Required<Pick<PaperOptions, 'supportLayer' | 'supportSparsity' | 'refitLayer' | 'refitSparsities'>>;
 
-/** The options of the figures with their defaults. A wrong name or sparsity is told before the hours that a comparison may take. */
+/** The options of the figures with their defaults. A wrong name or sparsity is reported before the comparison, which may take hours. */
 async function parseFigures(options: PaperOptions): Promise<Figures> {
   const { model, signal, supportSparsity = 0.7, refitSparsities = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9] } = options;
   anyList('refitSparsities', refitSparsities);

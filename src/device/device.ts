@@ -4,52 +4,58 @@ import { cudaForAuto, findCuda, noCudaError } from './cuda.js';
 import { Stream } from './stream.js';
 import { native, Tensor } from './tensor.js';
 
-/** Of the processor's hand-written loops, each with what the one behind it has. */
+/** Instruction sets of the processor's hand-written loops; each includes those after it. */
 export const instructionSets = ['avx512bf16', 'avx512', 'avx2', 'scalar'] as const;
 export type InstructionSet = (typeof instructionSets)[number];
 
+/** Options of {@link Device.open}. */
 export interface DeviceOptions {
-  /** Threads that compute. Default: as many as the machine offers. Results do not depend on it. GPUs take no notice. */
+  /** Threads that compute on the processor, from 1 to 1024. Default, also for 0: all cores. Results do not depend on it; GPUs ignore it. */
   threads?: number;
   /**
-   * Bytes that tensors may take together; an allocation beyond fails with `OUT_OF_MEMORY`. Default: 90 % of the machine's, or the GPU's,
-   * memory.
+   * Bytes that tensors may take together; beyond that an allocation fails with `OUT_OF_MEMORY`. Default, also for 0: 90 % of the machine's or
+   * the GPU's memory.
    */
   memoryLimit?: number;
-  /** Instruction set of the processor's hand-written loops, for tests and comparison; with it, `auto` is `cpu`. With `avx512bf16` alone bfloat16
-   * is multiplied in hardware. Default: the best there is. */
+  /** Instruction set of the processor's hand-written loops, for tests and comparison; with it, `auto` is `cpu`. Only `avx512bf16` multiplies
+   * bfloat16 in hardware. Default: the best available. */
   isa?: InstructionSet;
 }
 
 const deviceNames: Names<DeviceOptions> = { threads: true, memoryLimit: true, isa: true };
 
+/** What a {@link Device} is and how much of its memory is used. */
 export interface DeviceInfo {
+  /** `cpu` or `cuda:N`. */
   name: string;
-  /** One line for people. */
+  /** One line for display. */
   details: string;
+  /** Instruction set or compute capability. */
   isa: string;
-  /** Whether matrix products of bfloat16 run in hardware. */
+  /** Whether bfloat16 matrix products run in hardware. */
   bf16Products: boolean;
-  /** Whether those of 8-bit integers do, and `mixedPrecision` uses them. */
+  /** Whether 8-bit integer matrix products run in hardware, so that `mixedPrecision` uses them. */
   int8Products: boolean;
   threads: number;
-  /** Bytes, as are the next two. */
+  /** Bytes that tensors may take together. */
   memoryLimit: number;
+  /** Bytes that tensors take now. */
   memoryUsed: number;
+  /** Most bytes that tensors took together since the start or {@link Device.resetPeak}. */
   memoryPeak: number;
   /** Of a device opened as `auto`: why it is the processor and not a GPU. */
   fallback?: string;
 }
 
 /**
- * Names that {@link Device.open} takes. `cuda:1` is the second NVIDIA GPU, `cuda` the first (`cuda:0`); `auto` is the first GPU where it
- * works, else the processor.
+ * A device's name. `cuda` is the first NVIDIA GPU (`cuda:0`), `cuda:1` the second; `auto` is the first GPU if it works, else the
+ * processor.
  */
 export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 
-/** Where a job with one device runs. */
+/** The device of a job, and its options. */
 export interface JobDevice extends Pick<DeviceOptions, 'threads' | 'memoryLimit'> {
-  /** Default `auto`. */
+  /** Name of the device. Default `auto`. */
   device?: DeviceName;
 }
 
@@ -62,11 +68,12 @@ type Settings = { threads: number; memoryLimit: number; isa: string };
 const nowhere: CudaLocation = { kernels: '', folders: [] };
 
 /**
- * A processor with its memory. One native thread of the process serves it; jobs reach it through streams and share it fairly.
- * Opening the same device with the same options again gives the same native device. The last four that were opened stay, with their threads and some
- * memory for the next tensors; the others go when nothing uses them any more and their `Device` is collected as garbage.
+ * A processor or GPU with its memory. One native thread of the process serves it; jobs use it through streams and share it fairly.
+ * Opening the same device with the same options again gives the same native device. The last four opened devices stay alive, with their threads and
+ * some memory for the next tensors; the others are freed once nothing uses them and their `Device` is garbage collected.
  */
 export class Device {
+  /** `cpu` or `cuda:N`. */
   readonly name: string;
   /** Of a device opened as `auto`: why it is the processor and not a GPU. */
   readonly fallback: string | undefined;
@@ -80,9 +87,11 @@ export class Device {
   }
 
   /**
-   * `cuda` and `cuda:N` never fall back to the processor; `auto` does, and tells why in {@link Device.fallback}.
+   * Opens a device. `cuda` and `cuda:N` never fall back to the processor; `auto` does, and {@link Device.fallback} tells why.
    *
-   * @throws AlpsError `NO_DEVICE` when the machine lacks it, with all that was tried, `ADDON_NOT_LOADED` when the addon cannot be loaded.
+   * @param name default `auto`
+   * @throws AlpsError `INVALID_ARGUMENT`; `NO_DEVICE` if the machine does not have the device, with all that was tried; `ADDON_NOT_LOADED` if the
+   * native addon cannot be loaded
    */
   static open(name: DeviceName = 'auto', options: DeviceOptions = {}): Device {
     if (name !== 'auto' && name !== 'cpu' && !/^cuda(:\d{1,3})?$/.test(name))
@@ -137,33 +146,38 @@ export class Device {
     }
   }
 
+  /** What the device is and how much of its memory is used. */
   info(): DeviceInfo {
     const info = native(() => addon().deviceInfo(this.handle));
     return this.fallback === undefined ? info : { ...info, fallback: this.fallback };
   }
 
-  /** Starts the measurement of `memoryPeak` anew, for all jobs on the device. */
+  /** Resets `memoryPeak` to the memory in use, for all jobs on the device. */
   resetPeak(): void {
     native(() => addon().resetPeak(this.handle));
   }
 
-  /** Opens a first-in-first-out queue of work. Aborting the signal cancels what is queued and running. */
+  /** Opens a first-in-first-out queue of work. Aborting the signal cancels its queued and running work. */
   stream(options: { signal?: AbortSignal } = {}): Stream {
     return new Stream(this, options.signal);
   }
 
   /**
-   * A new tensor, all zero.
-   * @param label names it in an `OUT_OF_MEMORY` error
+   * Creates a tensor of zeros.
+   *
+   * @param label name of the tensor in error messages
+   * @throws AlpsError `INVALID_ARGUMENT`, `OUT_OF_MEMORY`
    */
   tensor<D extends DType>(dtype: D, shape: readonly number[], label = 'a tensor'): Tensor<D> {
     return this.#make(dtype, shape, label, true);
   }
 
   /**
-   * A new tensor that holds whatever is left of others before it: for outputs of ops that write all of it. Memory that is zeroed, or
-   * touched for the first time, takes some three times as long to write.
-   * @param label names it in an `OUT_OF_MEMORY` error
+   * Creates a tensor with undefined content, for outputs of ops that write all of it. Writing memory that is zeroed, or touched for the
+   * first time, takes some three times as long.
+   *
+   * @param label name of the tensor in error messages
+   * @throws AlpsError `INVALID_ARGUMENT`, `OUT_OF_MEMORY`
    */
   empty<D extends DType>(dtype: D, shape: readonly number[], label = 'a tensor'): Tensor<D> {
     return this.#make(dtype, shape, label, false);

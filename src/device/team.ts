@@ -3,7 +3,7 @@ import { invalidArgument } from '../errors.js';
 import { Device, type DeviceName, type DeviceOptions } from './device.js';
 import type { Stream } from './stream.js';
 
-/** One device, or several that work together. */
+/** A device by name or open, or a list of different devices that work together. */
 export type DeviceChoice = DeviceName | Device | readonly (DeviceName | Device)[];
 
 /**

@@ -7,10 +7,10 @@ import { eachLogits } from '../model/head.js';
 export interface Perplexity {
   /** exp of the mean negative log-likelihood of the scored tokens. */
   perplexity: number;
-  /** Mean negative log-likelihood, in nats a token. */
+  /** Mean negative log-likelihood, in nats per token. */
   meanNll: number;
   windows: number;
-  /** Tokens of a window; all but the first are scored. */
+  /** Tokens per window; all except the first are scored. */
   length: number;
   scoredTokens: number;
 }

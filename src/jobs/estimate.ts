@@ -93,11 +93,13 @@ function weighBytes({ m, n }: { m: number; n: number }, behind: number): number 
   return 4 * (3 * n * n + 4 * m * n + 2 * behind);
 }
 
-/** What the memory of one layer depends on; {@link PruneLayerOptions} are such a thing. */
+/** What the memory of a layer depends on. {@link PruneLayerOptions} can be passed as they are. */
 export interface LayerSize extends PruningOptions {
+  /** `[outputs, inputs]` */
   shape: readonly [outputs: number, inputs: number];
+  /** As in {@link PruneLayerOptions}. */
   precision?: Precision;
-  /** Rows of calibration inputs, where they are given in place of a Gram matrix: this number, or the inputs themselves. */
+  /** Rows of calibration inputs, if they are given instead of a Gram matrix: their number here, or the inputs as `activations`. Default 0. */
   tokens?: number;
   activations?: { length: number };
 }
@@ -105,8 +107,8 @@ export interface LayerSize extends PruningOptions {
 const layerSizeNames: Names<LayerSize & PruneLayerOptions> = { ...pruneLayerNames, tokens: true };
 
 /**
- * Bytes of tensors that {@link pruneLayer} takes at most: those of its solve, or of the upload where that is more (weights, Gram matrix and
- * calibration inputs together).
+ * An upper bound of the bytes of tensors that {@link pruneLayer} takes at a time: those of its solve or, if more, of the upload (weights, Gram matrix
+ * and calibration inputs together).
  *
  * @throws AlpsError `INVALID_ARGUMENT` for pruning options that pruneLayer refuses
  */
@@ -127,12 +129,13 @@ export function estimateLayerBytes(options: LayerSize): number {
 }
 
 /**
- * Bytes of tensors that {@link prune} takes at most: the activations of all calibration tokens (with dense targets another residual stream, behind
- * norms of their own the activations twice), one block's weights, and the largest solve in it; or the activations and the embedding table, where that is more; or, with `ownWindows`, the whole model
- * and what it writes. Reads the folder's config.json and
- * headers.
+ * An upper bound of the bytes of tensors that {@link prune} takes at a time on one device. It is the largest of: the activations of all calibration
+ * tokens, one block's weights and the largest solve in the block; the activations and the embedding table; with `ownWindows`, the whole model and the
+ * windows that it writes. Dense targets need a second residual stream or, for models with norms before and after attention and MLP, the activations twice. Reads
+ * the folder's config.json and headers.
  *
- * @throws AlpsError as {@link prune} for a folder that it refuses
+ * @param device the open device that the model would be pruned on
+ * @throws AlpsError `INVALID_ARGUMENT`, and as {@link prune} for a folder that it refuses
  */
 export async function estimateModelBytes(given: PruneOptions, device: Device): Promise<number> {
   optionsObject(given, pruneNames);

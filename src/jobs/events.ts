@@ -2,40 +2,42 @@ import { channel } from 'node:diagnostics_channel';
 import type { AlpsErrorCode } from '../errors.js';
 import type { PruneEvent } from '../prune.js';
 
-/** One job of a {@link JobQueue}, for its events. */
+/** A job of a {@link JobQueue}, as events show it. */
 export interface JobInfo {
-  /** Counted from 1 in each queue. */
+  /** Number of the job in its queue, from 1. */
   id: number;
   kind: 'layer' | 'model' | 'task';
-  /** For people: the layer's name, the model's folder, or what the caller chose. */
+  /** For display: the caller's choice, the layer's name or the model's folder. */
   name: string;
-  /** Whose job it is; keys of the same priority are served in turn. */
+  /** Owner of the job; keys of the same priority are served in turn. */
   key: string;
   priority: number;
-  /** Bytes of the memory budget that it takes while it runs. */
+  /** Bytes of the memory budget that the job takes while it runs. */
   bytes: number;
 }
 
 /** How full a {@link JobQueue} is. */
 export interface QueueLoad {
+  /** Number of running jobs. */
   running: number;
+  /** Number of waiting jobs. */
   queued: number;
-  /** Of the memory budget, taken by the jobs that run. */
+  /** Bytes of the memory budget taken by the running jobs. */
   bytes: number;
 }
 
 /**
- * What happens in a {@link JobQueue}, as it happens. A job that is taken has one `queued`, at most one `started`, and one `finished` at the
- * end; one that is refused for want of room has `refused` alone. `load` is what holds behind the event.
+ * The events of a {@link JobQueue}, reported as they happen. An accepted job has one `queued`, at most one `started`, and finally one `finished`
+ * event; a job refused because the queue is full has only `refused`. `load` is the load after the event.
  */
 export type JobEvent =
   | { type: 'queued'; job: JobInfo; load: QueueLoad }
   | { type: 'refused'; job: JobInfo; load: QueueLoad }
   /** `waited`: milliseconds in the queue. */
   | { type: 'started'; job: JobInfo; load: QueueLoad; waited: number }
-  /** Of a model: an event of its {@link prune}. */
+  /** Of a model: an event of its run of {@link prune}. */
   | { type: 'progress'; job: JobInfo; load: QueueLoad; event: PruneEvent }
-  /** `milliseconds`: since it started, 0 for a job that never did. `code`: of the error of a job that is not done. */
+  /** `milliseconds`: since the start, 0 for a job that never started. `code`: of the error, unless `outcome` is `done`. */
   | {
       type: 'finished';
       job: JobInfo;

@@ -37,20 +37,24 @@ interface Job extends JobInfo {
 }
 
 /**
- * Many jobs on one device: a queue with priorities, a limit on jobs at once, a memory budget and a limit on those that wait.
+ * Runs many jobs on one device: a queue with priorities, a memory budget, and limits on running and waiting jobs.
  *
  * ```ts
  * const queue = new JobQueue({ device: 'auto', concurrency: 2, maxQueued: 100 });
  * const { weight, mask } = await queue.pruneLayer({ weight: w, shape, gram, sparsity: 0.7 }, { priority: 1, signal });
  * ```
  *
- * A job starts when it is the next in line, fewer than `concurrency` run, and its bytes fit into what is left of the budget. No job overtakes
- * the next in line for being smaller, so large ones are not starved; only a higher priority goes before it.
+ * A job starts when it is next in line, fewer than `concurrency` jobs run, and its bytes fit into the rest of the budget. A smaller job never
+ * overtakes the next in line, so large jobs are not starved; only a job of higher priority does.
  */
 export class JobQueue {
+  /** The device of all jobs. */
   readonly device: Device;
+  /** Most jobs that run at once. */
   readonly concurrency: number;
+  /** Bytes of tensors that running jobs may take together. */
   readonly memoryBudget: number;
+  /** Most jobs that wait. */
   readonly maxQueued: number;
   readonly #logger: Logger | undefined;
   readonly #onEvent: JobQueueOptions['onEvent'];
@@ -68,6 +72,7 @@ export class JobQueue {
   /** Closed with `cancel`. */
   #stopped = false;
 
+  /** @throws AlpsError `INVALID_ARGUMENT`, and as {@link Device.open} */
   constructor(options: JobQueueOptions = {}) {
     optionsObject(options, jobQueueNames);
     const { device = 'auto', concurrency = 2, memoryBudget, maxQueued = 1000, logger, onEvent } = options;
@@ -90,10 +95,10 @@ export class JobQueue {
   }
 
   /**
-   * {@link pruneLayer} on the queue's device. Options that it would refuse are refused at once, before the job is queued.
+   * Runs {@link pruneLayer} on the queue's device. Options that it would refuse are refused at once, before the job is queued.
    *
-   * @param options or a function that gives them when the job starts, so that no data is held while it waits; `bytes` must be given then
-   * ({@link estimateLayerBytes})
+   * @param options the options of pruneLayer, or a function that returns them when the job starts, so that no data is held while the job waits;
+   * `bytes` must then be given ({@link estimateLayerBytes})
    * @throws AlpsError as {@link pruneLayer} and {@link run}
    */
   async pruneLayer(
@@ -116,7 +121,8 @@ export class JobQueue {
   }
 
   /**
-   * {@link prune} on the queue's device. It is queued once the model's headers have been read for its bytes; its events come as `progress`.
+   * Runs {@link prune} on the queue's device. Unless `bytes` is given, the model's headers are read to estimate them before the job is queued. The
+   * events of the run come as `progress`.
    *
    * @throws AlpsError as {@link prune} and {@link run}
    */
@@ -157,10 +163,11 @@ export class JobQueue {
   }
 
   /**
-   * Any work as a job. It should stop when its signal fires, and take at most the `bytes` that it is queued with (default 0).
+   * Runs any function as a job. It should stop when its signal fires, and take at most the job's `bytes` (default 0) of memory for tensors.
    *
-   * @throws AlpsError `QUEUE_FULL` when `maxQueued` jobs wait already, `OUT_OF_MEMORY` for more bytes than the whole budget, `ABORTED`,
-   * `DISPOSED` when the queue was closed; or what the work throws
+   * @returns what `work` returns
+   * @throws AlpsError `QUEUE_FULL` if `maxQueued` jobs wait already, `OUT_OF_MEMORY` for more bytes than the whole budget, `ABORTED`,
+   * `DISPOSED` if the queue was closed; or what `work` throws
    */
   async run<T>(work: (context: { device: Device; signal: AbortSignal }) => Promise<T> | T, job: JobOptions = {}) {
     if (typeof work !== 'function') throw invalidArgument('work', 'a function', work);
@@ -169,9 +176,9 @@ export class JobQueue {
   }
 
   /**
-   * Settles when a job would be taken: at once, or when one leaves the queue. Those who wait are let in one a place, in their order.
+   * Resolves when the queue accepts a job: at once, or when a job leaves it. Callers that wait are let in one per free slot, in their order.
    *
-   * @throws AlpsError `DISPOSED` when the queue is closed, `ABORTED`
+   * @throws AlpsError `DISPOSED` if the queue is or gets closed, `ABORTED`
    */
   async ready(options: { signal?: AbortSignal } = {}): Promise<void> {
     optionsObject(options, { signal: true });
@@ -179,13 +186,13 @@ export class JobQueue {
     await this.#room.wait(options.signal);
   }
 
-  /** Settles when nothing runs and nothing waits, nor is about to: a model whose headers are being read. */
+  /** Resolves when no job runs or waits, and no model's headers are being read for one. */
   async idle(): Promise<void> {
     if (this.#isIdle()) return;
     await new Promise<void>((resolve) => this.#idle.push(resolve));
   }
 
-  /** Takes no more jobs, and settles when those it has are done, or with `cancel` when they are stopped. */
+  /** Accepts no more jobs, and resolves when the accepted ones are done or, with `cancel`, stopped with `ABORTED`. Default of `cancel`: false. */
   async close(options: { cancel?: boolean } = {}): Promise<void> {
     optionsObject(options, { cancel: true });
     const { cancel = false } = options;

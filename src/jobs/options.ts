@@ -5,15 +5,17 @@ import { type PruneOptions, pruneNames } from '../prune.js';
 import { type PruneLayerOptions, pruneLayerNames } from '../pruning/prune-layer.js';
 import type { JobEvent } from './events.js';
 
+/** Options of {@link JobQueue}. */
 export interface JobQueueOptions {
-  /** What all jobs run on. Default `auto`. */
+  /** The device of all jobs. Default `auto`. */
   device?: DeviceName | Device;
-  /** Jobs that run at once. Default 2: one computes while the other reads, writes or waits. They share the device in turn, op by op. */
+  /** Most jobs that run at once, at least 1. Default 2: one computes while the other reads, writes or waits. They share the device in turn, op by op. */
   concurrency?: number;
-  /** Bytes of tensors that running jobs may take together. Default, and at most: the device's memory limit. */
+  /** Bytes of tensors that running jobs may take together. Default and maximum: the device's memory limit. */
   memoryBudget?: number;
-  /** Jobs that may wait; one more is refused with `QUEUE_FULL`. Default 1000. */
+  /** Most jobs that wait, at least 0; one more is refused with `QUEUE_FULL`. Default 1000. */
   maxQueued?: number;
+  /** Receives the events of jobs. Default: none. */
   logger?: Logger;
   /** Called for each event of every job; must not throw. */
   onEvent?: (event: JobEvent) => void;
@@ -28,16 +30,17 @@ export const jobQueueNames: Names<JobQueueOptions> = {
   onEvent: true,
 };
 
+/** Options of one job of a {@link JobQueue}. */
 export interface JobOptions {
-  /** The highest goes first, whatever waits below. Default 0. */
+  /** Any finite number; jobs of the highest priority start first. Default 0. */
   priority?: number;
-  /** Whose job it is. Among jobs of one priority the keys are served in turn; within a key first come, first served. Default ''. */
+  /** Owner of the job. Among jobs of one priority the keys are served in turn; within a key, first come, first served. Default ''. */
   key?: string;
-  /** For people. Default: the layer's name or the model's folder. */
+  /** For display. Default: the layer's name or the model's folder. */
   name?: string;
-  /** Bytes of the memory budget. Default for layers and models: an estimate that is an upper bound. */
+  /** Bytes of the memory budget that the job takes. Default for layers and models: an estimate that is an upper bound; for `run()`: 0. */
   bytes?: number;
-  /** Takes the job out of the queue, or stops it. */
+  /** Removes the waiting job from the queue, or stops the running job. */
   signal?: AbortSignal;
   /** Called for each event of this job; must not throw. */
   onEvent?: (event: JobEvent) => void;
@@ -52,7 +55,7 @@ export const jobNames: Names<JobOptions> = {
   onEvent: true,
 };
 
-/** What the queue chooses for a job: where it runs, and what stops it. */
+/** Options that the queue sets for a job. */
 type Given = 'device' | 'signal';
 
 export type LayerOptions = Omit<PruneLayerOptions, Given>;

@@ -7,25 +7,26 @@ import { isNm, type Pattern } from './pattern.js';
 
 type F32 = Tensor<'float32'>;
 
-/** How much of the dense model's activations the layers are asked to reproduce; see docs/algorithm.md, "Dense targets". */
+/** How much of the dense model's activations the layers reproduce; see docs/algorithm.md, "Dense targets". */
 export interface DenseTargetOptions {
   /**
-   * α: from what a layer's own weights give on the pruned model's inputs (0) to what the dense layer gives on the dense model's inputs (1).
-   * Default 0.5 from 70 % on, 0.25 up to 50 % and for 2:4, linear between.
+   * α, from 0 to 1: share of the dense model's activations to reproduce. 0: a layer's outputs with its own dense weights on the pruned model's
+   * inputs; 1: the dense layer's outputs on the dense model's inputs. Default 0.5 from 70 % sparsity, 0.25 up to 50 % and for 2:4, linear between.
    */
   strength?: number;
   /**
-   * β: the share of the residual stream's difference to the dense model's that the layers which add to it are asked to undo. Default as that of `strength`,
-   * whatever `strength` is given.
+   * β, from 0 to 1: share of the residual stream's difference from the dense model's that the layers which add to the stream undo. The default is that
+   * of `strength`, whatever `strength` is given.
    */
   residualStrength?: number;
   /**
-   * κ: how often the errors that the inputs have already, their differences to the dense model's, count beside the inputs when the layers are solved. On
-   * other text they are larger. Of the last layer of an MLP each input's squares count, not what the errors have in common. Default 1.
+   * κ, from 0 to 1000: weight of errors already in the inputs, that is of their differences from the dense model's inputs, when a layer is solved. On
+   * other text these errors are larger. For the last layer of an MLP only each input's squared errors count, not their correlations. Default 1.
    */
   errorWeight?: number;
 }
 
+/** {@link DenseTargetOptions} with their defaults. */
 export type DenseTarget = Required<DenseTargetOptions>;
 
 const denseTargetNames: Names<DenseTargetOptions> = { strength: true, residualStrength: true, errorWeight: true };

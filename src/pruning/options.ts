@@ -4,98 +4,103 @@ import { isNm, type Pattern, parsePattern } from './pattern.js';
 import type { Preset } from './preset.js';
 import { type AlpsScheduleOptions, isLadder, parseAlpsSchedule, type ScheduleName } from './rho-schedule.js';
 
-/** What weights are ranked by. `diagonal`: by the input's norm, as published. `obs`: by what the weight costs with the others refitted. */
+/**
+ * What weights are ranked by when ADMM chooses the support. `diagonal`: their size times the input's norm, as published. `obs`: the error that
+ * removing the weight costs when the others are refitted.
+ */
 export type Metric = 'diagonal' | 'obs';
 
 export const methods = ['alps', 'magnitude', 'wanda', 'sparsegpt', 'dsnot'] as const;
 
 /**
+ * A pruning method. All except `alps` and `sparsegpt` leave the kept weights as they are, unless `refit` is given.
  * - `alps`: ADMM finds the support, conjugate gradients refit the weights (NeurIPS 2024)
- * - `magnitude` (MP): the largest weights stay as they are
- * - `wanda`: the largest |w| · ‖x‖ of each output stay as they are (ICLR 2024)
- * - `sparsegpt`: column by column, with what is lost spread over the columns after it (ICML 2023)
- * - `dsnot`: another method's mask, improved by swaps; kept weights stay as they are (ICLR 2024)
+ * - `magnitude` (MP): keeps the largest weights
+ * - `wanda`: keeps the largest |w| · ‖x‖ of each output (ICLR 2024)
+ * - `sparsegpt`: prunes column by column and compensates the error of each column in the columns after it (ICML 2023)
+ * - `dsnot`: improves another method's mask by swaps (ICLR 2024)
  */
 export type Method = (typeof methods)[number];
 
-/** What is done to the kept weights once the mask is found. `pcg`: conjugate gradients. `backsolve`: exact, one dense solve an output. */
+/** How the kept weights are refitted once the mask is found. `pcg`: conjugate gradients. `backsolve`: exact, one dense solve per output. */
 export type Refit = 'none' | 'pcg' | 'backsolve';
 
 /**
- * Number format of the matrix products of the search for the support; the refit is in float32 (but see `mixedPrecision`). On GPUs large float32
- * products of pruning take factors of 16 binary digits (docs/cuda.md).
+ * Number format of the matrix products in the search for the support; the refit is in float32 (but see `mixedPrecision`). On GPUs, large float32
+ * products of pruning use factors of 16 binary digits (docs/cuda.md).
  */
 export type Precision = 'float32' | 'bfloat16';
 
 /** DSnoT's options, with the defaults of its published code. */
 export interface DsnotOptions {
-  /** Whose mask is improved. Default `wanda`. */
+  /** The method whose mask is improved. Default `wanda`. */
   initial?: 'wanda' | 'magnitude' | 'sparsegpt';
-  /** Swaps of a row at most. Default 50. */
+  /** Most swaps per row. Default 50. */
   maxCycles?: number;
-  /** A row stops when the expected change of its output, summed over a window, is at most this. Default 0.1. */
+  /** A row is done when the expected change of its output, summed over a window, is at most this. Default 0.1. */
   threshold?: number;
-  /** Whether a row also stops before that change turns its sign. Default: only for N:M. */
+  /** Whether a row is also done before that change turns its sign. Default: true for N:M, else false. */
   sameSign?: boolean;
-  /** Layers that keep the initial mask, in `prune()`. Default `none`; the published code leaves out the MLP by default. */
+  /** Layers that keep the initial mask, in `prune()`. Default `none`; the published code skips the MLP by default. */
   skip?: 'none' | 'mlp' | 'attention';
 }
 
-/** How one layer is pruned; shared by {@link pruneLayer} and {@link prune}. Give `sparsity` or `pattern`. */
+/** How a layer is pruned; shared by {@link pruneLayer} and {@link prune}. Give exactly one of `sparsity` and `pattern`. */
 export interface PruningOptions {
-  /** Options under one name; what is given beside it goes before its own. */
+  /** A set of options under one name; options given explicitly override it. */
   preset?: Preset;
   /** Share of each matrix that becomes zero, from 0 to 1. */
   sparsity?: number;
-  /** N:M: `{keep: 2, of: 4}` keeps 2 of every 4 consecutive inputs. */
+  /** N:M: `{keep: 2, of: 4}` keeps 2 of every 4 consecutive inputs of an output. */
   pattern?: { keep: number; of: number };
-  /** Default `alps`; `mp` is another name of `magnitude`. */
+  /** Default `alps`; `mp` is another name for `magnitude`. */
   method?: Method | 'mp';
   /** Default `pcg` for `alps`, `none` for the others. */
   refit?: Refit;
   /**
-   * Among which weights unstructured `magnitude` and `wanda` choose: those of the whole layer or of one output.
+   * Which weights compete in unstructured `magnitude` and `wanda`: those of the whole layer, or those of each output.
    * Default `layer` for `magnitude`, `row` for `wanda`.
    */
   comparisonGroup?: 'layer' | 'row';
-  /** How ρ grows. Default `ladder`; `short` is faster and a little worse, `alps` the published one. */
+  /** How ρ, the penalty of ADMM, grows. Default `ladder`, or `alps` with `metric: 'diagonal'`; `short` is faster and a little worse, `alps` is as published. */
   schedule?: ScheduleName;
-  /** Default `obs` with the ladders, `diagonal` with the others. */
+  /** Default `obs` with the ladders (`ladder` and `short`), which need it; else `diagonal`. */
   metric?: Metric;
-  /** Exponent γ of the `obs` metric. Default min(0.9, 1.45 √d) where a share d of the weights stays. */
+  /** Exponent γ of the `obs` metric, from 0 to 1. Default min(0.9, 1.45 √d), where d is the share of the weights that is kept. */
   obsExponent?: number;
   /**
-   * Over-relaxation ω of ADMM, above 0 and below 2. Default max(1, 1.8 − 2 d) with the ladders where a share d of the weights stays, without
-   * groups; else 1, none, as published.
+   * Over-relaxation ω of ADMM, above 0 and below 2; 1 is none, as published. Default with the ladders, unstructured: max(1, 1.8 − 2 d), where d is the
+   * share of the weights that is kept; else 1.
    */
   relaxation?: number;
   /**
-   * ALPS: whether the products of the search for the support are in what the device (of several: all) multiplies fastest, 8-bit integers or bfloat16,
-   * and with them those of the refit's steps, if these are at most 5, and what dense targets sum of the inputs' differences. Only corrections go
-   * through them (docs/algorithm.md, "ADMM", "Refit" and "Dense targets").
-   * Default: with the ladders true for a single layer, and in a run of {@link prune} that is in bfloat16; with `preset: 'balanced'` true; not where
-   * `precision: 'float32'` is given. Reports say what was done (`mixedPrecision`, `int8`).
+   * ALPS: whether products that only corrections go through are in low precision: 8-bit integers, or else bfloat16, if all devices multiply them in
+   * hardware. These are the products of the search for the support, of the refit if `refineIterations` is at most 5, and of the inputs' differences
+   * in dense targets (docs/algorithm.md, "ADMM", "Refit" and "Dense targets").
+   * Default: with `preset: 'balanced'` true; with the ladders true in {@link pruneLayer} and in runs of {@link prune} in bfloat16; else, and always if
+   * `precision: 'float32'` is given, false. Reports tell what was done (`mixedPrecision`, `int8`).
    */
   mixedPrecision?: boolean;
-  /** λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
+  /** The ridge λ₂ as a share of the mean diagonal of XᵀX (SparseGPT's damping). Default 0.01. */
   ridge?: number;
-  /** Iterations of the conjugate gradient that refits the kept weights, up to 10,000; 0 leaves them. Default 10. */
+  /** Conjugate gradient iterations of the refit `pcg`, from 0 to 10,000; 0 leaves the kept weights as they are. Default 10. */
   refineIterations?: number;
-  /** A row stops when its residual on the support has shrunk to this share; less than 1e-12 counts as that. Default 1e-5. */
+  /** The refit `pcg` of a row is done when its residual on the support has shrunk to this share, at least 1e-12. Default 1e-5. */
   refineTolerance?: number;
-  /** Constants of the published schedule; `initialRho`, `checkEvery` and `maxIterations` also of the fixed one. */
+  /** Constants of the published schedule; the fixed schedule uses `initialRho`, `checkEvery` and `maxIterations`. */
   alpsSchedule?: AlpsScheduleOptions;
-  /** Iterations between two points of the trace. Default: where the schedule looks at the support. */
+  /** ADMM iterations between two points of the trace. Default: one point at each check of the schedule. */
   traceEvery?: number;
-  /** Whether each point of the trace also has the error that stopping there would give. Default false. */
+  /** Whether each point of the trace also has the error of stopping there. Default false. */
   traceErrors?: boolean;
-  /** SparseGPT: columns of a block. Default 128. For N:M the next multiple of M below, at least M. */
+  /** SparseGPT: columns per block. Default 128. For N:M it is rounded down to a multiple of M, at least M. */
   blockSize?: number;
+  /** Options of `method: 'dsnot'`. */
   dsnot?: DsnotOptions;
   /**
-   * Whether the errors of the layers' outputs are computed. Default true. Without them they are NaN (null in reports of models), and magnitude,
-   * Wanda and DSnoT without a refit do not need the Gram matrix, which takes most of their time; of a `gram` that is
-   * given only the diagonal is looked at then.
+   * Whether the errors of the layers' outputs are computed. Default true. With false they are NaN (null in reports of models), and magnitude, Wanda
+   * and DSnoT (not from SparseGPT's mask) without a refit need no Gram matrix, which takes most of their time; they read only the diagonal of a
+   * given `gram`.
    */
   errors?: boolean;
 }
@@ -131,7 +136,7 @@ export const pruningNames: Names<PruningOptions> = {
   errors: true,
 };
 
-/** Options after their three stages: defaults, checks, interpretation. */
+/** {@link PruningOptions} with defaults, checked. */
 export interface ParsedPruningOptions {
   pattern: Pattern;
   method: Method;
@@ -141,15 +146,15 @@ export interface ParsedPruningOptions {
   metric: Metric;
   obsExponent: number;
   relaxation: number;
-  /** Undefined before {@link onDevices}: where it was not given. */
+  /** Undefined if it was not given, until {@link onDevices}. */
   mixedPrecision: boolean | undefined;
-  /** Whether the products of `mixedPrecision` are those of 8-bit integers; known from {@link onDevices} on. */
+  /** Whether the products of `mixedPrecision` are in 8-bit integers; set by {@link onDevices}. */
   int8: boolean;
   ridge: number;
   refineIterations: number;
   refineTolerance: number;
   alpsSchedule: Required<AlpsScheduleOptions>;
-  /** 0: where the schedule looks. */
+  /** 0: at each check of the schedule. */
   traceEvery: number;
   traceErrors: boolean;
   blockSize: number;

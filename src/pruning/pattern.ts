@@ -1,9 +1,9 @@
 import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
 
 /**
- * Which weights may stay.
- * - `{sparsity: 0.7}`: unstructured, 70 % of each matrix becomes zero
- * - `{keep: 2, of: 4}`: keeps 2 of every 4 consecutive inputs of an output (2:4)
+ * How many weights are kept.
+ * - `{sparsity: 0.7}`: unstructured; 70 % of each matrix becomes zero
+ * - `{keep: 2, of: 4}`: 2:4; keeps 2 of every 4 consecutive inputs of an output
  */
 export type Pattern = { sparsity: number } | { keep: number; of: number };
 

@@ -2,10 +2,10 @@ import type { PruneOptions } from '../prune.js';
 import { oneOf, type PruningOptions } from './options.js';
 
 /**
- * Sets of options under one name.
+ * A set of options under one name; options given explicitly override it.
  * - `paper`: ALPS as published (NeurIPS 2024)
- * - `balanced`: ALPS in two thirds of the time to solve a layer (half where bfloat16 is multiplied in hardware, a third where 8-bit integers are), at
- *   errors up to some 1 % larger, 2 % with N:M
+ * - `balanced`: ALPS in about 0.7 of the default's time for a layer (0.58 to 0.97 on a Zen 4, both with `mixedPrecision`), with errors 0.4 to 1.2 %
+ *   larger, 2 % with N:M (docs/benchmarks.md)
  */
 export type Preset = 'paper' | 'balanced';
 
@@ -22,7 +22,7 @@ export const presets: Readonly<Record<Preset, Readonly<Partial<PruneOptions>>>> 
   balanced: { method: 'alps', schedule: 'short', refineIterations: 4, mixedPrecision: true },
 };
 
-/** The options with those of the preset that were not given otherwise. */
+/** The options, and those of the preset that were not given explicitly. */
 export function withPreset<T extends PruningOptions>(options: T): T {
   const { preset } = options;
   if (preset === undefined) return options;

@@ -16,37 +16,40 @@ import { withPreset } from './preset.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
 
-type Numbers = Float32Array<ArrayBuffer>;
+/** float32 numbers in a buffer that is not shared between threads. */
+export type Numbers = Float32Array<ArrayBuffer>;
 
+/** Options of {@link pruneLayer}. Give `sparsity` or `pattern`, and `gram` or `activations`. */
 export interface PruneLayerOptions extends PruningOptions {
   /**
-   * Ŵ: the layer's weights, row-major `[outputs, inputs]`, as PyTorch's `nn.Linear` stores them. Not changed. This array and the others are read while
-   * the call runs: until it settles they must neither change nor be transferred to another thread, whose memory they would be then.
+   * Ŵ: the layer's weights, row-major `[outputs, inputs]`, as PyTorch's `nn.Linear` stores them. They are not changed. This array and the others are
+   * read while the call runs: until the promise settles they must neither change nor be transferred to another thread.
    */
   weight: Numbers;
-  /** `[outputs, inputs]` */
+  /** `[outputs, inputs]`, both at least 1. */
   shape: readonly [outputs: number, inputs: number];
   /**
-   * XᵀX, row-major `[inputs, inputs]`, symmetric (of one that is not, the upper triangle counts); not normalised by the number of tokens, though any
-   * positive factor is fine.
+   * XᵀX, row-major `[inputs, inputs]`, symmetric; if it is not, the upper triangle counts. Any positive factor, such as 1 / tokens, is fine.
    */
   gram?: Numbers;
   /** X, row-major `[tokens, inputs]`: the layer's calibration inputs, instead of `gram`. */
   activations?: Numbers;
-  /** Mean of each input over the calibration tokens and its variance, `[inputs]`: what DSnoT needs beside `gram`. */
+  /** Mean of each input over the calibration tokens, `[inputs]`. DSnoT needs it with `gram`, together with `inputVariance`. */
   inputMean?: Numbers;
+  /** Variance of each input over the calibration tokens, `[inputs]`, at least 0. */
   inputVariance?: Numbers;
-  /** Tokens of a calibration window: DSnoT's threshold is on sums over one. Default 2048, or all tokens of `activations` where there are fewer. */
+  /** Tokens per calibration window, over which DSnoT's `threshold` sums. Default 2048, or all tokens of `activations` if there are fewer. */
   windowLength?: number;
   /** A name for error messages. Default `the layer`. */
   name?: string;
-  /** Default `auto`. */
+  /** A device name or an open device. Default `auto`. */
   device?: DeviceName | Device;
   /**
-   * Number format of the products while the support is sought. Default `float32` but for what `mixedPrecision` takes, which is the default of the
-   * ladders; with `precision: 'float32'` nothing is rounded further.
+   * Number format of the products while the support is sought. Default `float32`, except for the products that `mixedPrecision` covers, which is on by
+   * default with the ladders. With `precision: 'float32'` given explicitly, `mixedPrecision` is off by default.
    */
   precision?: 'float32' | 'bfloat16';
+  /** Aborts the call with `ABORTED`. */
   signal?: AbortSignal;
 }
 
@@ -65,27 +68,34 @@ export const pruneLayerNames: Names<PruneLayerOptions> = {
   signal: true,
 };
 
+/** Result of {@link pruneLayer}. */
 export interface PruneLayerResult {
-  /** Row-major `[outputs, inputs]`; pruned entries are exactly +0. */
+  /** The pruned weights, row-major `[outputs, inputs]`; pruned entries are exactly +0. */
   weight: Numbers;
-  /** 1 where a weight stays. */
+  /** Row-major `[outputs, inputs]`: 1 for each weight that is kept, else 0. */
   mask: Uint8Array<ArrayBuffer>;
-  /** Weights that stay (k). */
+  /** Number of weights that are kept (k). */
   kept: number;
+  /** Share of zeros, from 0 to 1. */
   sparsity: number;
-  /** tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ); NaN with `errors: false`, or where these sums are too large for float32 or come out negative. */
+  /**
+   * Relative error of the outputs, tr((W−Ŵ) XᵀX (W−Ŵ)ᵀ) / tr(Ŵ XᵀX Ŵᵀ). NaN with `errors: false`, and if a sum is too large for float32 or comes out
+   * negative.
+   */
   error: number;
-  /** The same with the ridge in XᵀX. */
+  /** The same with the ridge added to XᵀX. */
   errorWithRidge: number;
+  /** ADMM iterations; 0 for methods without ADMM. */
   iterations: number;
+  /** Conjugate gradient iterations of the refit. */
   refineIterations: number;
-  /** ρ and the change of the support at each look. */
+  /** ρ and the change of the support at each check. */
   trace: TracePoint[];
-  /** Whether the iteration cap ended ADMM before its support settled. */
+  /** Whether ADMM reached its iteration limit before its support settled. */
   capped: boolean;
-  /** λ₂, in units of the Gram matrix. */
+  /** λ₂, the ridge in units of the Gram matrix. */
   ridge: number;
-  /** How many times the ridge was raised because the Gram matrix could not be factorised. */
+  /** Number of times the ridge was raised tenfold because the Gram matrix could not be factorised. */
   dampingSteps: number;
   /** Milliseconds by phase. */
   time: { factorise: number; admm: number; refine: number; error: number };
@@ -98,10 +108,10 @@ export interface PruneLayerResult {
  * const { weight, mask, error } = await pruneLayer({ weight, shape: [768, 3072], gram, sparsity: 0.7 });
  * ```
  *
- * The typed arrays given must not change until the promise settles.
+ * The typed arrays must not change until the promise settles.
  *
- * @throws AlpsError `INVALID_ARGUMENT` for options or lengths that do not fit, `NOT_FINITE` for NaN or infinity in the data or in what is made of it,
- * `NOT_POSITIVE_DEFINITE` for a `gram` that is no Gram matrix, `OUT_OF_MEMORY`, `ABORTED`.
+ * @throws AlpsError `INVALID_ARGUMENT` for options or array lengths that do not fit, `NOT_FINITE` for NaN or infinity in the data or the results,
+ * `NOT_POSITIVE_DEFINITE` if `gram` is not a Gram matrix, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED`, `ABORTED`
  */
 export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
   optionsObject(given, pruneLayerNames);
@@ -162,7 +172,11 @@ function parseMoments(options: PruneLayerOptions, inputs: number): InputMoments 
   if (inputMean === undefined && inputVariance === undefined) return undefined;
   for (const [name, value] of Object.entries({ inputMean, inputVariance })) {
     if (!ArrayBuffer.isView(value) || value.length !== inputs || !value.every(Number.isFinite))
-      throw invalidArgument(name, `a Float32Array of ${inputs} finite numbers, as is the other of the two,`, value);
+      throw invalidArgument(
+        name,
+        `a Float32Array of ${inputs} finite numbers, together with the other of inputMean and inputVariance,`,
+        value,
+      );
   }
   if (inputVariance!.some((value) => value < 0))
     throw invalidArgument('inputVariance', 'numbers of at least 0', inputVariance);

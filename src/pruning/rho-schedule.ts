@@ -2,22 +2,24 @@ import { invalidArgument, optionsObject } from '../errors.js';
 import { isNm, type Pattern } from './pattern.js';
 
 /**
- * How the penalty ρ of ADMM grows.
- * - `alps`: as published; every 3 iterations the size of the support's change decides (docs/algorithm.md, "ρ")
- * - `ladder`: 28 iterations on four fixed values, for `sparsity` above 0.7 and N:M 36 on five, and more on larger ones only where the support has
- *   not settled by then; only together with the `obs` metric
- * - `short`: the same with 22 iterations on three values
- * - `fixed`: `initialRho` for all of `maxIterations`, which the paper compares its schedule with
+ * How the penalty ρ of ADMM grows (docs/algorithm.md, "ρ").
+ * - `alps`: as published; every 3 iterations, ρ changes according to how much the support has changed
+ * - `ladder`: 28 iterations with four fixed values, or 36 with five for `sparsity` above 0.7 and for N:M; more, with larger values, only if the support
+ *   has not settled by then; needs the `obs` metric
+ * - `short`: the same with 22 iterations and three values
+ * - `fixed`: `initialRho` for `maxIterations`; the paper compares its schedule with it
  */
 export type ScheduleName = 'alps' | 'ladder' | 'short' | 'fixed';
 
+/** Constants of the schedules `alps` and `fixed`; the defaults are the published ones. */
 export interface AlpsScheduleOptions {
-  /** First ρ. */
+  /** First ρ, above 0 and up to 10⁶. Default 0.1. */
   initialRho?: number;
-  /** Iterations between two checks of the support. */
+  /** Iterations between two checks of the support. Default 3. */
   checkEvery?: number;
-  /** After this many iterations a small change ends the run. */
+  /** After this many iterations, a small change of the support ends the run. Default 30. */
   settleAfter?: number;
+  /** Most iterations. Default 300. */
   maxIterations?: number;
 }
 

@@ -1,15 +1,15 @@
 import type { Device } from '../device/device.js';
 import type { Tensor } from '../device/tensor.js';
 
-/** One look at the support. */
+/** One check of the support during ADMM. */
 export interface TracePoint {
   /** ADMM iterations done. */
   iteration: number;
-  /** ρ of these iterations. */
+  /** ρ of the iterations since the last check. */
   rho: number;
-  /** Entries of the support that differ from the last look, all layers of the group together. */
+  /** Number of entries of the support that differ from the last check, over all layers that are solved together. */
   changed: number;
-  /** With `traceErrors`: the relative error (with ridge) of stopping here, before a refit, all layers together. */
+  /** With `traceErrors`: relative error (with ridge) of stopping here, before a refit, over all these layers. */
   error?: number;
 }
 

@@ -8,7 +8,13 @@ import { costSection, errorSections, perplexitySections, taskSections } from './
 import { csv } from './csv.js';
 import { type Page, renderPage } from './page.js';
 
-/** Writes report.json, report.csv, layers.csv and report.html into a folder. */
+/**
+ * Writes report.json, report.csv, layers.csv and report.html into a folder, which is created if needed; existing reports are replaced.
+ *
+ * @param folder may be the `out` of {@link compare}
+ * @param command shown in the report as the command that made it, such as an `alps compare` command line; it is not run
+ * @throws AlpsError `FILE_SYSTEM` if a file cannot be written
+ */
 export async function writeComparison(comparison: Comparison, folder: string, command: string): Promise<void> {
   const files = {
     'report.json': `${JSON.stringify({ ...comparison, command }, null, 1)}\n`,

@@ -6,7 +6,14 @@ import { costSection, errorSections, perplexitySections, taskSections } from './
 import { csv } from './csv.js';
 import { type Page, renderPage, type Section } from './page.js';
 
-/** Writes report.json, report.csv, layers.csv, support.csv, refit.csv and report.html into a folder. */
+/**
+ * Writes report.json, report.csv, layers.csv, support.csv, refit.csv and report.html into a folder, which is created if needed; existing reports
+ * are replaced.
+ *
+ * @param folder may be the `out` of {@link reproducePaper}
+ * @param command shown in the report as the command that made it, such as an `alps paper` command line; it is not run
+ * @throws AlpsError `FILE_SYSTEM` if a file cannot be written
+ */
 export async function writePaperReport(report: PaperReport, folder: string, command: string): Promise<void> {
   await writeReports(folder, {
     'report.json': `${JSON.stringify({ ...report, command }, null, 1)}\n`,
