@@ -8,7 +8,6 @@ import { Activations, type Windows } from './model/block-run.js';
 import type { DecoderModel, F32 } from './model/decoder.js';
 import type { DenseTarget } from './pruning/dense-target.js';
 import { MomentCollector, SquareCollector } from './pruning/input-moments.js';
-import { diagonalOf } from './pruning/layer-problem.js';
 
 /** What one device of a team has: the decoder, and its share of the calibration windows on the way through it. */
 export interface Member {
@@ -134,8 +133,7 @@ export async function groupInputs(team: Team, members: readonly Member[], wanted
     const objectives = await objectivesOf(members, dense, { errors, grams, solvers, target: wanted.target, scope });
     const total = tokens.reduce((all, count) => all + count, 0);
     const [first, ...others] = collectors;
-    const diagonal = first && (await diagonalOf(members[solvers[0]!]!.model.stream, grams[solvers[0]!]!));
-    const found = first && (await first.finish(diagonal!, others));
+    const found = first && (await first.finish(inputs, others));
     return solvers.map((place) => {
       const own = new Scope();
       const gram = own.hold(grams[place]!);
@@ -220,7 +218,7 @@ async function diagonalInputs(
   const tokens = members.reduce((sum, { activations }, i) => sum + activations!.tokensOf(blocks[i]!, stage, group), 0);
   const found = moments
     ? await first!.sums.finish(
-        diagonal,
+        inputs,
         others.map(({ sums }) => sums),
       )
     : undefined;

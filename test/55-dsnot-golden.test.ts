@@ -52,3 +52,30 @@ test.each(cases)('$name at $title from $initial: within 0.5 % of the published c
   expect(Math.abs(result.error / errorStopping - 1)).toBeLessThan(0.005);
   expect(result.error).toBeLessThan(error * 1.005);
 });
+
+test('moments from inputs with a large mean are those of float64', async () => {
+  const [m, n, tokens] = [48, 256, 512];
+  let state = 3;
+  const random = () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return state / 2 ** 32;
+  };
+  const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+  const activations = Float32Array.from({ length: tokens * n }, (_, i) => normal() + (i % 2 ? 300 : -300));
+  const weight = Float32Array.from({ length: m * n }, () => normal() / 16);
+  const inputMean = new Float32Array(n);
+  const inputVariance = new Float32Array(n);
+  for (let j = 0; j < n; j++) {
+    let [sum, squares] = [0, 0];
+    for (let t = 0; t < tokens; t++) sum += activations[t * n + j]!;
+    for (let t = 0; t < tokens; t++) squares += (activations[t * n + j]! - sum / tokens) ** 2;
+    inputMean[j] = sum / tokens;
+    inputVariance[j] = squares / tokens;
+  }
+  const asked = { weight, shape: [m, n] as const, sparsity: 0.7, method: 'dsnot' as const, windowLength: tokens };
+  for (const errors of [true, false]) {
+    const given = await pruneLayer({ ...asked, errors, activations, inputMean, inputVariance });
+    const own = await pruneLayer({ ...asked, errors, activations });
+    expect(own.mask).toEqual(given.mask);
+  }
+});

@@ -61,6 +61,8 @@ export class MomentCollector {
   readonly #stream: Stream;
   readonly #windowLength: number;
   readonly #sums: { tokens: number; sum: Tensor<'float64'> }[] = [];
+  /** Of the squares, in float64: the diagonal of a Gram matrix in float32 has no digits left for inputs whose mean is large. */
+  #squares: Tensor<'float64'> | undefined;
 
   constructor(stream: Stream, windowLength: number) {
     this.#stream = stream;
@@ -70,6 +72,8 @@ export class MomentCollector {
   /** @param x [tokens, n]; cut into windows, the last of which may be shorter */
   add(x: Tensor<'float32' | 'bfloat16'>): void {
     const [tokens = 0, n = 0] = x.shape;
+    this.#squares ??= this.#stream.device.tensor('float64', [n], 'sums of squared inputs');
+    this.#stream.columnSums(x, this.#squares, { squares: true });
     for (let start = 0; start < tokens; start += this.#windowLength) {
       const end = Math.min(tokens, start + this.#windowLength);
       const sum = this.#stream.device.tensor('float64', [n], 'sums of inputs');
@@ -80,24 +84,28 @@ export class MomentCollector {
   }
 
   /**
-   * @param diagonal of XᵀX
+   * @param n inputs
    * @param others what was collected of further windows, on other devices
    */
-  async finish(diagonal: ArrayLike<number>, others: readonly MomentCollector[] = []): Promise<InputMoments> {
-    const mean = new Float64Array(diagonal.length);
-    const variance = Float64Array.from(diagonal);
+  async finish(n: number, others: readonly MomentCollector[] = []): Promise<InputMoments> {
+    const mean = new Float64Array(n);
+    const variance = new Float64Array(n);
     let total = 0;
+    for (const collector of [this, ...others]) {
+      const squares = collector.#squares && (await collector.#stream.read(collector.#squares));
+      for (let j = 0; squares && j < n; j++) variance[j]! += squares[j]!;
+    }
     for (const collector of [this, ...others]) {
       for (const { tokens, sum } of collector.#sums) {
         const values = await collector.#stream.read(sum);
         total += tokens;
-        for (let j = 0; j < values.length; j++) {
+        for (let j = 0; j < n; j++) {
           mean[j]! += values[j]!;
           variance[j]! -= values[j]! ** 2 / tokens;
         }
       }
     }
-    for (let j = 0; j < mean.length; j++) {
+    for (let j = 0; j < n; j++) {
       mean[j]! /= total;
       variance[j] = Math.max(variance[j]! / total, 0);
     }
@@ -106,6 +114,8 @@ export class MomentCollector {
 
   dispose(): void {
     for (const { sum } of this.#sums.splice(0)) sum.dispose();
+    this.#squares?.dispose();
+    this.#squares = undefined;
   }
   [Symbol.dispose](): void {
     this.dispose();

@@ -2,7 +2,7 @@ import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
 import { invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
-import { diagonalOf, type LayerGroup } from './layer-problem.js';
+import type { LayerGroup } from './layer-problem.js';
 import {
   needsGram,
   ofLayer,
@@ -147,7 +147,7 @@ export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerRe
     if (parsed.method === 'dsnot') {
       using collector = new MomentCollector(stream, options.windowLength ?? Math.min(tokens, usualWindow));
       collector.add(x);
-      moments = await collector.finish(diagonal ?? (await diagonalOf(stream, gramTensor!)));
+      moments = await collector.finish(inputs);
     }
   }
   const weightTensor = scope.hold(stream.upload('float32', [outputs, inputs], weight, `the weights of ${name}`));
