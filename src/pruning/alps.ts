@@ -13,6 +13,8 @@ import {
   hasSettled,
   isLadder,
   type Ladder,
+  type Rung,
+  restartedRungs,
   rungsOf,
   type ScheduleName,
 } from './rho-schedule.js';
@@ -97,7 +99,18 @@ async function obsScale(problem: LayerProblem, exponent: number): Promise<Float3
   // Something to do while the host is at it.
   const scaled = async () => problem.base;
   const [values] = await together([stream.read(diagonal), scaled()]);
-  return values.map((d) => d ** (-exponent / 2));
+  const most = mostOfMedian * medianOf(values);
+  return values.map((d) => Math.min(d, most) ** (-exponent / 2));
+}
+
+/**
+ * Of inputs that nearly copy one another each costs next to nothing to lose while the others are there, and all of them would go. So what others
+ * make up for counts up to this many times what it is for the median input (measured: docs/algorithm.md, "The OBS metric").
+ */
+const mostOfMedian = 8;
+
+function medianOf(values: Float32Array): number {
+  return values.slice().sort()[values.length >> 1]!;
 }
 
 /** The iteration itself, and the operator K = ρ (H' + ρI)⁻¹ for the current ρ. */
@@ -325,22 +338,40 @@ function runOf(admm: Admm, capped: boolean): Run {
 
 async function runLadder(admm: Admm, schedule: Ladder, pattern: Pattern): Promise<Run> {
   const kept = admm.keptTotal;
-  const left = [...rungsOf(schedule, pattern)];
-  let settled = false;
+  const rungs = rungsOf(schedule, pattern);
   admm.start();
   admm.markSupport();
-  for (let rung = left.shift(); rung; rung = left.shift()) {
-    const [rho, count] = rung;
-    admm.setRho(rho, left[0]?.[0]);
-    await admm.iterate(count);
-    const look = await admm.look();
-    if (left.length > 0) continue;
-    await admm.settle();
-    settled = hasSettled(schedule, look.changed, kept);
-    const next = settled ? undefined : furtherRung(rho);
-    if (next) left.push(next);
+  let { looks, rho } = await climb(admm, rungs);
+  const restarted = restartedRungs(rungs, looks, kept);
+  if (restarted) {
+    admm.setRho(restarted[0]![0]);
+    admm.start();
+    ({ looks, rho } = await climb(admm, restarted));
   }
-  return runOf(admm, !settled);
+  // Values of ρ that small need not settle the support of `short`.
+  const limits = restarted ? 'ladder' : schedule;
+  let changed = looks.at(-1)!;
+  while (!hasSettled(limits, changed, kept)) {
+    const next = furtherRung(rho);
+    if (!next) return runOf(admm, true);
+    ({ looks, rho } = await climb(admm, [next]));
+    changed = looks.at(-1)!;
+  }
+  return runOf(admm, false);
+}
+
+/** Iterates at each value of ρ in turn. Gives how many entries of the support changed at each, and the last value. */
+async function climb(admm: Admm, rungs: readonly Rung[]): Promise<{ looks: number[]; rho: number }> {
+  const looks: TracePoint[] = [];
+  let rho = Number.NaN;
+  for (const [i, rung] of rungs.entries()) {
+    rho = rung[0];
+    admm.setRho(rho, rungs[i + 1]?.[0]);
+    await admm.iterate(rung[1]);
+    looks.push(await admm.look());
+  }
+  await admm.settle();
+  return { looks: looks.map(({ changed }) => changed), rho };
 }
 
 async function runFixed(admm: Admm, options: ParsedPruningOptions): Promise<Run> {

@@ -31,7 +31,7 @@ export const alpsDefaults: Required<AlpsScheduleOptions> = {
   maxIterations: 300,
 };
 
-type Rung = readonly [rho: number, iterations: number];
+export type Rung = readonly [rho: number, iterations: number];
 
 const ladders = {
   ladder: [
@@ -85,6 +85,22 @@ export function hasSettled(schedule: Ladder, changed: number, kept: number): boo
 export function furtherRung(rho: number): Rung | undefined {
   const next = 1.5 * rho;
   return next <= maxRho ? [next, 4] : undefined;
+}
+
+/** Share of the support below which the second look of a ladder finds it frozen: ρ was too large from the start. */
+const frozenShare = 0.005;
+/** What the published schedule divides ρ by in that case. */
+const restartDivisor = 5;
+
+/**
+ * The values of ρ that a ladder starts again with where its support was frozen at its second value; undefined where it was not.
+ *
+ * @param looks entries of the support that changed at each value of ρ
+ * @param kept k, the entries of the support
+ */
+export function restartedRungs(rungs: readonly Rung[], looks: readonly number[], kept: number): Rung[] | undefined {
+  if (!(looks[1]! <= frozenShare * kept)) return undefined;
+  return rungs.map(([rho, iterations]) => [rho / restartDivisor, iterations]);
 }
 
 /** Below this ρ the penalised system is the unpenalised one in float32; the published rule would divide by 5 for ever. */
