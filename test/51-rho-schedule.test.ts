@@ -5,6 +5,7 @@ import {
   furtherRung,
   hasSettled,
   parseAlpsSchedule,
+  restartedRungs,
   rungsOf,
 } from '../src/pruning/rho-schedule.js';
 
@@ -62,6 +63,14 @@ describe('the published schedule of rho', () => {
     }
     expect(furtherRung(2)).toEqual([3, 4]);
     expect(furtherRung(9e5)).toBeUndefined();
+  });
+
+  test('a ladder whose second look finds the support frozen starts again with smaller values', () => {
+    const rungs = rungsOf('short', { sparsity: 0.5 });
+    expect(restartedRungs(rungs, [100, 6, 0], 1000)).toBeUndefined();
+    const restarted = restartedRungs(rungs, [100, 5, 0], 1000)!;
+    expect(restarted.map(([rho]) => rho)).toEqual([0.8 / 5, 1.2 / 5, 2 / 5]);
+    expect(restarted.map(([, iterations]) => iterations)).toEqual([8, 8, 6]);
   });
 
   test('constants are checked', () => {
