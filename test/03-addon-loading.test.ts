@@ -1,8 +1,9 @@
 import { spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { addonFile } from '../src/device/addon.js';
 import { explainLoadFailure, thisMachine } from '../src/device/load-failure.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -87,5 +88,48 @@ describe('an addon that cannot be loaded', () => {
 
   test('the machine is named with its C library', () => {
     if (process.platform === 'linux') expect(thisMachine().libc).toMatch(/^(glibc \d+\.\d+|musl)$/);
+  });
+});
+
+/** DT_FLAGS_1 of a 64-bit little-endian ELF file; 0 where it has none. */
+function elfFlags(path: string): number {
+  const file = readFileSync(path);
+  expect(file.subarray(0, 6).toString('latin1')).toBe('\x7fELF\x02\x01');
+  const at = (offset: number) => Number(file.readBigUInt64LE(offset));
+  const [headers, size, count] = [at(32), file.readUInt16LE(54), file.readUInt16LE(56)];
+  const dynamic = Array.from({ length: count }, (_, i) => headers + i * size).find((h) => file.readUInt32LE(h) === 2)!;
+  const [from, to] = [at(dynamic + 8), at(dynamic + 8) + at(dynamic + 32)];
+  for (let entry = from; entry < to; entry += 16) if (at(entry) === 0x6ffffffb) return at(entry + 8);
+  return 0;
+}
+
+// Elsewhere than on Linux there is neither this flag nor /proc.
+(process.platform === 'linux' ? describe : describe.skip)('an addon that only workers load', () => {
+  test('is one that the system keeps in the process', () => {
+    const nodelete = 8;
+    expect(elfFlags(addonFile()) & nodelete).toBe(nodelete);
+  });
+
+  test('is there for the next worker, with the devices of the last', () => {
+    const work = `import('${join(root, 'lib', 'index.js')}').then(({ Device }) => {
+      for (let i = 1; i <= 10; i++) Device.open('cpu', { threads: 2, memoryLimit: 1e9 + i });
+      process.exit();
+    })`;
+    const script = `const { Worker } = require('node:worker_threads');
+      const { readdirSync } = require('node:fs');
+      const threads = [];
+      const next = () => {
+        if (threads.length === 6) return console.log(JSON.stringify(threads));
+        new Worker(${JSON.stringify(work)}, { eval: true }).on('exit', () => {
+          threads.push(readdirSync('/proc/self/task').length);
+          next();
+        });
+      };
+      next();`;
+    const { status, signal, stdout } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' });
+    expect({ status, signal }).toEqual({ status: 0, signal: null });
+    const threads = JSON.parse(stdout) as number[];
+    // Two threads of each of the four devices that stay open; they were as many more with each worker.
+    expect(threads.at(-1)).toBeLessThan(threads[0]! + 8);
   });
 });

@@ -25,6 +25,7 @@ endforeach()
 target_include_directories(alps_cuda_host PRIVATE native)
 target_compile_definitions(alps_cuda_host PRIVATE ALPS_CUDA_ON_HOST)
 target_compile_options(alps_cuda_host PRIVATE -Wall -Wextra -Werror -Wno-unknown-pragmas -O2)
+stays_loaded(alps_cuda_host)
 
 # ---- On GPUs. ---------------------------------------------------------------------------------------------------------
 # nvcc is called file by file instead of through CMake's CUDA language: a toolkit that lacks a part or is too old then
@@ -113,3 +114,4 @@ target_link_libraries(alps_cuda PRIVATE ${ALPS_cudart_static} ${ALPS_cublas} ${A
 # The addon opens cuBLAS before this library (native/core/cuda_library.cc), so no folder of this machine is written into it.
 set_target_properties(alps_cuda PROPERTIES SKIP_BUILD_RPATH TRUE)
 target_link_options(alps_cuda PRIVATE -Wl,--no-undefined)
+stays_loaded(alps_cuda)

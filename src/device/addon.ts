@@ -269,7 +269,8 @@ function checkListing(folder: string): void {
 
 /**
  * Ends the devices' threads when the process ends, however it does: left alone, one could still use a library that the exiting process
- * has already taken down. Workers do not need it: their streams are closed with them.
+ * has already taken down. Workers do not need it: their streams are closed with them, and the devices' threads, idle then, keep the addon
+ * in the process (CMakeLists.txt).
  */
 function stopAtExit(native: Addon): void {
   if (isMainThread && native.claimExit()) process.on('exit', () => native.stopDevices());
