@@ -9,14 +9,24 @@ interface Waiting {
 const waiting = new WeakMap<AbortSignal, Waiting>();
 
 /**
+ * Refuses what is neither an AbortSignal nor undefined.
+ * @throws AlpsError `INVALID_ARGUMENT`
+ */
+export function optionalSignal(signal: AbortSignal | undefined): void {
+  if (signal === undefined) return;
+  if (typeof signal?.addEventListener !== 'function' || typeof signal.aborted !== 'boolean')
+    throw invalidArgument('signal', 'an AbortSignal', signal);
+}
+
+/**
  * Calls back when the signal fires. All callers share one listener: Node warns of a leak when a signal has more than ten, and a server may
  * well give one signal to hundreds of jobs.
  * @returns takes the callback back; may be called more than once
  * @throws AlpsError `INVALID_ARGUMENT` for what is no AbortSignal
  */
 export function onAbort(signal: AbortSignal | undefined, callback: () => void): () => void {
+  optionalSignal(signal);
   if (signal === undefined) return () => undefined;
-  if (typeof signal?.addEventListener !== 'function') throw invalidArgument('signal', 'an AbortSignal', signal);
   const { callbacks, listener } = waiting.get(signal) ?? listenTo(signal);
   callbacks.add(callback);
   return () => {

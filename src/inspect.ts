@@ -57,7 +57,7 @@ export async function inspectModel(
     for (const { name, dtype, shape, byteLength } of checkpoint.tensors.values()) {
       throwIfAborted(options.signal);
       const size = shape.reduce((product, d) => product * d, 1);
-      const nonZero = await nonZeroFlags(await checkpoint.read(name, options), dtype);
+      const nonZero = await nonZeroFlags(await checkpoint.read(name, { signal: options.signal }), dtype);
       const kept = nonZero?.reduce((sum, flag) => sum + flag, 0);
       const tensor: TensorInspection = {
         name,

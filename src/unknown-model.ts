@@ -39,7 +39,7 @@ export async function pruneByNames(
     throwIfAborted(options.signal);
     const began = performance.now();
     const stored = floatDtypes[dtype as keyof typeof floatDtypes];
-    const bytes = await checkpoint.read(name, options);
+    const bytes = await checkpoint.read(name, { signal: options.signal });
     const array = allocateArray(stored, 0).constructor as new (buffer: ArrayBuffer) => never;
     using raw = stream.upload(stored, shape, new array(bytes.buffer), name);
     using weight = stream.device.tensor('float32', shape, name);

@@ -1,4 +1,6 @@
 import { searchAllocation } from '../src/allocation/search.js';
+import { Checkpoint } from '../src/checkpoint/folder.js';
+import { SafetensorsFile } from '../src/checkpoint/safetensors.js';
 import { compare } from '../src/compare/compare.js';
 import { reproducePaper } from '../src/compare/paper.js';
 import { Device, type DeviceOptions } from '../src/device/device.js';
@@ -46,6 +48,8 @@ describe('an option that is not known is refused, whatever the call', () => {
     ['evaluateTasks', (more) => evaluateTasks(loosely(tasks, more))],
     ['generateText', (more) => generateText(loosely({ model: 'no such model' }, more))],
     ['inspectModel', (more) => inspectModel('no such model', more)],
+    ['Checkpoint.open', (more) => Checkpoint.open('no such model', more)],
+    ['SafetensorsFile.open', (more) => SafetensorsFile.open('no such file', more)],
     ['estimateLayerBytes', (more) => estimateLayerBytes(loosely(layer, more))],
     ['estimateModelBytes', (more) => estimateModelBytes(loosely<PruneOptions>(model, more), device)],
     ['Device.open', (more) => Device.open('cpu', loosely<DeviceOptions>({ threads: 1 }, more))],

@@ -3,8 +3,9 @@ import { mkdir, open, readdir, rename, symlink, truncate, utimes, writeFile } fr
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { dtypeBits, fromFloat32, isQuantizedDtype, type SafetensorsDtype, toFloat32 } from '../src/checkpoint/dtype.js';
+import { Checkpoint } from '../src/checkpoint/folder.js';
 import { type NewTensor, SafetensorsFile, writeSafetensors } from '../src/checkpoint/safetensors.js';
-import { entry, failure, randomTensor, rawFile, temporaryFolder } from './helpers/safetensors-files.js';
+import { entry, failure, modelFolder, randomTensor, rawFile, temporaryFolder } from './helpers/safetensors-files.js';
 
 const dtypes = Object.keys(dtypeBits) as SafetensorsDtype[];
 let folder: string;
@@ -13,6 +14,13 @@ beforeAll(async () => {
   folder = await temporaryFolder();
   path = join(folder, 'x.safetensors');
 });
+
+/** Node 20 has it; the types here are of an older JavaScript. */
+const resizable = (bytes: number, most: number) =>
+  new (ArrayBuffer as unknown as new (bytes: number, options: object) => ArrayBuffer & { resize(bytes: number): void })(
+    bytes,
+    { maxByteLength: most },
+  );
 
 describe('what is written is read', () => {
   const shape = fc.array(fc.nat(5), { maxLength: 4 });
@@ -114,6 +122,26 @@ describe('what is written is read', () => {
     ],
     ['no tensors', undefined as never, /Expected a list for tensors/],
     ['a tensor that is none', [null as never], /Expected an object for tensors/],
+    [
+      'a name that is no text',
+      [{ ...randomTensor('a', 'U8', [1], 1), name: undefined as never }],
+      /^Expected a string for the name of a tensor but received undefined/,
+    ],
+    [
+      'a dtype that is no text',
+      [{ ...randomTensor('a', 'U8', [1], 1), dtype: 4n as never }],
+      /^Expected a string for the dtype of tensor "a" but received 4 of type bigint/,
+    ],
+    [
+      'a shape of other numbers',
+      [{ ...randomTensor('a', 'U8', [4], 4), shape: [4n] as never }],
+      /^Expected a list of non-negative integers for the shape of tensor "a"/,
+    ],
+    [
+      'memory that may be resized',
+      [{ ...randomTensor('a', 'U8', [4], 4), bytes: new Uint8Array(resizable(4, 8)) }],
+      /^The bytes of tensor "a" are in a buffer that can be resized/,
+    ],
   ])('%s are refused when written', async (_, list, message) => {
     expect(await failure(writeSafetensors(path, list))).toEqual({
       code: 'INVALID_ARGUMENT',
@@ -121,11 +149,120 @@ describe('what is written is read', () => {
     });
   });
 
+  test('metadata that is no text is refused', async () => {
+    for (const metadata of [{ a: 1 }, { a: 1n }] as never[])
+      expect((await failure(writeSafetensors(path, [], metadata))).code).toBe('INVALID_ARGUMENT');
+  });
+
+  test('what the caller does with the list after the call changes nothing', async () => {
+    const list = [randomTensor('a', 'U8', [4], 4), randomTensor('b', 'U8', [2], 2)];
+    const expected = list.map(({ name, bytes }) => [name, [...bytes]]);
+    const writing = writeSafetensors(path, list);
+    list[0]!.shape.push(9);
+    list[0]!.bytes = new Uint8Array(3);
+    list[1] = randomTensor('b', 'U8', [1], 1);
+    list.push(randomTensor('c', 'U8', [5], 5));
+    await writing;
+    await using file = await SafetensorsFile.open(path);
+    const read = [...file.tensors.keys()].map(async (name) => [name, [...(await file.read(name))]]);
+    expect(await Promise.all(read)).toEqual(expected);
+    expect(file.tensors.get('a')!.shape).toEqual([4]);
+  });
+
+  test('bytes that are taken away meanwhile are reported, and the file of before stays', async () => {
+    const before = randomTensor('a', 'U8', [4], 4);
+    await writeSafetensors(path, [before]);
+    const list = [randomTensor('a', 'U8', [4], 4), randomTensor('b', 'U8', [2], 2)];
+    const writing = writeSafetensors(path, list);
+    const { buffer } = list[1]!.bytes;
+    structuredClone(buffer, { transfer: [buffer as ArrayBuffer] });
+    expect(await failure(writing)).toEqual({
+      code: 'INVALID_ARGUMENT',
+      message: 'The bytes of tensor "b" changed while they were written: their buffer was transferred',
+    });
+    await using file = await SafetensorsFile.open(path);
+    expect(Buffer.compare(await file.read('a'), before.bytes)).toBe(0);
+    expect((await failure(writeSafetensors(path, list))).message).toContain('The bytes of tensor "b" are not available');
+    expect(await readdir(folder)).toEqual(['x.safetensors']);
+  });
+
   test('no path is refused', async () => {
     expect(await failure(writeSafetensors(undefined as never, []))).toEqual({
       code: 'INVALID_ARGUMENT',
       message: 'Expected the path of a file for path but received undefined of type undefined',
     });
+  });
+});
+
+describe('arguments of reading', () => {
+  const refused = async (call: () => Promise<unknown>) => {
+    const { code, message } = await failure(call());
+    expect(code).toBe('INVALID_ARGUMENT');
+    return message;
+  };
+  let file: SafetensorsFile;
+  let checkpoint: Checkpoint;
+  beforeAll(async () => {
+    const model = await modelFolder();
+    file = await SafetensorsFile.open(join(model, 'model.safetensors'));
+    checkpoint = await Checkpoint.open(model);
+  });
+  afterAll(() => Promise.all([file.close(), checkpoint.close()]));
+
+  test.each<[string, unknown]>([
+    ['other arrays', new Float32Array(6)],
+    ['a view without a length', new DataView(new ArrayBuffer(24))],
+    ['a list', [1, 2, 3]],
+    ['text', 'text'],
+    ['nothing', undefined],
+    ['null', null],
+  ])('%s to read into', async (_, out) => {
+    for (const one of [file, checkpoint])
+      expect(await refused(() => one.readInto('a', out as never))).toMatch(
+        /^Expected a Uint8Array for out but received /,
+      );
+  });
+
+  test('options that are none, or not known, and a signal that is none', async () => {
+    const calls: ((options: never) => Promise<unknown>)[] = [
+      (options) => SafetensorsFile.open(file.path, options),
+      (options) => Checkpoint.open(checkpoint.folder, options),
+      ...[file, checkpoint].flatMap((one) => [
+        (options: never) => one.read('a', options),
+        (options: never) => one.readInto('a', new Uint8Array(24), options),
+      ]),
+    ];
+    for (const call of calls) {
+      expect(await refused(() => call(null as never))).toBe(
+        'Expected an object for options but received null of type null',
+      );
+      expect(await refused(() => call({ sigal: undefined, sigma: 1 } as never))).toMatch(/^Unknown option "sigma"/);
+      for (const signal of ['x', null, {}, new EventTarget()])
+        expect(await refused(() => call({ signal } as never))).toMatch(/^Expected an AbortSignal for signal/);
+      await call({ signal: new AbortController().signal } as never).then((made) =>
+        (made as SafetensorsFile | undefined)?.close?.(),
+      );
+    }
+  });
+
+  test('an array whose memory goes while it is filled', async () => {
+    const transfer = ({ buffer }: Uint8Array) => void structuredClone(buffer, { transfer: [buffer as ArrayBuffer] });
+    const text = 'Expected an array that keeps its memory for out, but its buffer was transferred or resized';
+    const given = new Uint8Array(24);
+    const reading = file.readInto('a', given);
+    transfer(given);
+    expect((await failure(reading)).message).toBe(text);
+    expect(await refused(() => file.readInto('a', given))).toBe(text);
+    const buffer = resizable(24, 48);
+    const shrunk = file.readInto('a', new Uint8Array(buffer));
+    buffer.resize(8);
+    expect((await failure(shrunk)).message).toBe(text);
+    buffer.resize(24);
+    const grown = file.readInto('a', new Uint8Array(buffer));
+    buffer.resize(48);
+    await grown;
+    const whole = await file.read('a');
+    expect(Buffer.compare(new Uint8Array(buffer), Buffer.concat([whole, new Uint8Array(24)]))).toBe(0);
   });
 });
 

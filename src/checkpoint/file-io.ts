@@ -13,12 +13,13 @@ export async function readFully(
   position: number,
   signal?: AbortSignal,
 ): Promise<void> {
+  const { length } = out; // a buffer may lose its memory meanwhile
   let done = 0;
-  while (done < out.length) {
+  while (done < length) {
     throwIfAborted(signal);
     let bytesRead: number;
     try {
-      ({ bytesRead } = await handle.read(out, done, Math.min(pieceBytes, out.length - done), position + done));
+      ({ bytesRead } = await handle.read(out, done, Math.min(pieceBytes, length - done), position + done));
     } catch (cause) {
       throw fileSystemError('read', path, cause);
     }
@@ -68,20 +69,16 @@ export async function writeFully(
   position: number,
   signal?: AbortSignal,
 ): Promise<void> {
+  const { length } = bytes; // as above
   let done = 0;
-  while (done < bytes.length) {
+  while (done < length) {
     throwIfAborted(signal);
     try {
-      const { bytesWritten } = await handle.write(
-        bytes,
-        done,
-        Math.min(pieceBytes, bytes.length - done),
-        position + done,
-      );
+      const { bytesWritten } = await handle.write(bytes, done, Math.min(pieceBytes, length - done), position + done);
       if (bytesWritten === 0) throw new Error('the system wrote nothing');
       done += bytesWritten;
     } catch (cause) {
-      throw fileSystemError(`write ${bytes.length} bytes to`, path, cause);
+      throw fileSystemError(`write ${length} bytes to`, path, cause);
     }
   }
 }

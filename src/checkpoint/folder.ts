@@ -1,5 +1,6 @@
 import { join } from 'node:path';
-import { AlpsError, describe, invalidArgument, throwIfAborted } from '../errors.js';
+import { optionalSignal } from '../abort.js';
+import { AlpsError, describe, invalidArgument, optionsObject, throwIfAborted } from '../errors.js';
 import { isQuantizedDtype } from './dtype.js';
 import type { TensorInfo } from './header.js';
 import { isObject } from './json.js';
@@ -63,12 +64,15 @@ export class Checkpoint {
   /**
    * Opens a folder and checks all headers, the index against the shards, and config.json. Close it with {@link close} or `await using`.
    *
-   * @throws AlpsError `FILE_SYSTEM`, `INVALID_CHECKPOINT`, or `UNSUPPORTED_MODEL` for pickle and GGUF files; `ABORTED`
+   * @throws AlpsError `FILE_SYSTEM`, `INVALID_CHECKPOINT`, or `UNSUPPORTED_MODEL` for pickle and GGUF files; `INVALID_ARGUMENT`,
+   * `ABORTED`
    */
   static async open(folder: string, options: { signal?: AbortSignal } = {}): Promise<Checkpoint> {
     if (typeof folder !== 'string' || folder === '' || folder.includes('\0')) {
       throw invalidArgument('folder', 'the path of a model folder', folder);
     }
+    optionsObject(options, { signal: true });
+    optionalSignal(options.signal);
     throwIfAborted(options.signal);
     const names = await listFolder(folder);
     const config = await readConfig(folder, names);

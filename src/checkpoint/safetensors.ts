@@ -1,6 +1,17 @@
 import { type FileHandle, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { AlpsError, describe, fileSystemError, invalidArgument, isCode, throwIfAborted } from '../errors.js';
+import { types } from 'node:util';
+import { optionalSignal } from '../abort.js';
+import {
+  AlpsError,
+  describe,
+  filePath,
+  fileSystemError,
+  invalidArgument,
+  isCode,
+  optionsObject,
+  throwIfAborted,
+} from '../errors.js';
 import { openToRead, readFully } from './file-io.js';
 import { maxHeaderBytes, parseHeader, type TensorInfo } from './header.js';
 
@@ -49,10 +60,12 @@ export class SafetensorsFile {
    * Opens a file and checks its header against every rule of the format. Close it with {@link close} or `await using`.
    *
    * @throws AlpsError `FILE_SYSTEM` if it cannot be opened, `INVALID_CHECKPOINT` if it breaks the format (the message names the file, the
-   * tensor and the rule), `ABORTED`
+   * tensor and the rule), `INVALID_ARGUMENT`, `ABORTED`
    */
   static async open(path: string, options: { signal?: AbortSignal } = {}): Promise<SafetensorsFile> {
-    if (typeof path !== 'string' || path === '') throw invalidArgument('path', 'the path of a file', path);
+    filePath('path', path);
+    optionsObject(options, { signal: true });
+    optionalSignal(options.signal);
     throwIfAborted(options.signal);
     const handle = await openToRead(path);
     try {
@@ -71,9 +84,10 @@ export class SafetensorsFile {
    * Reads a tensor's bytes (little-endian, row-major) into a new array.
    *
    * @throws AlpsError `INVALID_CHECKPOINT` if there is no such tensor, or the file was truncated or changed after it was opened;
-   * `OUT_OF_MEMORY`, `FILE_SYSTEM`, `ABORTED`; `DISPOSED` after {@link close}
+   * `INVALID_ARGUMENT`, `OUT_OF_MEMORY`, `FILE_SYSTEM`, `ABORTED`; `DISPOSED` after {@link close}
    */
   async read(name: string, options: { signal?: AbortSignal } = {}): Promise<Uint8Array<ArrayBuffer>> {
+    optionsObject(options, { signal: true });
     const { byteLength } = this.#find(name);
     let bytes: Uint8Array<ArrayBuffer>;
     try {
@@ -89,26 +103,34 @@ export class SafetensorsFile {
   /**
    * Fills `out` with a tensor's bytes, starting at byte `offset` (default 0) of the tensor.
    *
-   * @throws AlpsError as {@link read}, and `INVALID_ARGUMENT` if the tensor has too few bytes
+   * @throws AlpsError as {@link read}; `INVALID_ARGUMENT` also if the tensor has too few bytes, or the buffer of `out` is transferred or shrunk
+   * meanwhile
    */
   async readInto(
     name: string,
     out: Uint8Array,
     options: { offset?: number; signal?: AbortSignal } = {},
   ): Promise<void> {
-    const { byteOffset, byteLength } = this.#find(name);
+    if (!types.isUint8Array(out)) throw invalidArgument('out', 'a Uint8Array', out);
+    optionsObject(options, { offset: true, signal: true });
     const { offset = 0, signal } = options;
-    if (!Number.isSafeInteger(offset) || offset < 0 || offset + out.length > byteLength) {
-      const room = `an offset with ${out.length} bytes after it in tensor ${describe(name)} of ${byteLength} bytes`;
+    optionalSignal(signal);
+    const { byteOffset, byteLength } = this.#find(name);
+    const view = fixedView(out);
+    const { length } = view;
+    if (!Number.isSafeInteger(offset) || offset < 0 || offset + length > byteLength) {
+      const room = `an offset with ${length} bytes after it in tensor ${describe(name)} of ${byteLength} bytes`;
       throw invalidArgument('offset', room, offset);
     }
     try {
       await this.#checkUnchanged();
-      await readFully(this.#handle, this.path, out, byteOffset + offset, signal);
+      await readFully(this.#handle, this.path, view, byteOffset + offset, signal);
       await this.#checkUnchanged();
     } catch (error) {
+      if (view.length !== length) throw withoutMemory(error);
       throw this.#closed && isCode(error, 'FILE_SYSTEM') ? this.#disposed(name, error) : error;
     }
+    if (view.length !== length) throw withoutMemory();
   }
 
   /** Closes the file. A second call has no effect. */
@@ -149,6 +171,20 @@ export class SafetensorsFile {
     });
     if (named.ino !== was.inode || named.dev !== was.device) throw changed('replaced');
   }
+}
+
+/** A view of the same memory with a fixed length: a resizable buffer may grow. */
+function fixedView(out: Uint8Array): Uint8Array {
+  try {
+    return new Uint8Array(out.buffer, out.byteOffset, out.byteLength);
+  } catch (cause) {
+    throw withoutMemory(cause);
+  }
+}
+
+function withoutMemory(cause?: unknown): AlpsError {
+  const text = 'Expected an array that keeps its memory for out, but its buffer was transferred or resized';
+  return new AlpsError('INVALID_ARGUMENT', text, { cause });
 }
 
 async function fingerprintOf(handle: FileHandle, path: string): Promise<Fingerprint> {
