@@ -21,6 +21,22 @@ let server: ChildProcess;
 let address: string;
 let stderr = '';
 
+/** A server, and where it listens. */
+async function start(args: string[], onLog: (text: string) => void = () => {}): Promise<[ChildProcess, string]> {
+  const child = spawn(process.execPath, [script, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let said = '';
+  const listening = await new Promise<string>((resolve, reject) => {
+    child.stderr!.setEncoding('utf8').on('data', (data) => {
+      onLog(data);
+      said += data;
+      const found = /listening on (http:[^"]+)/.exec(said);
+      if (found) resolve(found[1]!);
+    });
+    child.on('exit', () => reject(new Error(said)));
+  });
+  return [child, listening];
+}
+
 beforeAll(async () => {
   scratch = await mkdtemp(join(tmpdir(), 'alps-server-test-'));
   const models = join(scratch, 'models');
@@ -30,16 +46,17 @@ beforeAll(async () => {
   await mkdir(join(scratch, 'secret'));
   await symlink(join(scratch, 'secret'), join(models, 'link'));
   const args = ['--port', '0', '--models', models, '--texts', model, '--device', 'cpu', '--concurrency', '1'];
-  const limits = ['--max-queued', '2', '--max-body', `${maxBody}`, '--memory-budget', `${1 << 26}`];
-  server = spawn(process.execPath, [script, ...args, ...limits], { stdio: ['ignore', 'ignore', 'pipe'] });
-  address = await new Promise((resolve, reject) => {
-    server.stderr!.setEncoding('utf8').on('data', (data) => {
-      stderr += data;
-      const found = /listening on (http:[^"]+)/.exec(stderr);
-      if (found) resolve(found[1]!);
-    });
-    server.on('exit', () => reject(new Error(stderr)));
-  });
+  const limits = [
+    '--max-queued',
+    '2',
+    '--max-body',
+    `${maxBody}`,
+    '--memory-budget',
+    `${1 << 26}`,
+    '--max-uploads',
+    '3',
+  ];
+  [server, address] = await start([...args, ...limits], (data) => (stderr += data));
 });
 afterAll(async () => {
   server.kill('SIGKILL');
@@ -271,6 +288,45 @@ test('uploads that arrive take places: no more of them than the queue has room f
   await events(posted.body.id);
 });
 
+describe('uploads that do not come', () => {
+  let own: ChildProcess;
+  let at: string;
+  beforeAll(async () => {
+    const limits = ['--concurrency', '1', '--max-queued', '4', '--stall-timeout', '1'];
+    [own, at] = await start(['--port', '0', '--device', 'cpu', ...limits]);
+  });
+  afterAll(() => own.kill('SIGKILL'));
+
+  /** The answer to a body of which ten bytes come, from an address of this machine. */
+  async function stalled(path: string, localAddress: string) {
+    const sent = request(at + path, { method: 'POST', localAddress, headers: { 'content-length': 1000 } });
+    sent.on('error', () => {}).write(new Uint8Array(10));
+    const [response] = (await once(sent, 'response')) as [IncomingMessage];
+    let text = '';
+    for await (const chunk of response) text += chunk;
+    return { status: response.statusCode, headers: response.headers, body: JSON.parse(text) as Json };
+  }
+
+  test('are given up, those of one address beyond half of the places at once; then their places are free', async () => {
+    const answers = await Promise.all(
+      [2, 2, 2, 2, 2, 3].map((host) => stalled('/layers?sparsity=0.5', `127.0.0.${host}`)),
+    );
+    const statuses = answers.map(({ status }) => status);
+    expect([...statuses.slice(0, 5).sort(), statuses[5]]).toEqual([408, 408, 408, 429, 429, 408]);
+    const message = 'Nothing of the body came for 1 s';
+    for (const { status, headers, body } of answers) {
+      if (status === 408) expect([headers.connection, body]).toEqual(['close', { code: 'STALLED', message }]);
+      else expect([headers['retry-after'], body.code]).toEqual(['5', 'TOO_MANY_UPLOADS']);
+    }
+    const posted = await fetch(`${at}/layers?sparsity=0.5`, { method: 'POST', body: await good() });
+    expect(posted.status).toBe(202);
+  });
+
+  test('the body of a model neither', async () => {
+    expect(await stalled('/models', '127.0.0.1')).toMatchObject(refused(408, 'STALLED'));
+  });
+});
+
 test('the jobs that ended last are kept, not those that began last', async () => {
   const jobs = new Jobs(join(scratch, 'jobs'), 1);
   const end = async () => {
@@ -295,13 +351,18 @@ test('the jobs that ended last are kept, not those that began last', async () =>
   expect(() => jobs.find(short.id)).toThrow('not kept');
 });
 
-test.each(['--keep', '--max-body'])('%s that is no number is refused: it would be no limit', async (option) => {
-  const child = spawn(process.execPath, [script, '--port', '0', option, '1G'], { stdio: ['ignore', 'ignore', 'pipe'] });
-  let text = '';
-  child.stderr.on('data', (data) => (text += data));
-  const [status] = await once(child, 'close');
-  expect({ status, text }).toEqual({ status: 1, text: expect.stringContaining(`for ${option} but received "1G"`) });
-});
+test.each(['--keep', '--max-body', '--max-uploads', '--stall-timeout'])(
+  '%s that is no number is refused: it would be no limit',
+  async (option) => {
+    const child = spawn(process.execPath, [script, '--port', '0', option, '1G'], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    let text = '';
+    child.stderr.on('data', (data) => (text += data));
+    const [status] = await once(child, 'close');
+    expect({ status, text }).toEqual({ status: 1, text: expect.stringContaining(`for ${option} but received "1G"`) });
+  },
+);
 
 describe('a model', () => {
   const calibration = { text: 'calibration.txt.gz', windows: 4, length: 64 };
@@ -339,6 +400,20 @@ describe('a model', () => {
       400,
       'INVALID_ARGUMENT',
       'plain name of a text',
+    ],
+    [
+      'a calibration that is a number',
+      { model: 'union-4m', sparsity: 0.5, calibration: 5 },
+      400,
+      'INVALID_ARGUMENT',
+      'calibration',
+    ],
+    [
+      'one that is a list',
+      { model: 'union-4m', sparsity: 0.5, calibration: [] },
+      400,
+      'INVALID_ARGUMENT',
+      'calibration',
     ],
     ['a wrong pattern', { model: 'union-4m', pattern: { keep: 5, of: 4 }, calibration }, 400, 'INVALID_ARGUMENT', ''],
     [

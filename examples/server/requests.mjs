@@ -8,35 +8,58 @@ import { HttpError } from './errors.mjs';
 
 const invalid = (message) => new AlpsError('INVALID_ARGUMENT', message);
 
-/** The body's bytes; too many are refused before or while they are read. The connection lives on for the answer. */
-async function* bodyOf(request, limit) {
+export const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** The next piece of a body, which must come within so many seconds. */
+async function nextOf(chunks, seconds) {
+  let timer;
+  const stalled = new Promise((_, reject) => {
+    const error = new HttpError(408, 'STALLED', `Nothing of the body came for ${seconds} s`);
+    timer = setTimeout(reject, seconds * 1000, error);
+  });
+  try {
+    return await Promise.race([chunks.next(), stalled]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/**
+ * The body's bytes; too many are refused before or while they are read, and a body of which nothing comes for so many seconds. The
+ * connection lives on for the answer.
+ */
+async function* bodyOf(request, limit, stall) {
   const text = `The body may have at most ${limit} bytes`;
   const tooLarge = () => new HttpError(413, 'TOO_LARGE', text);
   if (Number(request.headers['content-length'] ?? 0) > limit) throw tooLarge();
   let bytes = 0;
-  for await (const chunk of request.iterator({ destroyOnReturn: false })) {
-    bytes += chunk.length;
-    if (bytes > limit) throw tooLarge();
-    yield chunk;
+  const chunks = request.iterator({ destroyOnReturn: false });
+  for (let next = await nextOf(chunks, stall); !next.done; next = await nextOf(chunks, stall)) {
+    bytes += next.value.length;
+    if (bytes > limit) {
+      await chunks.return(); // the request is free for being read past
+      throw tooLarge();
+    }
+    yield next.value;
   }
 }
 
 /** The body as a file. */
-export async function bodyToFile(request, path, limit) {
-  await pipeline(bodyOf(request, limit), createWriteStream(path, { flags: 'wx' }));
+export async function bodyToFile(request, path, limit, stall) {
+  await pipeline(bodyOf(request, limit, stall), createWriteStream(path, { flags: 'wx' }));
 }
 
 /** The body as a JSON object. */
-export async function bodyToJson(request, limit) {
+export async function bodyToJson(request, limit, stall) {
   const chunks = [];
-  for await (const chunk of bodyOf(request, limit)) chunks.push(chunk);
+  for await (const chunk of bodyOf(request, limit, stall)) chunks.push(chunk);
   let value;
   try {
     value = JSON.parse(Buffer.concat(chunks).toString('utf8'));
   } catch (error) {
     throw invalid(`The body is not JSON: ${error.message}`);
   }
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('Expected a JSON object');
+  if (!isObject(value)) throw invalid('Expected a JSON object');
   return value;
 }
 

@@ -11,7 +11,7 @@ import { AlpsError, estimateLayerBytes, JobQueue, version, writeSafetensors } fr
 import { HttpError, hide, responseOf } from './errors.mjs';
 import { isEnded, Jobs } from './jobs.mjs';
 import { Metrics } from './metrics.mjs';
-import { bodyToFile, bodyToJson, openLayer, queryOptions, readLayer, underRoot } from './requests.mjs';
+import { bodyToFile, bodyToJson, isObject, openLayer, queryOptions, readLayer, underRoot } from './requests.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -23,16 +23,19 @@ const { values } = parseArgs({
     concurrency: { type: 'string', default: '2' },
     'max-queued': { type: 'string', default: '100' },
     'max-body': { type: 'string', default: `${1 << 30}` },
+    'max-uploads': { type: 'string' },
+    'stall-timeout': { type: 'string', default: '10' },
     'memory-budget': { type: 'string' },
     keep: { type: 'string', default: '100' },
   },
 });
 
 /** A limit that is no number would be none. */
-function limit(name) {
+function limit(name, least = 0, most = Number.MAX_SAFE_INTEGER) {
   const value = Number(values[name]);
-  if (values[name] !== '' && Number.isSafeInteger(value) && value >= 0) return value;
-  throw new AlpsError('INVALID_ARGUMENT', `Expected an integer for --${name} but received "${values[name]}"`);
+  if (values[name] !== '' && Number.isSafeInteger(value) && value >= least && value <= most) return value;
+  const range = least === 0 ? '' : ` of at least ${least}`;
+  throw new AlpsError('INVALID_ARGUMENT', `Expected an integer${range} for --${name} but received "${values[name]}"`);
 }
 
 const metrics = new Metrics();
@@ -50,6 +53,11 @@ const queue = new JobQueue({
   onEvent: (event) => metrics.job(event),
 });
 const [keep, maxBody] = [limit('keep'), limit('max-body')];
+// Timers take 31 bits of milliseconds.
+const stall = limit('stall-timeout', 1, 2_000_000);
+// One client that is slow, or means harm, leaves room for others.
+const halfOfPlaces = Math.ceil((queue.maxQueued + queue.concurrency) / 2);
+const maxUploads = values['max-uploads'] === undefined ? halfOfPlaces : limit('max-uploads', 1);
 const work = await mkdtemp(join(await realpath(tmpdir()), 'alps-server-'));
 for (const folder of [work, values.models, values.texts]) if (folder) hide(await realpath(folder));
 const jobs = new Jobs(work, keep);
@@ -73,8 +81,26 @@ async function take(response, kind, prepare) {
   sendJson(response, 202, Jobs.describe(job), { location: `/jobs/${job.id}` });
 }
 
-/** Layers that are not queued yet: their bodies are being read. */
+/** Layers that are not queued yet: their bodies are being read. All, and by their clients' addresses. */
 let arriving = 0;
+const arrivingFrom = new Map();
+
+/** Counts an upload until the function that it gives is called. */
+function countUpload(address) {
+  const before = arrivingFrom.get(address) ?? 0;
+  if (before >= maxUploads) {
+    const text = `${before} uploads from this address are on their way`;
+    throw new HttpError(429, 'TOO_MANY_UPLOADS', text, { 'retry-after': '5' });
+  }
+  arriving++;
+  arrivingFrom.set(address, before + 1);
+  return () => {
+    arriving--;
+    const left = arrivingFrom.get(address) - 1;
+    if (left === 0) arrivingFrom.delete(address);
+    else arrivingFrom.set(address, left);
+  };
+}
 
 /** A full queue is told before the body is read; `taken` are the places of those whose bodies still come. */
 function refuseWhenFull(taken = 0) {
@@ -90,7 +116,7 @@ async function postLayer({ request, response, url }) {
   const { layer: options, job: jobOptions } = queryOptions(url.searchParams);
   const prepare = async (job) => {
     const upload = join(job.folder, 'upload.safetensors');
-    await bodyToFile(request, upload, maxBody);
+    await bodyToFile(request, upload, maxBody, stall);
     const size = await openLayer(upload);
     const bytes = estimateLayerBytes({ ...size, ...options });
     return async (given) => {
@@ -103,17 +129,19 @@ async function postLayer({ request, response, url }) {
       return summary;
     };
   };
-  arriving++;
-  await take(response, 'layer', prepare).finally(() => arriving--);
+  const arrived = countUpload(request.socket.remoteAddress);
+  await take(response, 'layer', prepare).finally(arrived);
 }
 
 const modelOptions = ['sparsity', 'pattern', 'method', 'refit', 'schedule', 'precision', 'propagation'];
 
 async function postModel({ request, response }) {
   refuseWhenFull();
-  const { model, calibration, priority, key, ...rest } = await bodyToJson(request, maxJson);
+  const { model, calibration, priority, key, ...rest } = await bodyToJson(request, maxJson, stall);
   const unknown = Object.keys(rest).find((name) => !modelOptions.includes(name));
   if (unknown !== undefined) throw new AlpsError('INVALID_ARGUMENT', `Unknown option ${JSON.stringify(unknown)}`);
+  if (calibration !== undefined && !isObject(calibration))
+    throw new AlpsError('INVALID_ARGUMENT', `Expected an object for calibration: ${JSON.stringify(calibration)}`);
   const folder = await underRoot(values.models, model, 'model');
   const text = calibration?.text === undefined ? {} : { text: await underRoot(values.texts, calibration.text, 'text') };
   const options = { ...rest, model: folder, ...(calibration ? { calibration: { ...calibration, ...text } } : {}) };
@@ -237,8 +265,8 @@ const server = createServer((request, response) => {
     if (status === 500) logger.error({ err: error, path: request.url }, 'a request failed');
     if (response.headersSent || response.destroyed) return response.destroy();
     // What is left of a refused body is read past when it is short: a connection that is closed on a client that still sends can cost it the
-    // answer. Of a longer one nothing more is read.
-    const short = Number(request.headers['content-length'] ?? Number.POSITIVE_INFINITY) <= maxSkipped;
+    // answer. Of a longer one nothing more is read, nor of one that does not come.
+    const short = status !== 408 && Number(request.headers['content-length'] ?? Number.POSITIVE_INFINITY) <= maxSkipped;
     if (short) request.resume();
     sendJson(response, status, body, request.complete || short ? headers : { ...headers, connection: 'close' });
   });
