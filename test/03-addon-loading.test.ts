@@ -32,9 +32,28 @@ describe('an addon that cannot be loaded', () => {
   test('there is none', () => {
     const text = failure('none', {});
     expect(text).toMatch(/^ADDON_NOT_LOADED\nThe native addon could not be loaded on \w+-\w+/);
-    expect(text).toContain(`and this is ${platform}`);
     expect(text).toContain('Addons there: none in build/Release and prebuilds/*');
-    expect(text).toMatch(/What to do:\n {2}- build the addon from source: docs\/install\.md/);
+    expect(text).toContain('  - build the addon from source: docs/install.md');
+  });
+
+  test('there is none, where the package brings one along: the code was moved away from it', () => {
+    const reason =
+      'No native build was found for platform=linux arch=x64 runtime=node abi=115 uv=1 libc=glibc node=20.20.2';
+    const text = explainLoadFailure(reason, scratch, { platform: 'linux', arch: 'x64', libc: 'glibc 2.36' });
+    expect(text).toContain(
+      'Cause: the folder prebuilds/linux-x64, which this package brings along, is not beside its code\n',
+    );
+    expect(text).toMatch(/What to do:\n {2}- if the program was bundled .* mark alps-prune as external/);
+  });
+
+  test.each([
+    ['linux-x64 with musl', { platform: 'linux', arch: 'x64', libc: 'musl' }],
+    ['linux-arm64 with glibc 2.36', { platform: 'linux', arch: 'arm64', libc: 'glibc 2.36' }],
+    ['darwin-x64', { platform: 'darwin', arch: 'x64', libc: '' }],
+  ])('there is none, nor does the package bring one along for %s', (name, machine) => {
+    const text = explainLoadFailure('No native build was found for platform=...', scratch, machine);
+    expect(text).toContain(`Cause: this package brings an addon for linux-x64 with glibc, and this is ${name}\n`);
+    expect(text).toMatch(/What to do:\n {2}- build the addon from source: docs\/install\.md.*$/);
   });
 
   test('there is one for another system only', () => {

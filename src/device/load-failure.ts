@@ -26,15 +26,27 @@ function libc(): string {
 const build = 'build the addon from source: docs/install.md in this package says how (three commands)';
 
 /** What the loader says, what it means, and what to do; the first that fits is taken. */
-const causes: { said: RegExp; cause: (m: Machine, match: RegExpExecArray) => string; remedies: string[] }[] = [
+const causes: {
+  said: RegExp;
+  /** Where it is the cause; default: everywhere. */
+  when?: (m: Machine) => boolean;
+  cause: (m: Machine, match: RegExpExecArray) => string;
+  remedies: string[];
+}[] = [
+  {
+    said: /No native build was found/,
+    when: isBroughtAlong,
+    cause: () => 'the folder prebuilds/linux-x64, which this package brings along, is not beside its code',
+    remedies: [
+      'if the program was bundled (esbuild, webpack, ...): mark alps-prune as external, an addon cannot be bundled',
+      'else install the package again; when copying it, copy the whole folder prebuilds/',
+      build,
+    ],
+  },
   {
     said: /No native build was found/,
     cause: (m) => `this package brings an addon for linux-x64 with glibc, and this is ${where(m)}`,
-    remedies: [
-      build,
-      'if the program was bundled (esbuild, webpack, ...): mark alps-prune as external, an addon cannot be bundled',
-      'if this is linux-x64 with glibc: the folder prebuilds/ was lost, install the package again',
-    ],
+    remedies: [build],
   },
   {
     said: /GLIBC_[\d.]+' not found/,
@@ -85,6 +97,11 @@ const causes: { said: RegExp; cause: (m: Machine, match: RegExpExecArray) => str
   },
 ];
 
+/** Whether the published package has an addon for a machine. */
+function isBroughtAlong({ platform, arch, libc }: Machine): boolean {
+  return platform === 'linux' && arch === 'x64' && libc.startsWith('glibc');
+}
+
 function where({ platform, arch, libc }: Machine): string {
   return `${platform}-${arch}${libc && ` with ${libc}`}`;
 }
@@ -104,7 +121,7 @@ export function explainLoadFailure(reason: string, root: string, machine: Machin
   let remedies = ['install the package again', build];
   for (const known of causes) {
     const match = known.said.exec(reason);
-    if (!match) continue;
+    if (!match || known.when?.(machine) === false) continue;
     cause = known.cause(machine, match);
     remedies = known.remedies;
     break;
