@@ -182,7 +182,9 @@ describe('what is written is read', () => {
     });
     await using file = await SafetensorsFile.open(path);
     expect(Buffer.compare(await file.read('a'), before.bytes)).toBe(0);
-    expect((await failure(writeSafetensors(path, list))).message).toContain('The bytes of tensor "b" are not available');
+    expect((await failure(writeSafetensors(path, list))).message).toContain(
+      'The bytes of tensor "b" are not available',
+    );
     expect(await readdir(folder)).toEqual(['x.safetensors']);
   });
 

@@ -85,7 +85,9 @@ function viewOf(buffer: ArrayBufferLike, byteOffset: number, byteLength: number,
   try {
     return new Uint8Array(buffer, byteOffset, byteLength);
   } catch (cause) {
-    throw new AlpsError('INVALID_ARGUMENT', `The bytes of ${of} are not available: their buffer was transferred`, { cause });
+    throw new AlpsError('INVALID_ARGUMENT', `The bytes of ${of} are not available: their buffer was transferred`, {
+      cause,
+    });
   }
 }
 
