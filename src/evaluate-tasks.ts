@@ -8,7 +8,6 @@ import {
   listOfObjects,
   type Names,
   optionalFunction,
-  optionsObject,
   throwIfAborted,
 } from './errors.js';
 import { type TaskDefinition, type TaskItem, taskOf } from './evaluation/tasks/definitions.js';
@@ -18,6 +17,7 @@ import { DecoderModel, type Precision } from './model/decoder.js';
 import { loadTokenizer, type Tokenizer } from './model/tokenizer.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 import { flag, integerFrom } from './pruning/options.js';
+import { listInside, optionsInside, snapshot } from './snapshot.js';
 
 /** A zero-shot task and its data. */
 export interface TaskSource {
@@ -50,7 +50,7 @@ export const taskNames: Names<TaskSource> = { task: true, file: true };
 const evaluateTasksNames: Names<EvaluateTasksOptions> = {
   ...jobDeviceNames,
   model: true,
-  tasks: true,
+  tasks: listInside(optionsInside('tasks', taskNames)),
   limit: true,
   samples: true,
   precision: true,
@@ -96,16 +96,17 @@ export interface TaskResult {
  * @throws AlpsError with a `code`: `INVALID_ARGUMENT`, `INVALID_CHECKPOINT`, `UNSUPPORTED_MODEL`, `INVALID_TEXT` for a file that is not the
  * task's data set, `FILE_SYSTEM`, `NOT_FINITE` if the model's outputs are not finite, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED` or `ABORTED`
  */
-export async function evaluateTasks(options: EvaluateTasksOptions): Promise<TaskResult[]> {
-  optionsObject(options, evaluateTasksNames);
+export async function evaluateTasks(given: EvaluateTasksOptions): Promise<TaskResult[]> {
+  const options = snapshot(given, evaluateTasksNames);
   const { signal, samples = false } = options;
   flag('samples', samples);
   optionalFunction('onProgress', options.onProgress);
   const tasks = await readTasks(options);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
-    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
+    const device = Device.open(options.device, deviceOptions(options));
+    const { precision: asked = 'float32' } = options;
+    const precision = choosePrecision(asked, checkpoint, device);
     await using stream = device.stream({ signal });
     const model = DecoderModel.open(checkpoint, stream, precision);
     const { vocabulary, maxPositions } = model.config;

@@ -1,13 +1,14 @@
 import { loadEvaluationWindows } from './calibration/calibration.js';
 import { type PerplexityProtocol, protocols } from './calibration/protocols.js';
-import type { TextSource } from './calibration/text.js';
+import { type TextSource, textInside } from './calibration/text.js';
 import type { TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice, jobDeviceNames } from './device/device.js';
-import { type Names, optionalFunction, optionsObject } from './errors.js';
+import { type Names, optionalFunction } from './errors.js';
 import { type Perplexity, perplexity } from './evaluation/perplexity.js';
 import { DecoderModel, type Precision, readArchitecture } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
+import { snapshot } from './snapshot.js';
 
 /** Options of {@link evaluatePerplexity}. */
 export interface EvaluateOptions extends JobDevice {
@@ -37,7 +38,7 @@ export interface EvaluateOptions extends JobDevice {
 const evaluateNames: Names<EvaluateOptions> = {
   ...jobDeviceNames,
   model: true,
-  text: true,
+  text: textInside,
   field: true,
   protocol: true,
   length: true,
@@ -62,8 +63,8 @@ export interface Evaluation extends Perplexity {
  * @throws AlpsError with a `code`: `INVALID_ARGUMENT`, `INVALID_CHECKPOINT`, `UNSUPPORTED_MODEL`, `INVALID_TEXT`, `FILE_SYSTEM`, `NOT_FINITE` if
  * the model's outputs are not finite, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED` or `ABORTED`
  */
-export async function evaluatePerplexity(options: EvaluateOptions): Promise<Evaluation> {
-  optionsObject(options, evaluateNames);
+export async function evaluatePerplexity(given: EvaluateOptions): Promise<Evaluation> {
+  const options = snapshot(given, evaluateNames);
   optionalFunction('onProgress', options.onProgress);
   const began = performance.now();
   const { signal } = options;
@@ -86,8 +87,9 @@ export async function evaluateWindows(
   options: Pick<EvaluateOptions, 'device' | 'threads' | 'memoryLimit' | 'precision' | 'signal' | 'onProgress'>,
 ): Promise<Evaluation> {
   const began = performance.now();
-  const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-  const precision = choosePrecision(options.precision ?? 'float32', checkpoint, device);
+  const device = Device.open(options.device, deviceOptions(options));
+  const { precision: asked = 'float32' } = options;
+  const precision = choosePrecision(asked, checkpoint, device);
   await using stream = device.stream({ signal: options.signal });
   const model = DecoderModel.open(checkpoint, stream, precision);
   const result = await perplexity(model, windows, { onBlock: options.onProgress });

@@ -1,4 +1,5 @@
 import { type CalibrationOptions, lengthNote, loadCalibration, windowLength } from './calibration/calibration.js';
+import { textInside } from './calibration/text.js';
 import { join, mostSeed, shortened, type TokenWindows } from './calibration/windows.js';
 import { Checkpoint } from './checkpoint/folder.js';
 import { Device, type JobDevice, jobDeviceNames } from './device/device.js';
@@ -8,6 +9,7 @@ import type { DecoderConfig } from './model/config.js';
 import { DecoderModel, type Precision } from './model/decoder.js';
 import { choosePrecision, deviceOptions } from './prune.js';
 import { integerFrom, numberIn } from './pruning/options.js';
+import { listInside, optionsInside, snapshot } from './snapshot.js';
 
 /** Options of {@link generateText}. */
 export interface GenerateOptions extends JobDevice {
@@ -37,14 +39,14 @@ export interface GenerateOptions extends JobDevice {
 }
 
 type Prompts = NonNullable<GenerateOptions['prompts']>;
-const promptNames: Names<Prompts> = { text: true, tokenIds: true, field: true, maxTokens: true };
+const promptNames: Names<Prompts> = { text: textInside, tokenIds: listInside(), field: true, maxTokens: true };
 
 const generateNames: Names<GenerateOptions> = {
   ...jobDeviceNames,
   model: true,
   windows: true,
   length: true,
-  prompts: true,
+  prompts: optionsInside('prompts', promptNames),
   promptLength: true,
   seed: true,
   temperature: true,
@@ -86,8 +88,8 @@ export interface GeneratedText {
  *
  * @throws AlpsError with a `code`; `OUT_OF_MEMORY` if the device cannot hold the weights and one window
  */
-export async function generateText(options: GenerateOptions): Promise<GeneratedText> {
-  optionsObject(options, generateNames);
+export async function generateText(given: GenerateOptions): Promise<GeneratedText> {
+  const options = snapshot(given, generateNames);
   const began = performance.now();
   const { signal, windows = 16, seed = 0, temperature = 1 } = options;
   integerFrom('windows', windows, 1);
@@ -99,8 +101,8 @@ export async function generateText(options: GenerateOptions): Promise<GeneratedT
   if (options.prompts !== undefined) optionsObject(options.prompts, promptNames, 'prompts');
   throwIfAborted(signal);
   await using checkpoint = await Checkpoint.open(options.model, { signal });
-  const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-  const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
+  const device = Device.open(options.device, deviceOptions(options));
+  const precision = choosePrecision(options.precision, checkpoint, device);
   await using stream = device.stream({ signal });
   const model = DecoderModel.open(checkpoint, stream, precision);
   const length = windowLength(options.length, model.config);

@@ -1,11 +1,12 @@
 import { setImmediate } from 'node:timers/promises';
 import { dtypeBits } from './checkpoint/dtype.js';
 import { Checkpoint, quantizationOf } from './checkpoint/folder.js';
-import { AlpsError, optionsObject, throwIfAborted } from './errors.js';
+import { AlpsError, throwIfAborted } from './errors.js';
 import { readArchitecture } from './model/decoder.js';
 import { knownModelTypes } from './model/families/index.js';
 import { linearsOf, tensorOf } from './model/shapes.js';
-import { parsePattern } from './pruning/pattern.js';
+import { parsePattern, patternNames } from './pruning/pattern.js';
+import { optionsInside, snapshot } from './snapshot.js';
 
 /** One tensor of a {@link ModelInspection}. */
 export interface TensorInspection {
@@ -45,9 +46,9 @@ export interface ModelInspection {
  */
 export async function inspectModel(
   folder: string,
-  options: { pattern?: { keep: number; of: number }; signal?: AbortSignal } = {},
+  given: { pattern?: { keep: number; of: number }; signal?: AbortSignal } = {},
 ): Promise<ModelInspection> {
-  optionsObject(options, { pattern: true, signal: true });
+  const options = snapshot(given, { pattern: optionsInside('pattern', patternNames), signal: true });
   if (options.pattern !== undefined) parsePattern({ pattern: options.pattern });
   const checkpoint = await Checkpoint.open(folder, { signal: options.signal });
   try {

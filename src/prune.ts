@@ -32,7 +32,12 @@ import { knownModelTypes } from './model/families/index.js';
 import { takesLargeChunks } from './model/memory.js';
 import { version } from './package-version.js';
 import { announcerOf, logPruneFailure } from './prune-events.js';
-import { type DenseTarget, type DenseTargetOptions, parseDenseTarget } from './pruning/dense-target.js';
+import {
+  type DenseTarget,
+  type DenseTargetOptions,
+  denseTargetNames,
+  parseDenseTarget,
+} from './pruning/dense-target.js';
 import {
   flag,
   isRowwise,
@@ -44,6 +49,7 @@ import {
 } from './pruning/options.js';
 import { describePattern, keptWeights, type Pattern } from './pruning/pattern.js';
 import { withPreset } from './pruning/preset.js';
+import { listInside, optionsInside, recordInside, snapshot } from './snapshot.js';
 import { type BlockReport, type LayerReport, type Propagation, pruneBlocks } from './traversal.js';
 import { cannotRun, checkByNames, matricesByName, pruneByNames } from './unknown-model.js';
 
@@ -117,14 +123,15 @@ export interface PruneOptions extends PruningOptions {
 export const pruneNames: Names<PruneOptions> = {
   ...pruningNames,
   ...jobDeviceNames,
+  device: listInside(),
   model: true,
   out: true,
-  calibration: true,
+  calibration: optionsInside('calibration', calibrationNames),
   propagation: true,
-  denseTarget: true,
+  denseTarget: optionsInside('denseTarget', denseTargetNames),
   rowWeights: true,
   finalNorm: true,
-  allocation: true,
+  allocation: recordInside,
   precision: true,
   overwrite: true,
   resume: true,
@@ -204,16 +211,16 @@ export interface PruneReport {
  */
 export async function prune(given: PruneOptions): Promise<PruneReport> {
   const began = performance.now();
-  const asked = parsePruneOptions(given);
-  const options = withPreset(given);
+  const options = withPreset(snapshot(given, pruneNames));
+  const asked = parsePruneOptions(options);
   const { signal } = options;
   const onEvent = announcerOf(options);
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   let writer: CheckpointWriter | undefined;
   try {
-    const devices = openDevices(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, ...devices);
+    const devices = openDevices(options.device, deviceOptions(options));
+    const precision = choosePrecision(options.precision, checkpoint, ...devices);
     const parsed = onDevices(asked, devices, precision);
     await using team = new Team(devices, signal);
     const models = openModels(checkpoint, team, precision, options);
@@ -360,7 +367,8 @@ export function parsePruneOptions(given: PruneOptions): ParsedPruningOptions {
     throw invalidArgument('propagation', '"sequential" or "block"', propagation);
   }
   checkPrecision(precision);
-  for (const name of ['overwrite', 'resume', 'restart'] as const) flag(name, options[name] ?? false);
+  for (const name of ['overwrite', 'resume', 'restart'] as const)
+    if (options[name] !== undefined) flag(name, options[name]);
   if (options.restart && !options.resume) throw invalidArgument('restart', 'false without resume', true);
   optionalFunction('onEvent', options.onEvent);
   parseLogger(options.logger);
@@ -391,12 +399,12 @@ function checkPrecision(precision: unknown): void {
 
 /** The number format of the products, on all devices. */
 export function choosePrecision(
-  precision: Precision | 'auto',
+  precision: Precision | 'auto' | undefined,
   checkpoint: Checkpoint,
   ...devices: Device[]
 ): Precision {
-  checkPrecision(precision);
-  if (precision !== 'auto') return precision;
+  if (precision !== undefined) checkPrecision(precision);
+  if (precision !== undefined && precision !== 'auto') return precision;
   const stored = [...checkpoint.tensors.values()].every(({ dtype }) => dtype === 'BF16');
   return stored && devices.every((device) => device.info().bf16Products) ? 'bfloat16' : 'float32';
 }
@@ -472,7 +480,7 @@ export function parseRowWeights(given: boolean | undefined, { method }: ParsedPr
 /** Whether the last norm is refitted; that needs the dense model's run. */
 function parseFinalNorm({ finalNorm, denseTarget }: PruneOptions, parsed: ParsedPruningOptions): boolean {
   const hasTarget = parseDenseTarget(denseTarget, parsed) !== undefined;
-  const wanted = flag('finalNorm', finalNorm ?? hasTarget);
+  const wanted = flag('finalNorm', finalNorm === undefined ? hasTarget : finalNorm);
   if (wanted && !hasTarget) throw new AlpsError('INVALID_ARGUMENT', 'finalNorm needs a denseTarget');
   return wanted;
 }

@@ -1,9 +1,11 @@
 import type { CalibrationOptions } from '../calibration/calibration.js';
+import { textInside } from '../calibration/text.js';
 import { mostSeed } from '../calibration/windows.js';
 import { AlpsError, folderPath, invalidArgument, type Names, optionsObject } from '../errors.js';
 import { type PruneEvent, type PruneOptions, parsePruneOptions, pruneNames } from '../prune.js';
 import { integerFrom, numberIn, oneOf, type ParsedPruningOptions } from '../pruning/options.js';
 import type { Pattern } from '../pruning/pattern.js';
+import { listInside, optionsInside } from '../snapshot.js';
 import type { LayerSparsities } from './allocation.js';
 import type { UnitSensitivity } from './units.js';
 
@@ -48,9 +50,9 @@ export interface AllocationSearchOptions
 }
 
 const searchEvaluationNames: Names<SearchEvaluation> = {
-  text: true,
-  tokenIds: true,
-  shares: true,
+  text: textInside,
+  tokenIds: listInside(),
+  shares: listInside(),
   field: true,
   length: true,
   seed: true,
@@ -58,10 +60,10 @@ const searchEvaluationNames: Names<SearchEvaluation> = {
 };
 
 const { out: _out, allocation: _allocation, overwrite: _overwrite, resume: _resume, ...sharedNames } = pruneNames;
-const searchNames: Names<AllocationSearchOptions> = {
+export const searchNames: Names<AllocationSearchOptions> = {
   ...sharedNames,
   work: true,
-  evaluation: true,
+  evaluation: optionsInside('evaluation', searchEvaluationNames),
   objective: true,
   timeLimit: true,
 };

@@ -9,11 +9,13 @@ import { DecoderModel } from '../model/decoder.js';
 import { checkWidths, choosePrecision, deviceOptions, fingerprintOf, reportedOptions } from '../prune.js';
 import { describePattern } from '../pruning/pattern.js';
 import { withPreset } from '../pruning/preset.js';
+import { snapshot } from '../snapshot.js';
 import {
   type AllocationSearch,
   type AllocationSearchEvent,
   type AllocationSearchOptions,
   parseSearchOptions,
+  searchNames,
 } from './search-options.js';
 import { Search } from './search-run.js';
 import { SearchState } from './search-state.js';
@@ -40,8 +42,9 @@ import { loadSearchWindows } from './search-windows.js';
  * @throws AlpsError as {@link prune}; `INVALID_ARGUMENT` also if `work` holds a search of another model, text or options; `FILE_SYSTEM` also if another
  * process works in it
  */
-export async function searchAllocation(given: AllocationSearchOptions): Promise<AllocationSearch> {
+export async function searchAllocation(asked: AllocationSearchOptions): Promise<AllocationSearch> {
   const began = performance.now();
+  const given = snapshot(asked, searchNames);
   const parsed = parseSearchOptions(given);
   const options = withPreset({ ...given, onEvent: undefined, out: given.work });
   const { signal } = given;
@@ -49,8 +52,8 @@ export async function searchAllocation(given: AllocationSearchOptions): Promise<
   const announce = announcerOf(given);
   try {
     await using checkpoint = await Checkpoint.open(given.model, { signal });
-    const devices = openDevices(given.device ?? 'auto', deviceOptions(given));
-    const precision = choosePrecision(given.precision ?? 'auto', checkpoint, ...devices);
+    const devices = openDevices(given.device, deviceOptions(given));
+    const precision = choosePrecision(given.precision, checkpoint, ...devices);
     await using stream = devices[0]!.stream({ signal });
     const dense = DecoderModel.open(checkpoint, stream);
     checkWidths(checkpoint, dense, parsed.parsed.pattern);

@@ -3,9 +3,10 @@ import { AlpsError, describe, invalidArgument, type Names } from '../errors.js';
 import type { DecoderConfig } from '../model/config.js';
 import { loadTokenizer } from '../model/tokenizer.js';
 import { integerFrom } from '../pruning/options.js';
+import { listInside } from '../snapshot.js';
 import { drawPlaces, windowsAt } from './places.js';
 import { joinedBy, type PerplexityProtocol, protocolNames, protocols } from './protocols.js';
-import { joinedText, type TextOptions, type TextSource } from './text.js';
+import { joinedText, type TextOptions, type TextSource, textInside } from './text.js';
 import { readPieces } from './text-file.js';
 import {
   consecutiveWindows,
@@ -52,9 +53,9 @@ export interface CalibrationOptions {
 }
 
 export const calibrationNames: Names<CalibrationOptions> = {
-  text: true,
-  tokenIds: true,
-  shares: true,
+  text: textInside,
+  tokenIds: listInside(), // the windows themselves stay the caller's
+  shares: listInside(),
   field: true,
   windows: true,
   length: true,

@@ -1,6 +1,7 @@
 import { onAbort } from '../abort.js';
 import { isObject } from '../checkpoint/json.js';
 import { AlpsError, aborted, invalidArgument, throwIfAborted } from '../errors.js';
+import { type Copy, listInside } from '../snapshot.js';
 import { Turns } from '../turns.js';
 import { readParquet } from './parquet.js';
 import { badLine, readJsonValues, readLines, readPieces } from './text-file.js';
@@ -11,6 +12,13 @@ export type TextSource =
   | readonly string[]
   | AsyncIterable<string>
   | { documents: Iterable<string> | AsyncIterable<string> };
+
+/** Copies a {@link TextSource}: its lists, but not what is iterated over. */
+export const textInside: Copy = (text) => {
+  const list = listInside();
+  const holds = typeof text === 'object' && text !== null && !Array.isArray(text) && 'documents' in text;
+  return holds ? { documents: list(text.documents) } : list(text);
+};
 
 export interface TextOptions {
   /** The text field of JSON lines and parquet files. Default `text`. */

@@ -34,6 +34,7 @@ import { linearShape, linearsOf, titleOf } from '../model/shapes.js';
 import { version } from '../package-version.js';
 import { choosePrecision, deviceOptions } from '../prune.js';
 import { keptWeights, type Pattern, parsePattern } from '../pruning/pattern.js';
+import { snapshot } from '../snapshot.js';
 import { comparisonCalibration } from './calibration.js';
 import { CellStore } from './cell-store.js';
 import {
@@ -61,8 +62,8 @@ export async function compare(options: CompareOptions): Promise<Comparison> {
 }
 
 /** {@link compare}, also returning the calibration windows: their source may be readable only once. */
-export async function compareWith(options: CompareOptions): Promise<{ comparison: Comparison; windows: TokenWindows }> {
-  optionsObject(options, compareNames);
+export async function compareWith(given: CompareOptions): Promise<{ comparison: Comparison; windows: TokenWindows }> {
+  const options = snapshot(given, compareNames);
   const { signal, onEvent } = options;
   optionalFunction('onEvent', onEvent);
   const methods = parseMethods(options.methods);
@@ -71,20 +72,22 @@ export async function compareWith(options: CompareOptions): Promise<{ comparison
   optionsObject(options.calibration, calibrationNames, 'calibration');
   checkTexts(options);
   const { tasks: asked = [], taskLimit: limit } = options;
+  anyList('tasks', asked);
   if (asked.length !== 0) checkTasks({ tasks: asked, limit });
   distinct(
     'tasks',
     asked.map(({ task }) => task),
   );
-  if (!['sequential', 'block'].includes(options.propagation ?? 'sequential'))
-    throw invalidArgument('propagation', '"sequential" or "block"', options.propagation);
+  const { propagation = 'sequential' } = options;
+  if (!['sequential', 'block'].includes(propagation))
+    throw invalidArgument('propagation', '"sequential" or "block"', propagation);
   checkCalibration(options.calibration);
   throwIfAborted(signal);
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
     await checkApart(checkpoint.folder, resolve(options.out, 'cells'), options.out); // where pruned models are written
-    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
-    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
+    const device = Device.open(options.device, deviceOptions(options));
+    const precision = choosePrecision(options.precision, checkpoint, device);
     const architecture = readArchitecture(checkpoint);
     const { config } = architecture;
     for (const spec of linearsOf(architecture)) {
@@ -143,7 +146,7 @@ export async function compareWith(options: CompareOptions): Promise<{ comparison
       model,
       device: device.info().details,
       precision,
-      propagation: options.propagation ?? 'sequential',
+      propagation,
       calibration: calibrationReport(calibration, options.calibration),
       texts: texts.map(({ name, protocol, windows: w }) => ({
         name,

@@ -1,10 +1,12 @@
-import type { CalibrationOptions, CalibrationReport } from '../calibration/calibration.js';
+import { type CalibrationOptions, type CalibrationReport, calibrationNames } from '../calibration/calibration.js';
 import type { PerplexityProtocol } from '../calibration/protocols.js';
-import type { TextSource } from '../calibration/text.js';
+import { type TextSource, textInside } from '../calibration/text.js';
 import { type JobDevice, jobDeviceNames } from '../device/device.js';
 import type { Names } from '../errors.js';
-import type { TaskResult, TaskSource } from '../evaluate-tasks.js';
+import { type TaskResult, type TaskSource, taskNames } from '../evaluate-tasks.js';
 import type { Precision } from '../model/decoder.js';
+import { patternNames } from '../pruning/pattern.js';
+import { listInside, optionsInside, recordInside } from '../snapshot.js';
 import type { Propagation } from '../traversal.js';
 import type { MethodSpec } from './method-spec.js';
 
@@ -19,7 +21,12 @@ export interface ComparisonText {
   protocol?: PerplexityProtocol;
 }
 
-export const comparisonTextNames: Names<ComparisonText> = { name: true, text: true, field: true, protocol: true };
+export const comparisonTextNames: Names<ComparisonText> = {
+  name: true,
+  text: textInside,
+  field: true,
+  protocol: true,
+};
 
 /** Options of {@link compare}. Give at least one of `sparsities` and `patterns`. */
 export interface CompareOptions extends JobDevice {
@@ -60,22 +67,24 @@ export interface CompareOptions extends JobDevice {
   onEvent?: (event: CompareEvent) => void;
 }
 
+const fileNames: Names<NonNullable<CompareOptions['names']>> = { calibration: listInside(), texts: recordInside };
+
 export const compareNames: Names<CompareOptions> = {
   ...jobDeviceNames,
   model: true,
   out: true,
-  methods: true,
-  sparsities: true,
-  patterns: true,
-  calibration: true,
-  texts: true,
-  tasks: true,
+  methods: listInside(),
+  sparsities: listInside(),
+  patterns: listInside(optionsInside('pattern', patternNames)),
+  calibration: optionsInside('calibration', calibrationNames),
+  texts: listInside(optionsInside('texts', comparisonTextNames)),
+  tasks: listInside(optionsInside('tasks', taskNames)),
   taskLimit: true,
   length: true,
   windows: true,
   propagation: true,
   precision: true,
-  names: true,
+  names: optionsInside('names', fileNames),
   signal: true,
   onEvent: true,
 };

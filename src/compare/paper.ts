@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { Device } from '../device/device.js';
-import { anyList, invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
+import { anyList, invalidArgument, type Names, throwIfAborted } from '../errors.js';
 import { type DenseLayer, denseLayer } from '../layer-problem-of.js';
 import { DecoderModel, readArchitecture } from '../model/decoder.js';
 import type { Architecture } from '../model/families/family.js';
@@ -12,6 +12,7 @@ import { type PruningOptions, parsePruningOptions } from '../pruning/options.js'
 import { keptWeights, parsePattern } from '../pruning/pattern.js';
 import { pruneLayer } from '../pruning/prune-layer.js';
 import type { TracePoint } from '../pruning/solution.js';
+import { listInside, snapshot } from '../snapshot.js';
 import { CellStore } from './cell-store.js';
 import { compareWith } from './compare.js';
 import { type CompareOptions, type Comparison, compareNames, layout } from './comparison.js';
@@ -33,7 +34,7 @@ const paperNames: Names<PaperOptions> = {
   supportLayer: true,
   supportSparsity: true,
   refitLayer: true,
-  refitSparsities: true,
+  refitSparsities: listInside(),
 };
 
 /** How the support of one schedule changes by iteration. */
@@ -96,8 +97,8 @@ const meant = (options: PruningOptions, sparsity: number) => parsePruningOptions
  *
  * @throws AlpsError as {@link compare}, and `INVALID_ARGUMENT` for a layer that the model does not have or a sparsity that does not fit
  */
-export async function reproducePaper(options: PaperOptions): Promise<PaperReport> {
-  optionsObject(options, paperNames);
+export async function reproducePaper(given: PaperOptions): Promise<PaperReport> {
+  const options = snapshot(given, paperNames);
   const { supportLayer, supportSparsity, refitLayer, refitSparsities } = await parseFigures(options);
   const {
     supportLayer: _layer,
@@ -115,7 +116,7 @@ export async function reproducePaper(options: PaperOptions): Promise<PaperReport
   const key = { version, layout, fingerprint, precision, calibration: [calibration.hash, calibration.length] };
   const checkpoint = await Checkpoint.open(options.model, { signal });
   try {
-    const device = Device.open(options.device ?? 'auto', deviceOptions(options));
+    const device = Device.open(options.device, deviceOptions(options));
     const layerOf = async (name: string): Promise<DenseLayer> => {
       await using stream = device.stream({ signal });
       return await denseLayer(DecoderModel.open(checkpoint, stream, precision), windows, name);

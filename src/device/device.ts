@@ -94,7 +94,7 @@ export class Device {
    * native addon cannot be loaded
    */
   static open(name: DeviceName = 'auto', options: DeviceOptions = {}): Device {
-    if (name !== 'auto' && name !== 'cpu' && !/^cuda(:\d{1,3})?$/.test(name))
+    if (typeof name !== 'string' || !/^(auto|cpu|cuda(:\d{1,3})?)$/.test(name))
       throw invalidArgument('device', '"auto", "cpu", "cuda" or "cuda:N"', name);
     optionsObject(options, deviceNames);
     const { threads = 0, memoryLimit = 0, isa = '' } = options;

@@ -11,7 +11,7 @@ export type DeviceChoice = DeviceName | Device | readonly (DeviceName | Device)[
  * @param options of the devices that are given by name
  * @throws AlpsError `INVALID_ARGUMENT` for an empty list and for a device that is listed twice; see also {@link Device.open}
  */
-export function openDevices(choice: DeviceChoice, options: DeviceOptions): Device[] {
+export function openDevices(choice: DeviceChoice = 'auto', options: DeviceOptions): Device[] {
   const open = (one: DeviceName | Device) => (one instanceof Device ? one : Device.open(one, options));
   if (!Array.isArray(choice)) return [open(choice as DeviceName | Device)];
   const devices = choice.map(open);

@@ -3,7 +3,7 @@ import { Checkpoint } from '../checkpoint/folder.js';
 import { collectorBytes, makesOnDemand } from '../dense-collector.js';
 import { Device } from '../device/device.js';
 import { sizeOf } from '../device/tensor.js';
-import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
+import { AlpsError, invalidArgument, type Names } from '../errors.js';
 import { finalNormBytes } from '../final-norm.js';
 import { ownWindowsOf } from '../generation/own-windows.js';
 import { writingBytes } from '../generation/writer.js';
@@ -31,6 +31,7 @@ import {
 import { withPreset } from '../pruning/preset.js';
 import { type PruneLayerOptions, parseShape, pruneLayerNames } from '../pruning/prune-layer.js';
 import { countBytes, stepsProducts } from '../pruning/refine.js';
+import { snapshot } from '../snapshot.js';
 import { matricesByName } from '../unknown-model.js';
 
 /** Small tensors (scales, counts, sums of rows), generously. */
@@ -112,8 +113,8 @@ const layerSizeNames: Names<LayerSize & PruneLayerOptions> = { ...pruneLayerName
  *
  * @throws AlpsError `INVALID_ARGUMENT` for pruning options that pruneLayer refuses
  */
-export function estimateLayerBytes(options: LayerSize): number {
-  optionsObject(options, layerSizeNames);
+export function estimateLayerBytes(given: LayerSize): number {
+  const options = snapshot<LayerSize>(given, layerSizeNames);
   const parsed = ofLayer(parsePruningOptions(withPreset(options)), options.precision);
   const [m, n] = parseShape(options.shape);
   const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
@@ -138,13 +139,12 @@ export function estimateLayerBytes(options: LayerSize): number {
  * @throws AlpsError `INVALID_ARGUMENT`, and as {@link prune} for a folder that it refuses
  */
 export async function estimateModelBytes(given: PruneOptions, device: Device): Promise<number> {
-  optionsObject(given, pruneNames);
   if (!(device instanceof Device)) throw invalidArgument('device', 'an open device', device);
-  const options = withPreset(given);
+  const options = withPreset(snapshot(given, pruneNames));
   const asked = parsePruningOptions(options);
   const checkpoint = await Checkpoint.open(options.model, { signal: options.signal });
   try {
-    const precision = choosePrecision(options.precision ?? 'auto', checkpoint, device);
+    const precision = choosePrecision(options.precision, checkpoint, device);
     const parsed = onDevices(asked, [device], precision);
     let architecture: Architecture;
     try {

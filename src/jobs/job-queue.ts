@@ -4,7 +4,9 @@ import { Device } from '../device/device.js';
 import { AlpsError, aborted, invalidArgument, optionalFunction, optionsObject } from '../errors.js';
 import { type Logger, parseLogger } from '../logger.js';
 import { type PruneReport, parsePruneOptions, prune } from '../prune.js';
+import { flag } from '../pruning/options.js';
 import { type PruneLayerResult, parseLayer, pruneLayer } from '../pruning/prune-layer.js';
+import { snapshot } from '../snapshot.js';
 import { estimateLayerBytes, estimateModelBytes } from './estimate.js';
 import { type JobEvent, type JobInfo, jobChannel, type QueueLoad } from './events.js';
 import { logJobEvent } from './log-events.js';
@@ -12,12 +14,12 @@ import {
   integer,
   type JobOptions,
   type JobQueueOptions,
-  jobNames,
   jobQueueNames,
   type LayerOptions,
   layerNames,
   type ModelOptions,
   modelNames,
+  parseJob,
 } from './options.js';
 import { Room } from './room.js';
 import { WaitingLine } from './waiting-line.js';
@@ -105,19 +107,19 @@ export class JobQueue {
     options: LayerOptions | ((signal: AbortSignal) => Promise<LayerOptions>),
     job: JobOptions = {},
   ): Promise<PruneLayerResult> {
-    optionsObject(job, jobNames, 'job');
+    const asked = parseJob(job);
     if (typeof options === 'function') {
-      integer('bytes', job.bytes, 0);
+      integer('bytes', asked.bytes, 0);
       const start = async (signal: AbortSignal) =>
-        pruneLayer({ ...(await options(signal)), device: this.device, signal });
-      return this.#submit('layer', start, { name: 'a layer', ...job });
+        pruneLayer({ ...snapshot(await options(signal), layerNames), device: this.device, signal });
+      return this.#submit('layer', start, { name: 'a layer', ...asked });
     }
-    optionsObject(options, layerNames);
-    parseLayer(options);
-    const estimate = estimateLayerBytes(options);
-    const { name = options.name ?? 'a layer', bytes = estimate } = job;
-    const start = (signal: AbortSignal) => pruneLayer({ ...options, device: this.device, signal });
-    return this.#submit('layer', start, { ...job, name, bytes });
+    const layer = snapshot(options, layerNames);
+    parseLayer(layer);
+    const estimate = estimateLayerBytes(layer);
+    const { name = layer.name ?? 'a layer', bytes = estimate } = asked;
+    const start = (signal: AbortSignal) => pruneLayer({ ...layer, device: this.device, signal });
+    return this.#submit('layer', start, { ...asked, name, bytes });
   }
 
   /**
@@ -127,16 +129,16 @@ export class JobQueue {
    * @throws AlpsError as {@link prune} and {@link run}
    */
   async prune(options: ModelOptions, job: JobOptions = {}): Promise<PruneReport> {
-    optionsObject(options, modelNames);
-    parsePruneOptions(options);
-    optionsObject(job, jobNames, 'job');
-    const { signal, name = options.model } = job;
-    const reserved = job.bytes === undefined;
-    let { bytes } = job;
+    const run = snapshot(options, modelNames);
+    parsePruneOptions(run);
+    const asked = parseJob(job);
+    const { signal, name = run.model, onEvent } = asked;
+    const reserved = asked.bytes === undefined;
+    let { bytes } = asked;
     if (bytes === undefined) {
-      this.#reserve({ ...job, name });
+      this.#reserve({ ...asked, name });
       try {
-        bytes = await estimateModelBytes({ ...options, signal }, this.device);
+        bytes = await estimateModelBytes({ ...run, signal }, this.device);
       } catch (error) {
         this.#estimating--;
         this.#startWhatFits();
@@ -146,16 +148,16 @@ export class JobQueue {
     }
     const start = (own: AbortSignal, info: JobInfo) =>
       prune({
-        ...options,
+        ...run,
         device: this.device,
         signal: own,
         onEvent: (event) => {
-          options.onEvent?.(event);
-          this.#publish({ type: 'progress', job: info, load: this.load, event }, job.onEvent);
+          run.onEvent?.(event);
+          this.#publish({ type: 'progress', job: info, load: this.load, event }, onEvent);
         },
       });
     try {
-      return this.#submit('model', start, { ...job, name, bytes }, reserved);
+      return this.#submit('model', start, { ...asked, name, bytes }, reserved);
     } catch (error) {
       if (reserved) this.#startWhatFits(); // the place is free again
       throw error;
@@ -171,8 +173,7 @@ export class JobQueue {
    */
   async run<T>(work: (context: { device: Device; signal: AbortSignal }) => Promise<T> | T, job: JobOptions = {}) {
     if (typeof work !== 'function') throw invalidArgument('work', 'a function', work);
-    optionsObject(job, jobNames, 'job');
-    return this.#submit('task', async (signal) => work({ device: this.device, signal }), job);
+    return this.#submit('task', async (signal) => work({ device: this.device, signal }), parseJob(job));
   }
 
   /**
@@ -196,6 +197,7 @@ export class JobQueue {
   async close(options: { cancel?: boolean } = {}): Promise<void> {
     optionsObject(options, { cancel: true });
     const { cancel = false } = options;
+    flag('cancel', cancel);
     this.#closed = true;
     this.#stopped ||= cancel;
     this.#room.close(closedError());
@@ -212,7 +214,6 @@ export class JobQueue {
 
   /** Takes a place for a model before its files are opened: a full queue opens none. */
   #reserve({ name, key = '', priority = 0, signal, onEvent }: JobOptions & { name: string }): void {
-    optionalFunction('onEvent', onEvent);
     if (signal?.aborted) throw aborted(signal);
     if (this.#closed) throw closedError();
     if (!this.#room.taken() && this.#places() <= 0)
@@ -233,11 +234,7 @@ export class JobQueue {
     { priority = 0, key = '', name = 'a task', bytes = 0, signal, onEvent }: JobOptions,
     reserved = false,
   ): Promise<T> {
-    if (typeof priority !== 'number' || !Number.isFinite(priority))
-      throw invalidArgument('priority', 'a finite number', priority);
-    if (typeof key !== 'string') throw invalidArgument('key', 'a string', key);
     integer('bytes', bytes, 0);
-    optionalFunction('onEvent', onEvent);
     if (signal?.aborted) throw aborted(signal);
     if (reserved ? this.#stopped : this.#closed) throw closedError(); // what has a place already is one of its jobs
     if (bytes > this.memoryBudget) {

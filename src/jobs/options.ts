@@ -1,8 +1,10 @@
+import { optionalSignal } from '../abort.js';
 import type { Device, DeviceName } from '../device/device.js';
-import { invalidArgument, type Names } from '../errors.js';
+import { invalidArgument, type Names, optionalFunction } from '../errors.js';
 import type { Logger } from '../logger.js';
 import { type PruneOptions, pruneNames } from '../prune.js';
 import { type PruneLayerOptions, pruneLayerNames } from '../pruning/prune-layer.js';
+import { snapshot } from '../snapshot.js';
 import type { JobEvent } from './events.js';
 
 /** Options of {@link JobQueue}. */
@@ -46,7 +48,7 @@ export interface JobOptions {
   onEvent?: (event: JobEvent) => void;
 }
 
-export const jobNames: Names<JobOptions> = {
+const jobNames: Names<JobOptions> = {
   priority: true,
   key: true,
   name: true,
@@ -54,6 +56,20 @@ export const jobNames: Names<JobOptions> = {
   signal: true,
   onEvent: true,
 };
+
+/** A job's own copy of its options, checked. */
+export function parseJob(given: JobOptions): JobOptions {
+  const job = snapshot(given, jobNames, 'job');
+  const { priority = 0, key = '', name = '', bytes = 0, signal, onEvent } = job;
+  if (typeof priority !== 'number' || !Number.isFinite(priority))
+    throw invalidArgument('priority', 'a finite number', priority);
+  for (const [option, value] of Object.entries({ key, name }))
+    if (typeof value !== 'string') throw invalidArgument(option, 'a string', value);
+  integer('bytes', bytes, 0);
+  optionalSignal(signal);
+  optionalFunction('onEvent', onEvent);
+  return job;
+}
 
 /** Options that the queue sets for a job. */
 type Given = 'device' | 'signal';

@@ -29,7 +29,11 @@ export interface DenseTargetOptions {
 /** {@link DenseTargetOptions} with their defaults. */
 export type DenseTarget = Required<DenseTargetOptions>;
 
-const denseTargetNames: Names<DenseTargetOptions> = { strength: true, residualStrength: true, errorWeight: true };
+export const denseTargetNames: Names<DenseTargetOptions> = {
+  strength: true,
+  residualStrength: true,
+  errorWeight: true,
+};
 
 /** What a group of layers sees of the dense model, summed over the tokens. */
 export interface DenseInputs {

@@ -1,8 +1,15 @@
 import type { Device } from '../device/device.js';
 import { AlpsError, invalidArgument, type Names, optionsObject } from '../errors.js';
-import { isNm, type Pattern, parsePattern } from './pattern.js';
+import { optionsInside } from '../snapshot.js';
+import { isNm, type Pattern, parsePattern, patternNames } from './pattern.js';
 import type { Preset } from './preset.js';
-import { type AlpsScheduleOptions, isLadder, parseAlpsSchedule, type ScheduleName } from './rho-schedule.js';
+import {
+  type AlpsScheduleOptions,
+  alpsDefaults,
+  isLadder,
+  parseAlpsSchedule,
+  type ScheduleName,
+} from './rho-schedule.js';
 
 /**
  * What weights are ranked by when ADMM chooses the support. `diagonal`: their size times the input's norm, as published. `obs`: the error that
@@ -116,7 +123,7 @@ const dsnotNames: Names<DsnotOptions> = {
 export const pruningNames: Names<PruningOptions> = {
   preset: true,
   sparsity: true,
-  pattern: true,
+  pattern: optionsInside('pattern', patternNames),
   method: true,
   refit: true,
   comparisonGroup: true,
@@ -128,11 +135,11 @@ export const pruningNames: Names<PruningOptions> = {
   ridge: true,
   refineIterations: true,
   refineTolerance: true,
-  alpsSchedule: true,
+  alpsSchedule: optionsInside('alpsSchedule', alpsDefaults),
   traceEvery: true,
   traceErrors: true,
   blockSize: true,
-  dsnot: true,
+  dsnot: optionsInside('dsnot', dsnotNames),
   errors: true,
 };
 
@@ -201,7 +208,8 @@ export function flag(name: string, value: unknown): boolean {
 /** Reads {@link PruningOptions}. */
 export function parsePruningOptions(options: PruningOptions): ParsedPruningOptions {
   // Defaults.
-  const method = options.method === 'mp' ? 'magnitude' : (options.method ?? 'alps');
+  const { method: named = 'alps' } = options;
+  const method = named === 'mp' ? 'magnitude' : named;
   const {
     refit = method === 'alps' ? 'pcg' : 'none',
     comparisonGroup = method === 'wanda' || method === 'dsnot' ? 'row' : 'layer',

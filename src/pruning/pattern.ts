@@ -9,7 +9,7 @@ export type Pattern = { sparsity: number } | { keep: number; of: number };
 
 export type NmPattern = { keep: number; of: number };
 
-const patternNames: Names<NmPattern> = { keep: true, of: true };
+export const patternNames: Names<NmPattern> = { keep: true, of: true };
 
 /** Whether a pattern is N:M. */
 export function isNm(pattern: Pattern): pattern is NmPattern {

@@ -1,6 +1,7 @@
 import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
-import { invalidArgument, type Names, optionsObject, throwIfAborted } from '../errors.js';
+import { invalidArgument, type Names, throwIfAborted } from '../errors.js';
+import { listInside, snapshot } from '../snapshot.js';
 import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
 import type { LayerGroup } from './layer-problem.js';
 import {
@@ -56,7 +57,7 @@ export interface PruneLayerOptions extends PruningOptions {
 export const pruneLayerNames: Names<PruneLayerOptions> = {
   ...pruningNames,
   weight: true,
-  shape: true,
+  shape: listInside(),
   gram: true,
   activations: true,
   inputMean: true,
@@ -114,8 +115,7 @@ export interface PruneLayerResult {
  * `NOT_POSITIVE_DEFINITE` if `gram` is not a Gram matrix, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED`, `ABORTED`
  */
 export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
-  optionsObject(given, pruneLayerNames);
-  const options = withPreset(given);
+  const options = withPreset(snapshot(given, pruneLayerNames));
   const parsed = ofLayer(parsePruningOptions(options), options.precision);
   const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);
   const givenMoments = parseMoments(options, inputs);
