@@ -1,4 +1,4 @@
-import { getSystemErrorMap } from 'node:util';
+import { getSystemErrorMap, types } from 'node:util';
 
 /**
  * What went wrong, as a stable string.
@@ -87,6 +87,9 @@ export type Names<T> = { readonly [K in keyof T]-?: unknown };
  */
 export function optionsObject(value: unknown, known: Names<object>, name = 'options'): void {
   if (typeof value !== 'object' || value === null) throw invalidArgument(name, 'an object', value);
+  const kind = kindOf(value);
+  if (isBuiltIn(value) || (kind !== 'Object' && !Object.keys(known).some((key) => key in value)))
+    throw invalidArgument(name, `an object with options, no ${kind},`, value);
   const isUnknown = (key: string) =>
     !Object.hasOwn(known, key) && (value as Record<string, unknown>)[key] !== undefined;
   const unknown = Object.keys(value).find(isUnknown);
@@ -94,6 +97,18 @@ export function optionsObject(value: unknown, known: Names<object>, name = 'opti
   const all = Object.keys(known).sort().join(', ');
   const where = name === 'options' ? '' : ` of ${name}`;
   throw new AlpsError('INVALID_ARGUMENT', `Unknown option ${describe(unknown)}${where}; the options are ${all}`);
+}
+
+/** Such as Object, also for instances of most classes, Date or Map. */
+function kindOf(value: object): string {
+  return Object.prototype.toString.call(value).slice('[object '.length, -1);
+}
+
+/** Whether a value has properties of its own that are called as options are, but mean something else. */
+function isBuiltIn(value: object): boolean {
+  return (
+    Array.isArray(value) || ArrayBuffer.isView(value) || types.isNativeError(value) || types.isBoxedPrimitive(value)
+  );
 }
 
 /** Refuses what is no list. */

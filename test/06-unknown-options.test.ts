@@ -96,3 +96,20 @@ describe('an option that is not known is refused, whatever the call', () => {
     expect((await pruneLayer({ ...layer, schedule: 'alps', metric: 'diagonal', alpsSchedule })).kept).toBe(48);
   });
 });
+
+test.each<[string, object]>([
+  ['overwrite', model],
+  ['resume', model],
+  ['restart', model],
+  ['finalNorm', model],
+  ['method', model],
+  ['propagation', comparison],
+  ['tasks', comparison],
+])('null is no %s', async (name, options) => {
+  const given = loosely(options, { [name]: null });
+  const call = options === model ? prune(given as PruneOptions) : compare(given as typeof comparison);
+  await expect(call).rejects.toMatchObject({
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringContaining(`for ${name} but received null`),
+  });
+});
