@@ -1,3 +1,4 @@
+import { JobQueue } from '../src/jobs/job-queue.js';
 import { type PruneLayerOptions, pruneLayer } from '../src/pruning/prune-layer.js';
 import { syntheticLayer } from './helpers/layers.js';
 import { normal } from './helpers/numbers.js';
@@ -13,8 +14,18 @@ function changed(source: Float32Array, index: number, value: number): Float32Arr
   return copy;
 }
 
+/** On memory of another kind. */
+const on = (buffer: ArrayBufferLike) => {
+  const floats = new Float32Array(buffer);
+  floats.set(weight);
+  return floats;
+};
+const { byteLength } = weight;
+const shrinking: ArrayBuffer = Reflect.construct(ArrayBuffer, [byteLength, { maxByteLength: 2 * byteLength }]);
+const fixed = 'Expected a Float32Array on an ArrayBuffer of its own and of fixed length for weight';
+
 describe('bad options are refused in words', () => {
-  test.each<[string, Record<string, unknown>, string]>([
+  const cases: [string, Record<string, unknown>, string][] = [
     [
       'no Gram matrix',
       { gram: undefined },
@@ -100,7 +111,50 @@ describe('bad options are refused in words', () => {
       { device: 'tpu' },
       'Expected "auto", "cpu", "cuda" or "cuda:N" for device but received "tpu" of type string',
     ],
-  ])('%s', async (_name, change, message) => {
+    ['a window of no tokens', { windowLength: 0 }, 'Expected an integer of at least 1 for windowLength'],
+    [
+      'too few means',
+      { inputMean: new Float32Array(3), inputVariance: new Float32Array(n) },
+      'Expected a Float32Array of 16 finite numbers, as is the other of the two, for inputMean',
+    ],
+    ['DSnoT without means', { method: 'dsnot' }, 'DSnoT needs the means of the inputs of the layer'],
+    ['shared memory', { weight: on(new SharedArrayBuffer(byteLength)) }, fixed],
+    ['memory that shrinks', { weight: on(shrinking) }, fixed],
+    ['no inputs', { gram: undefined, activations: null }, 'Expected a Float32Array [tokens, 16] for activations'],
+    ['null as method', { method: null }, 'for method but received null'],
+    ['null as device', { device: null }, 'for device but received null'],
+    ['a symbol as device', { device: Symbol('cuda') }, 'for device but received Symbol(cuda) of type symbol'],
+    ['a list as device', { device: ['cuda'] }, 'for device but received ["cuda"]'],
+    ['a date as dsnot', { dsnot: new Date() }, 'Expected an object with options, no Date, for dsnot'],
+    ['a map as alpsSchedule', { alpsSchedule: new Map() }, 'Expected an object with options, no Map, for alpsSchedule'],
+    ['a list as dsnot', { dsnot: [] }, 'Expected an object with options, no Array, for dsnot'],
+  ];
+
+  test.each(cases.filter(([, change]) => !('device' in change)))(
+    'by a queue before it waits: %s',
+    async (_, change) => {
+      const queue = new JobQueue({ device: 'cpu', concurrency: 1 });
+      const events: string[] = [];
+      const options = { ...good, ...change } as unknown as PruneLayerOptions;
+      const refused = queue.pruneLayer(options, { bytes: 1, onEvent: ({ type }) => events.push(type) });
+      await expect(refused).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+      expect(events).toEqual([]);
+    },
+  );
+
+  test('options of a class are options', async () => {
+    class Swaps {
+      readonly [Symbol.toStringTag] = 'Swaps';
+      get initial() {
+        return 'magnitude' as const;
+      }
+    }
+    const options = { weight, shape, activations, sparsity: 0.5, method: 'dsnot' } as const;
+    const { mask } = await pruneLayer({ ...options, dsnot: new Swaps() });
+    expect(mask).toEqual((await pruneLayer({ ...options, dsnot: { initial: 'magnitude' } })).mask);
+  });
+
+  test.each(cases)('%s', async (_name, change, message) => {
     const options = { ...good, ...change } as unknown as PruneLayerOptions;
     await expect(pruneLayer(options)).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',

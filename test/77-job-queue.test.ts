@@ -390,6 +390,12 @@ test('a layer whose data is read when its turn comes', async () => {
 describe('memory estimates', () => {
   test('what they cannot be of is refused', async () => {
     const shape = [8, 8] as const;
+    for (const activations of [null, 'abcd', [], new Float32Array(12)])
+      expect(() => estimateLayerBytes({ shape, sparsity: 0.5, activations: activations as never })).toThrow(
+        'Expected numbers [tokens, 8] for activations',
+      );
+    expect(() => estimateLayerBytes({ shape, pattern: { keep: 2, of: 5 } })).toThrow('a width that 5 divides');
+    expect(() => estimateLayerBytes({ shape, sparsity: 0.5, tokens: 0 })).toThrow('at least 1 for tokens');
     expect(() => estimateLayerBytes({ shape, sparsity: 0.5, precision: 'fp16' as never })).toThrow(
       'Expected "float32" or "bfloat16" for precision but received "fp16"',
     );
@@ -740,5 +746,10 @@ test('wrong job options are refused in words', async () => {
     'Expected a string for key',
   );
   await refused(queue.pruneLayer({ ...layer, sparsity: 2 }), 'sparsity');
+  await refused(
+    queue.run(() => 1, { name: {} as never }),
+    'Expected a string for name',
+  );
+  await refused(queue.close({ cancel: 'yes' as never }), 'Expected true or false for cancel');
   expect(queue.load).toEqual({ running: 0, queued: 0, bytes: 0 });
 });

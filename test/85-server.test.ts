@@ -192,6 +192,16 @@ describe('a layer', () => {
       'INVALID_ARGUMENT',
       'Expected F32 [rows, inputs], 24 inputs, for "gram"',
     ],
+    ['a pattern that does not fit', '?keep=2&of=5', good, 400, 'INVALID_ARGUMENT', 'a width that 5 divides'],
+    ['DSnoT from a Gram matrix', '?sparsity=0.5&method=dsnot', good, 400, 'INVALID_ARGUMENT', '"activations"'],
+    [
+      'no inputs',
+      '?sparsity=0.5',
+      () => upload('x0.safetensors', { weight: [shape, weight], activations: [[0, n], new Float32Array(0)] }),
+      400,
+      'INVALID_ARGUMENT',
+      'Expected an integer of at least 1 for tokens',
+    ],
   ])('%s is refused', async (_name, query, body, status, code, message) => {
     expect(await call('POST', `/layers${query}`, await body())).toMatchObject(refused(status, code, message));
   });

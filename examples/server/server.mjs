@@ -118,6 +118,8 @@ async function postLayer({ request, response, url }) {
     const upload = join(job.folder, 'upload.safetensors');
     await bodyToFile(request, upload, maxBody, stall);
     const size = await openLayer(upload);
+    if (options.method === 'dsnot' && size.tokens === undefined)
+      throw new AlpsError('INVALID_ARGUMENT', 'Expected the tensor "activations" for method dsnot, not "gram"');
     const bytes = estimateLayerBytes({ ...size, ...options });
     return async (given) => {
       const read = async (signal) => ({ ...(await readLayer(upload, signal)), ...options });

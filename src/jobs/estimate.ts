@@ -17,8 +17,8 @@ import { factorisesPairs } from '../pruning/alps.js';
 import { parseDenseTarget } from '../pruning/dense-target.js';
 import {
   choosesAmongRows,
+  integerFrom,
   needsGram,
-  numberIn,
   ofLayer,
   onDevices,
   type ParsedPruningOptions,
@@ -28,6 +28,7 @@ import {
   searchPrecision,
   wantsMixed,
 } from '../pruning/options.js';
+import { keptWeights } from '../pruning/pattern.js';
 import { withPreset } from '../pruning/preset.js';
 import { type PruneLayerOptions, parseShape, pruneLayerNames } from '../pruning/prune-layer.js';
 import { countBytes, stepsProducts } from '../pruning/refine.js';
@@ -117,9 +118,10 @@ export function estimateLayerBytes(given: LayerSize): number {
   const options = snapshot<LayerSize>(given, layerSizeNames);
   const parsed = ofLayer(parsePruningOptions(withPreset(options)), options.precision);
   const [m, n] = parseShape(options.shape);
-  const { tokens = (options.activations?.length ?? 0) / n, precision = 'float32' } = options;
+  keptWeights(parsed.pattern, m, n, 'the layer');
+  const { tokens: asked = tokensIn(options.activations, n), precision = 'float32' } = options;
   parsePrecision(precision);
-  numberIn('tokens', tokens, 0, Number.MAX_SAFE_INTEGER);
+  const tokens = asked === undefined ? 0 : integerFrom('tokens', asked, 1);
   // The weights come while the Gram matrix is summed; sums of squares are waited for.
   const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + small({ m, n });
   // On a device that is not known here, with or without.
@@ -127,6 +129,15 @@ export function estimateLayerBytes(given: LayerSize): number {
     solveBytes({ m, n }, { ...parsed, mixedPrecision }, precision),
   );
   return Math.max(upload, ...solves);
+}
+
+/** Rows of the calibration inputs, where they are there. */
+function tokensIn(activations: unknown, inputs: number): number | undefined {
+  if (activations === undefined) return undefined;
+  const length = typeof activations === 'object' ? (activations as { length?: unknown } | null)?.length : undefined;
+  if (!Number.isSafeInteger(length) || (length as number) < inputs || (length as number) % inputs !== 0)
+    throw invalidArgument('activations', `numbers [tokens, ${inputs}]`, activations);
+  return (length as number) / inputs;
 }
 
 /**

@@ -1,5 +1,5 @@
 import { Scope } from '../device/tensor.js';
-import { AlpsError } from '../errors.js';
+import { missingMoments } from './input-moments.js';
 import { type LayerProblem, namesOf, nativePattern } from './layer-problem.js';
 import type { ParsedPruningOptions } from './options.js';
 import { isNm } from './pattern.js';
@@ -22,12 +22,7 @@ export async function solveDsnot(
   const initial = scope.hold(await initialScores(problem, dsnot.initial));
   chooseLargest(stream, initial, selection.mask, { pattern, segments, byRow: true });
   const { moments } = group;
-  if (!moments) {
-    throw new AlpsError(
-      'INVALID_ARGUMENT',
-      `DSnoT needs the means of the inputs of ${namesOf(group)}: give activations, or inputMean and inputVariance beside the Gram matrix`,
-    );
-  }
+  if (!moments) throw missingMoments(namesOf(group));
   const { mean, variance, windowLength } = moments;
   const expected = Float32Array.from(mean, (value) => value * windowLength);
   const n = diagonal.length;

@@ -1,5 +1,6 @@
 import type { Stream } from '../device/stream.js';
 import type { Tensor } from '../device/tensor.js';
+import { AlpsError } from '../errors.js';
 
 /** What DSnoT needs to know of a layer's inputs beside their Gram matrix. */
 export interface InputMoments {
@@ -9,6 +10,14 @@ export interface InputMoments {
   variance: Float64Array;
   /** Tokens of a window: DSnoT's threshold is on sums over one. */
   windowLength: number;
+}
+
+/** The error of a layer that DSnoT cannot prune. */
+export function missingMoments(names: string): AlpsError {
+  return new AlpsError(
+    'INVALID_ARGUMENT',
+    `DSnoT needs the means of the inputs of ${names}: give activations, or inputMean and inputVariance beside the Gram matrix`,
+  );
 }
 
 /** Sums the squares of each input: the diagonal of XᵀX. */

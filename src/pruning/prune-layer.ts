@@ -1,8 +1,9 @@
+import { types } from 'node:util';
 import { Device, type DeviceName } from '../device/device.js';
 import { Scope } from '../device/tensor.js';
 import { invalidArgument, type Names, throwIfAborted } from '../errors.js';
 import { listInside, snapshot } from '../snapshot.js';
-import { type InputMoments, MomentCollector, SquareCollector } from './input-moments.js';
+import { type InputMoments, MomentCollector, missingMoments, SquareCollector } from './input-moments.js';
 import type { LayerGroup } from './layer-problem.js';
 import {
   needsGram,
@@ -13,6 +14,7 @@ import {
   parsePruningOptions,
   pruningNames,
 } from './options.js';
+import { keptWeights } from './pattern.js';
 import { withPreset } from './preset.js';
 import type { TracePoint } from './solution.js';
 import { solveGroup } from './solve-group.js';
@@ -115,18 +117,16 @@ export interface PruneLayerResult {
  * `NOT_POSITIVE_DEFINITE` if `gram` is not a Gram matrix, `OUT_OF_MEMORY`, `NO_DEVICE`, `DEVICE_FAILED`, `ABORTED`
  */
 export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerResult> {
-  const options = withPreset(snapshot(given, pruneLayerNames));
-  const parsed = ofLayer(parsePruningOptions(options), options.precision);
-  const { weight, gram, activations, outputs, inputs, name, precision } = parseLayer(options);
-  const givenMoments = parseMoments(options, inputs);
+  const options = snapshot(given, pruneLayerNames);
+  const { parsed, weight, gram, activations, outputs, inputs, name, precision, ...layer } = parseLayer(options);
   throwIfAborted(options.signal);
-  const device = options.device instanceof Device ? options.device : Device.open(options.device ?? 'auto');
+  const device = options.device instanceof Device ? options.device : Device.open(options.device);
   await using stream = device.stream({ signal: options.signal });
   using scope = new Scope();
   const gramTensor = needsGram(parsed)
     ? scope.hold(device.tensor('float32', [inputs, inputs], `the Gram matrix of ${name}`))
     : undefined;
-  let moments = givenMoments;
+  let { moments } = layer;
   let diagonal: Numbers | undefined;
   if (gram) {
     if (gramTensor) {
@@ -165,7 +165,7 @@ export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerRe
 /** The published code's sequence length. */
 const usualWindow = 2048;
 
-function parseMoments(options: PruneLayerOptions, inputs: number): InputMoments | undefined {
+function parseMoments(options: Omit<PruneLayerOptions, 'device' | 'signal'>, inputs: number): InputMoments | undefined {
   const { inputMean, inputVariance, windowLength = usualWindow } = options;
   if (!Number.isSafeInteger(windowLength) || windowLength < 1)
     throw invalidArgument('windowLength', 'an integer of at least 1', windowLength);
@@ -192,27 +192,37 @@ export function parseShape(shape: unknown): readonly [outputs: number, inputs: n
   return [outputs, inputs];
 }
 
-/** The shape and the data of a layer, checked against each other. */
-export function parseLayer(options: PruneLayerOptions) {
+/** Refuses what is no Float32Array on memory that stays. @param what its shape, in words */
+function checkFloats(option: string, value: unknown, what: string, length: (given: number) => number): void {
+  if (!(ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === '[object Float32Array]')) {
+    throw invalidArgument(option, `a Float32Array ${what}`, value);
+  }
+  const { length: given, buffer } = value as Float32Array;
+  if (given !== length(given)) throw invalidArgument(option, `${length(given)} numbers ${what}`, value);
+  if (types.isSharedArrayBuffer(buffer) || (buffer as { resizable?: boolean }).resizable)
+    throw invalidArgument(option, 'a Float32Array on an ArrayBuffer of its own and of fixed length', value);
+}
+
+/**
+ * All that can be said of a layer without a device: its options, and its shape and data, checked against each other.
+ * @throws AlpsError `INVALID_ARGUMENT`
+ */
+export function parseLayer(given: Omit<PruneLayerOptions, 'device' | 'signal'>) {
+  const options = withPreset(given);
+  const parsed = ofLayer(parsePruningOptions(options), options.precision);
   const { weight, shape, gram, activations, name = 'the layer', precision = 'float32' } = options;
   const [outputs, inputs] = parseShape(shape);
-  const floats = (option: string, value: unknown, length: number, what: string) => {
-    if (!(ArrayBuffer.isView(value) && Object.prototype.toString.call(value) === '[object Float32Array]')) {
-      throw invalidArgument(option, `a Float32Array ${what}`, value);
-    }
-    if ((value as Numbers).length !== length) throw invalidArgument(option, `${length} numbers ${what}`, value);
-    return value as Numbers;
-  };
-  floats('weight', weight, outputs * inputs, `[${outputs}, ${inputs}]`);
+  checkFloats('weight', weight, `[${outputs}, ${inputs}]`, () => outputs * inputs);
   if ((gram === undefined) === (activations === undefined)) {
     throw invalidArgument('gram and activations', 'exactly one', gram === undefined ? 'none' : 'both');
   }
-  if (gram !== undefined) floats('gram', gram, inputs * inputs, `[${inputs}, ${inputs}]`);
-  if (activations !== undefined) {
-    const tokens = Math.floor((activations as Numbers).length / inputs);
-    floats('activations', activations, Math.max(tokens, 1) * inputs, `[tokens, ${inputs}]`);
-  }
+  if (gram !== undefined) checkFloats('gram', gram, `[${inputs}, ${inputs}]`, () => inputs * inputs);
+  const rows = (length: number) => Math.max(Math.floor(length / inputs), 1) * inputs;
+  if (activations !== undefined) checkFloats('activations', activations, `[tokens, ${inputs}]`, rows);
   parsePrecision(precision);
   if (typeof name !== 'string') throw invalidArgument('name', 'a string', name);
-  return { weight, gram, activations, outputs, inputs, name, precision } as const;
+  keptWeights(parsed.pattern, outputs, inputs, name);
+  const moments = parseMoments(options, inputs);
+  if (parsed.method === 'dsnot' && !activations && !moments) throw missingMoments(name);
+  return { parsed, weight, gram, activations, moments, outputs, inputs, name, precision } as const;
 }
