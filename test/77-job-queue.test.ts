@@ -406,6 +406,21 @@ describe('memory estimates', () => {
       });
   });
 
+  test.each<[string, unknown]>([
+    ['none', []],
+    ['numbers', [1, 2]],
+    ['null', [null]],
+    ['a window without ids', [[]]],
+    ['an object', {}],
+    ['one window', new Uint32Array(4)],
+  ])('token ids that are no windows are named as prune() does: %s', async (_, tokenIds) => {
+    const options = { model, out: 'out', sparsity: 0.5, calibration: { tokenIds: tokenIds as never } };
+    const { code, message } = await prune(options).catch((error) => error);
+    expect(message).toContain('tokenIds');
+    await expect(new JobQueue({ device }).prune(options)).rejects.toMatchObject({ code, message });
+    await expect(estimateModelBytes(options, device)).rejects.toMatchObject({ code, message });
+  });
+
   test('the largest layer takes no longer than the smallest', () => {
     expect(estimateLayerBytes({ shape: [1e9, 1e9], sparsity: 0.7 })).toBeGreaterThan(1e19);
   });

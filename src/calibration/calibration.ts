@@ -12,6 +12,7 @@ import {
   consecutiveWindows,
   firstWindows,
   joinWindows,
+  lengthOfWindows,
   mostSeed,
   sampleWindows,
   type TokenWindows,
@@ -99,13 +100,14 @@ export function calibrationReport(
 
 /**
  * What can be said of calibration options without the model and the text.
- * @throws AlpsError `INVALID_ARGUMENT`
+ * @throws AlpsError `INVALID_ARGUMENT`, and `INVALID_TEXT` for windows of token ids that are no such lists
  */
 export function checkCalibration(options: CalibrationOptions): void {
   const { text, tokenIds, windows = 128, length = 2, seed = 0, shares, maxTokens = 1, ownWindows = 0 } = options;
   if ((text === undefined) === (tokenIds === undefined)) {
     throw invalidArgument('calibration', 'exactly one of text and tokenIds', text === undefined ? 'none' : 'both');
   }
+  if (tokenIds !== undefined) lengthOfWindows(tokenIds, 'tokenIds');
   integerFrom('windows', windows, 1);
   integerFrom('length', length, 2);
   integerFrom('seed', seed, 0, mostSeed);

@@ -151,19 +151,28 @@ export function shortened(all: TokenWindows, length: number): TokenWindows {
   return join(parts, length, all.note);
 }
 
+/** The length of windows given as token ids: that of all of them. */
+export function lengthOfWindows(ids: unknown, name: string): number {
+  if (!Array.isArray(ids) || ids.length === 0) throw invalidArgument(name, 'a list of windows of token ids', ids);
+  const lengthOf = (window: unknown) =>
+    Array.isArray(window) || ArrayBuffer.isView(window) ? (window as { length?: number }).length : undefined;
+  const length = lengthOf(ids[0]) ?? 0;
+  for (const [i, window] of ids.entries()) {
+    const own = lengthOf(window);
+    if (own === length && length >= 2) continue;
+    throw new AlpsError(
+      'INVALID_TEXT',
+      `${name}: window ${i} has ${own ?? 'no'} token ids; all windows must have the same number, at least 2`,
+    );
+  }
+  return length;
+}
+
 /** Windows given as token ids: all of one length, every id below the vocabulary. */
 export function windowsOfIds(ids: unknown, vocabulary: number, name: string): TokenWindows {
-  if (!Array.isArray(ids) || ids.length === 0) throw invalidArgument(name, 'a list of windows of token ids', ids);
-  const length = (ids[0] as { length?: number } | null)?.length ?? 0;
-  const parts = ids.map((window: unknown, i) => {
-    const list =
-      Array.isArray(window) || ArrayBuffer.isView(window) ? Array.from(window as ArrayLike<number>) : undefined;
-    if (!list || list.length !== length || length < 2) {
-      throw new AlpsError(
-        'INVALID_TEXT',
-        `${name}: window ${i} has ${list?.length ?? 'no'} token ids; all windows must have the same number, at least 2`,
-      );
-    }
+  const length = lengthOfWindows(ids, name);
+  const parts = (ids as ArrayLike<number>[]).map((window, i) => {
+    const list = Array.from(window);
     for (const id of list) {
       if (!Number.isInteger(id) || id < 0 || id >= vocabulary) {
         throw new AlpsError(

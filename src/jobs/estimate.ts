@@ -1,4 +1,5 @@
-import { readTokenFile } from '../calibration/calibration.js';
+import { checkCalibration, readTokenFile } from '../calibration/calibration.js';
+import { lengthOfWindows } from '../calibration/windows.js';
 import { Checkpoint } from '../checkpoint/folder.js';
 import { collectorBytes, makesOnDemand } from '../dense-collector.js';
 import { Device } from '../device/device.js';
@@ -253,9 +254,13 @@ async function tokensOf(
   config: DecoderConfig,
 ): Promise<TokenCounts> {
   const { text, shares, windows = 128, length } = calibration;
+  checkCalibration(calibration);
   const own = ownWindowsOf(calibration);
   const tokenIds = calibration.tokenIds ?? (text && !shares ? await readTokenFile(text, 'calibration') : undefined);
   if (tokenIds)
-    return { windows: tokenIds.length + own, length: (tokenIds[0] as { length?: number } | undefined)?.length ?? 0 };
+    return {
+      windows: tokenIds.length + own,
+      length: lengthOfWindows(tokenIds, calibration.tokenIds ? 'tokenIds' : String(text)),
+    };
   return { windows: windows + own, length: Math.min(length ?? 2048, config.maxPositions) };
 }
