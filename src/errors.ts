@@ -138,7 +138,7 @@ export function textOf(name: string, what: string, value: unknown): void {
 }
 
 /** The error of a cancelled call; the signal's own reason is its cause. */
-export function aborted(signal?: AbortSignal): AlpsError {
+export function aborted(signal?: Pick<AbortSignal, 'reason'>): AlpsError {
   return new AlpsError('ABORTED', 'The operation was aborted', { cause: signal?.reason });
 }
 

@@ -4,11 +4,13 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { randomNumbers } from '../src/calibration/windows.js';
 import { Device } from '../src/device/device.js';
 import { estimateLayerBytes, estimateModelBytes } from '../src/jobs/estimate.js';
 import type { JobEvent } from '../src/jobs/events.js';
 import { JobQueue } from '../src/jobs/job-queue.js';
 import type { JobQueueOptions } from '../src/jobs/options.js';
+import { WaitingLine } from '../src/jobs/waiting-line.js';
 import { type PruneOptions, prune } from '../src/prune.js';
 import type { PruningOptions } from '../src/pruning/options.js';
 import { pruneLayer } from '../src/pruning/prune-layer.js';
@@ -74,6 +76,60 @@ describe('order', () => {
     open();
     await Promise.allSettled([first, ...jobs]);
     expect(order).toEqual(priorities.filter((_, i) => i % 3 !== 0).sort((a, b) => b - a));
+  });
+
+  test('whatever joins the line and leaves it: as by lists', () => {
+    const random = randomNumbers(7);
+    const upTo = (count: number) => Math.floor(random() * count);
+    const line = new WaitingLine<{ priority: number; key: string; id: number }>();
+    /** By priority the keys with those of each, the next one first. */
+    const lists = new Map<number, [key: string, ids: number[]][]>();
+    const waiting: { priority: number; key: string; id: number }[] = [];
+    const leave = ({ priority, key, id }: (typeof waiting)[number]) => {
+      const level = lists.get(priority)!;
+      const row = level.find(([name]) => name === key)!;
+      row[1] = row[1].filter((one) => one !== id);
+      lists.set(
+        priority,
+        level.filter(([, ids]) => ids.length > 0),
+      );
+      if (lists.get(priority)!.length === 0) lists.delete(priority);
+      waiting.splice(
+        waiting.findIndex((one) => one.id === id),
+        1,
+      );
+    };
+    for (let id = 0; id < 6000; id++) {
+      const grows = id % 1000 < 500;
+      if (random() < (grows ? 0.8 : 0.3)) {
+        const item = { priority: upTo(12) - 6, key: `${upTo(4)}`, id };
+        line.add(item);
+        waiting.push(item);
+        const level = lists.get(item.priority) ?? [];
+        const row = level.find(([key]) => key === item.key);
+        if (row) row[1].push(id);
+        else level.push([item.key, [id]]);
+        lists.set(item.priority, level);
+      } else if (random() < 0.5) {
+        const item = waiting[upTo(waiting.length)];
+        if (!item) continue;
+        expect(line.remove(item)).toBe(true);
+        expect(line.remove(item)).toBe(false);
+        leave(item);
+      } else {
+        const level = lists.get(Math.max(...lists.keys()));
+        const expected = level?.[0]?.[1][0];
+        expect(line.peek()?.id).toBe(expected);
+        const item = line.take();
+        expect(item?.id).toBe(expected);
+        if (level) level.push(level.shift()!);
+        if (item) leave(item);
+      }
+      expect(line.size).toBe(waiting.length);
+    }
+    expect(line.items().map(({ id }) => id)).toEqual(
+      [...lists.values()].flatMap((level) => level.flatMap(([, ids]) => ids)),
+    );
   });
 
   test('as many at once as asked for, and as the budget has bytes for', async () => {
@@ -232,6 +288,41 @@ describe('cancellation', () => {
     await Promise.all([jobs[0], jobs[2]]);
     expect(order).toEqual(['next']);
     await expect(queue.run(work, { signal: controller.signal })).rejects.toMatchObject({ code: 'ABORTED' });
+  });
+
+  test('many that one signal stops: each is told in order, before anything else is started, with no signal made for it', async () => {
+    const Made = globalThis.AbortController;
+    let made = 0;
+    globalThis.AbortController = class extends Made {
+      constructor() {
+        super();
+        made++;
+      }
+    };
+    try {
+      const events: string[] = [];
+      const onEvent = ({ type, job, load }: JobEvent) => events.push(`${job.name} ${type}, ${load.queued} wait`);
+      const queue = new JobQueue({ device, concurrency: 2, memoryBudget: 100, onEvent });
+      const { open, work } = gate();
+      const running = queue.run(work, { name: 'running', bytes: 60 });
+      const controller = new Made();
+      const { signal } = controller;
+      const stopped = Array.from({ length: 500 }, (_, i) => queue.run(work, { name: `${i}`, bytes: 90, signal }));
+      const small = queue.run(() => 'small', { name: 'small', bytes: 40 });
+      expect(made).toBe(1);
+      events.length = 0;
+      const why = new Error('why');
+      controller.abort(why);
+      expect(events).toEqual(stopped.map((_, i) => `${i} finished, ${500 - i} wait`));
+      for (const job of stopped) await expect(job).rejects.toMatchObject({ code: 'ABORTED', cause: why });
+      expect(await small).toBe('small');
+      expect(events.slice(500, 502)).toEqual(['small started, 0 wait', 'small finished, 0 wait']);
+      expect(made).toBe(2);
+      open();
+      await running;
+    } finally {
+      globalThis.AbortController = Made;
+    }
   });
 
   test('of those that one signal stops, or close({ cancel }), none is started', async () => {

@@ -28,7 +28,8 @@ interface Job extends JobInfo {
   start(signal: AbortSignal): Promise<unknown>;
   resolve(value: unknown): void;
   reject(error: unknown): void;
-  controller: AbortController;
+  /** Once it runs. */
+  controller: AbortController | undefined;
   onEvent: JobOptions['onEvent'];
   queuedAt: number;
   /** Runs what belongs to the job in the async context that it was queued in. */
@@ -70,6 +71,7 @@ export class JobQueue {
   /** Models whose headers are being read for their bytes: each has a place already. */
   #estimating = 0;
   #lastId = 0;
+  #startsSoon = false;
   #closed = false;
   /** Closed with `cancel`. */
   #stopped = false;
@@ -243,13 +245,12 @@ export class JobQueue {
     }
     const info: JobInfo = { id: ++this.#lastId, kind, name, key, priority, bytes };
     return new Promise<T>((resolve, reject) => {
-      const controller = new AbortController();
       const job: Job = {
         ...info,
         start: (own) => start(own, info),
         resolve: resolve as (value: unknown) => void,
         reject,
-        controller,
+        controller: undefined,
         onEvent,
         queuedAt: performance.now(),
         context: new AsyncResource('alps-prune job'),
@@ -278,9 +279,19 @@ export class JobQueue {
     return this.#running.size < this.concurrency && this.#bytes + job.bytes <= this.memoryBudget;
   }
 
+  /** Once for all that happens until then. */
+  #startSoon(): void {
+    if (this.#startsSoon) return;
+    this.#startsSoon = true;
+    queueMicrotask(() => {
+      this.#startsSoon = false;
+      this.#startWhatFits();
+    });
+  }
+
   #startWhatFits(): void {
     if (this.#unpublished) {
-      queueMicrotask(() => this.#startWhatFits()); // when all listeners have heard of what came before
+      this.#startSoon(); // when all listeners have heard of what came before
       return;
     }
     for (let next = this.#line.peek(); next && this.#fits(next); next = this.#line.peek()) {
@@ -301,13 +312,15 @@ export class JobQueue {
   /** Never rejects. */
   async #execute(job: Job): Promise<void> {
     const began = performance.now();
+    const controller = new AbortController();
+    job.controller = controller;
     this.#running.add(job);
     this.#bytes += job.bytes;
     this.#publish({ type: 'started', job: infoOf(job), load: this.load, waited: began - job.queuedAt }, job.onEvent);
     let settle: () => void;
     let failure: { error: unknown } | undefined;
     try {
-      const value = await job.start(job.controller.signal);
+      const value = await job.start(controller.signal);
       settle = () => job.resolve(value);
     } catch (error) {
       failure = { error };
@@ -322,20 +335,22 @@ export class JobQueue {
   }
 
   #cancel(job: Job, reason: unknown): void {
-    job.controller.abort(reason);
-    if (!this.#line.remove(job)) return; // it runs, and its signal has fired
+    if (!this.#line.remove(job)) {
+      job.controller?.abort(reason);
+      return;
+    }
     job.release();
-    const error = aborted(job.controller.signal);
+    const error = aborted({ reason });
     job.context.runInAsyncScope(() => this.#finish(job, 0, { error }));
     job.reject(error);
-    queueMicrotask(() => this.#startWhatFits()); // one that was behind it may fit
+    this.#startSoon(); // one that was behind it may fit
   }
 
   #finish(job: Job, milliseconds: number, failure: { error: unknown } | undefined): void {
     const event = { type: 'finished', job: infoOf(job), load: this.load, milliseconds } as const;
     if (failure) {
       const code = failure.error instanceof AlpsError ? failure.error.code : 'UNKNOWN';
-      const outcome = job.controller.signal.aborted ? 'cancelled' : 'failed';
+      const outcome = !job.controller || job.controller.signal.aborted ? 'cancelled' : 'failed';
       this.#publish({ ...event, outcome, code }, job.onEvent, failure.error);
     } else this.#publish({ ...event, outcome: 'done' }, job.onEvent);
   }
