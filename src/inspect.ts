@@ -1,4 +1,5 @@
 import { setImmediate } from 'node:timers/promises';
+import { optionalSignal } from './abort.js';
 import { dtypeBits } from './checkpoint/dtype.js';
 import { Checkpoint, quantizationOf } from './checkpoint/folder.js';
 import { AlpsError, throwIfAborted } from './errors.js';
@@ -49,6 +50,7 @@ export async function inspectModel(
   given: { pattern?: { keep: number; of: number }; signal?: AbortSignal } = {},
 ): Promise<ModelInspection> {
   const options = snapshot(given, { pattern: optionsInside('pattern', patternNames), signal: true });
+  optionalSignal(options.signal);
   if (options.pattern !== undefined) parsePattern({ pattern: options.pattern });
   const checkpoint = await Checkpoint.open(folder, { signal: options.signal });
   try {

@@ -105,10 +105,17 @@ test.each<[string, object]>([
   ['method', model],
   ['propagation', comparison],
   ['tasks', comparison],
+  ['names', comparison],
+  ['onEvent', searched],
+  ['signal', {}],
 ])('null is no %s', async (name, options) => {
   const given = loosely(options, { [name]: null });
-  const call = options === model ? prune(given as PruneOptions) : compare(given as typeof comparison);
-  await expect(call).rejects.toMatchObject({
+  const call = () => {
+    if (options === model) return prune(given as PruneOptions);
+    if (options === comparison) return compare(given as typeof comparison);
+    return options === searched ? searchAllocation(given as typeof searched) : inspectModel('no such model', given);
+  };
+  await expect(call()).rejects.toMatchObject({
     code: 'INVALID_ARGUMENT',
     message: expect.stringContaining(`for ${name} but received null`),
   });

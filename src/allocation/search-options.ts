@@ -1,7 +1,7 @@
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { textInside } from '../calibration/text.js';
 import { mostSeed } from '../calibration/windows.js';
-import { AlpsError, folderPath, invalidArgument, type Names, optionsObject } from '../errors.js';
+import { AlpsError, folderPath, invalidArgument, type Names, optionalFunction, optionsObject } from '../errors.js';
 import { type PruneEvent, type PruneOptions, parsePruneOptions, pruneNames } from '../prune.js';
 import { integerFrom, numberIn, oneOf, type ParsedPruningOptions } from '../pruning/options.js';
 import type { Pattern } from '../pruning/pattern.js';
@@ -124,6 +124,7 @@ export function parseSearchOptions(given: AllocationSearchOptions): ParsedSearch
   const { model, calibration } = pruning;
   for (const [name, path] of Object.entries({ model, work })) folderPath(name, path);
   optionsObject(evaluation, searchEvaluationNames, 'evaluation');
+  optionalFunction('onEvent', given.onEvent);
   const { length, seed, text, tokenIds, shares, field } = evaluation;
   // Each text of a mix gives one at least.
   const texts = (text === undefined && tokenIds === undefined ? calibration?.shares : shares)?.length ?? 1;

@@ -44,6 +44,7 @@ import {
   type ComparisonFailure,
   compareNames,
   comparisonTextNames,
+  fileNames,
 } from './comparison.js';
 import { ComparisonRun, type Prepared, type PreparedTask } from './comparison-run.js';
 import { fingerprint } from './fingerprint.js';
@@ -71,6 +72,7 @@ export async function compareWith(given: CompareOptions): Promise<{ comparison: 
   folderPath('out', options.out);
   optionsObject(options.calibration, calibrationNames, 'calibration');
   checkTexts(options);
+  if (options.names !== undefined) optionsObject(options.names, fileNames, 'names');
   const { tasks: asked = [], taskLimit: limit } = options;
   anyList('tasks', asked);
   if (asked.length !== 0) checkTasks({ tasks: asked, limit });

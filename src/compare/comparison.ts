@@ -67,7 +67,10 @@ export interface CompareOptions extends JobDevice {
   onEvent?: (event: CompareEvent) => void;
 }
 
-const fileNames: Names<NonNullable<CompareOptions['names']>> = { calibration: listInside(), texts: recordInside };
+export const fileNames: Names<NonNullable<CompareOptions['names']>> = {
+  calibration: listInside(),
+  texts: recordInside,
+};
 
 export const compareNames: Names<CompareOptions> = {
   ...jobDeviceNames,
