@@ -67,11 +67,12 @@ ${sections.join('\n')}
 function renderSection(section: Section, drawings: Iterator<string>): string {
   const { heading, text = [], charts = [], tables = [], commands = [], folded } = section;
   const parts: string[] = text.map((paragraph) => `<p>${escapeHtml(paragraph)}</p>`);
-  for (const { title } of charts) {
+  for (const { title, note } of charts) {
+    const said = note === undefined ? '' : `<p class="note">${escapeHtml(note)}</p>`;
     const [large, small] = [drawings.next().value as string, drawings.next().value as string];
     parts.push(
       `<figure><figcaption>${escapeHtml(title)}</figcaption><div class="wide">${withTips(large)}</div>` +
-        `<div class="narrow" aria-hidden="true">${withTips(small)}</div></figure>`,
+        `<div class="narrow" aria-hidden="true">${withTips(small)}</div>${said}</figure>`,
     );
   }
   for (const table of tables) parts.push(renderTable(table));
@@ -147,6 +148,8 @@ dt { color: var(--soft) }
 dd { margin: 0; overflow-wrap: anywhere }
 figure { margin: 20px 0 }
 figcaption, caption { text-align: left; font-weight: 600; margin-bottom: 6px; font-size: .95em }
+caption { white-space: nowrap }
+.note { margin: 4px 0 0; color: var(--soft); font-size: .85em }
 svg { max-width: 100%; height: auto; overflow: visible }
 [data-tip] { cursor: pointer }
 .narrow { display: none }
@@ -161,7 +164,7 @@ summary { cursor: pointer }
 .commands summary { color: var(--soft); font-size: .9em }
 #tip { position: absolute; z-index: 1; max-width: 320px; padding: 5px 9px; border-radius: 5px; background: var(--tip);
   color: var(--tip-text); font-size: .85em; line-height: 1.35; pointer-events: none; white-space: pre-line }
-@media (max-width: 640px) { .wide { display: none } .narrow { display: block } body { font-size: 15px } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 6px } }
+@media (max-width: 640px) { .wide { display: none } .narrow { display: block } body { font-size: 15px } caption { white-space: normal; min-width: 60vw } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 6px } }
 @media print {
   :root { --text: #000; --soft: #444; --page: #fff; --line: #bbb }
   .wide { display: block } .narrow, #tip { display: none }
