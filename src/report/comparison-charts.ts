@@ -74,12 +74,12 @@ export function gridOf(
       return cell ? show(value(cell)) : '–';
     }),
   ]);
+  // As shown: of two numbers that look alike neither is better.
   const best = patterns.flatMap((pattern, column): [number, number][] => {
-    const values = methods
-      .map((method) => find(method, pattern))
-      .map((cell) => (cell ? value(cell) : Number.POSITIVE_INFINITY));
-    const row = values.indexOf(Math.min(...values));
-    return methods.length > 1 ? [[row + (dense === undefined ? 0 : 1), column + 1]] : [];
+    const values = methods.map((method) => find(method, pattern)).map((cell) => (cell ? value(cell) : undefined));
+    const least = show(Math.min(...values.filter((one) => one !== undefined)));
+    const rows = [...values.keys()].filter((row) => values[row] !== undefined && show(values[row]) === least);
+    return methods.length > 1 ? rows.map((row) => [row + (dense === undefined ? 0 : 1), column + 1]) : [];
   });
   const first = dense === undefined ? [] : [['dense', ...patterns.map(() => dense)]];
   return { caption, header: ['Method', ...patterns], rows: [...first, ...rows], best };

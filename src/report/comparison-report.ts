@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { makeFolder } from '../checkpoint/output-folder.js';
 import type { Comparison } from '../compare/comparison.js';
 import { fileSystemError } from '../errors.js';
-import { patternsOf, seriesOf, unique } from './comparison-charts.js';
+import { patternsOf, seriesOf, unique, variantOf } from './comparison-charts.js';
 import { costSection, errorSections, perplexitySections, taskSections } from './comparison-sections.js';
 import { csv } from './csv.js';
 import { type Page, renderPage } from './page.js';
@@ -108,10 +108,12 @@ export function comparisonPage(comparison: Comparison, command: string): Page {
       .replace(/[\\/]+$/, '')
       .split(/[\\/]/)
       .pop() ?? model.folder;
+  const methods = seriesOf(cells).length;
+  const refits = cells.some((cell) => variantOf(cell) !== 'own weights') ? ' with refits' : '';
   return {
     title: `${name}: pruning methods compared`,
     summary:
-      `${seriesOf(cells).length} methods and their refits at ${patternsOf(cells).join(', ')}: perplexity, relative error of each layer, ` +
+      `${methods} ${methods === 1 ? 'method' : 'methods'}${refits} at ${patternsOf(cells).join(', ')}: perplexity, relative error of each layer, ` +
       'time and memory. All from the same calibration tokens.',
     facts: factsOf(comparison, command),
     sections: [
