@@ -1,13 +1,16 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
+import { evaluatePerplexity } from '../src/evaluate.js';
 import { evaluateTasks } from '../src/evaluate-tasks.js';
 import { taskNames, taskOf } from '../src/evaluation/tasks/definitions.js';
+import { encodePair } from '../src/evaluation/tasks/likelihood.js';
 import { readRecords } from '../src/evaluation/tasks/records.js';
+import { loadTokenizer } from '../src/model/tokenizer.js';
 import { countTurns } from './helpers/turns.js';
 
 const model = fileURLToPath(new URL('../models/union-4m', import.meta.url));
@@ -184,16 +187,48 @@ describe('files', () => {
     });
   });
 
-  test('a passage of one word leaves nothing to go by', async () => {
-    await expect(run('lambada_openai', await write('word.jsonl', [{ text: 'word' }]))).rejects.toMatchObject({
-      code: 'INVALID_TEXT',
-      message: expect.stringContaining('record 1: not a record of lambada_openai: a context has no tokens'),
+  test('a passage of one word is scored behind the token that begins a text', async () => {
+    const file = await write('word.jsonl', [{ text: 'Congress' }]);
+    const [result] = await run('lambada_openai', file);
+    const tokenizer = await loadTokenizer(model);
+    const ids = [tokenizer.bosId!, ...tokenizer.encode(' Congress')];
+    expect(encodePair(tokenizer, { context: '', continuation: ' Congress' }, 512)).toEqual({
+      ids: Uint32Array.from(ids),
+      scored: ids.length - 1,
     });
+    const text = await write('ids.json', [[ids]]);
+    const { perplexity } = await evaluatePerplexity({ model, text });
+    const [logLikelihood] = result!.samples![0]!.logLikelihoods;
+    expect(logLikelihood! / -(Math.log(perplexity) * (ids.length - 1))).toBeCloseTo(1, 5);
+    // A continuation that begins with that token has it once.
+    const begun = encodePair(tokenizer, { context: '', continuation: '<|endoftext|> a' }, 512);
+    expect([...begun.ids]).toEqual([...tokenizer.encode('<|endoftext|> a')]);
+    expect(begun.scored).toBe(begun.ids.length - 1);
+  });
+
+  test('without a token that begins or ends a text, or behind blanks alone, one word leaves nothing to go by', async () => {
+    const bare = join(scratch, 'bare');
+    await cp(model, bare, { recursive: true });
+    await writeFile(join(bare, 'tokenizer_config.json'), '{}');
+    for (const [folder, text] of [
+      [bare, 'word'],
+      [model, '  word'],
+    ] as const) {
+      const tasks = [{ task: 'lambada_openai', file: await write('word.jsonl', [{ text }]) }];
+      await expect(evaluateTasks({ model: folder, tasks })).rejects.toMatchObject({
+        code: 'INVALID_TEXT',
+        message: expect.stringContaining('record 1: not a record of lambada_openai: a context has no tokens'),
+      });
+    }
+    // The token that ends a text takes the other's place.
+    await writeFile(join(bare, 'tokenizer_config.json'), '{ "eos_token": "<|endoftext|>" }');
+    const [id] = encodePair(await loadTokenizer(bare), { context: '', continuation: ' a' }, 512).ids;
+    expect(id).toBe((await loadTokenizer(model)).eosId);
   });
 
   test('what is wrong with any of the files is told before the first is evaluated', async () => {
     const good = { task: 'piqa', file: join(folder, 'piqa.jsonl') };
-    const word = await write('one-word.jsonl', [{ text: 'word' }]);
+    const word = await write('one-word.jsonl', [{ text: '  word' }]);
     for (const [bad, code] of [
       [{ task: 'arc_easy', file: join(scratch, 'none.jsonl') }, 'FILE_SYSTEM'],
       [{ task: 'arc_easy', file: good.file }, 'INVALID_TEXT'],

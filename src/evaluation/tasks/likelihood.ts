@@ -23,7 +23,8 @@ export interface Likelihood {
 
 /**
  * Token ids of a pair, as lm-evaluation-harness splits it: spaces at the context's end belong to the continuation, both are encoded as
- * one text, and what is longer than the model takes is cut from the left.
+ * one text, and what is longer than the model takes is cut from the left. An empty context is the token that begins a text, or else the one that ends it;
+ * where the continuation begins with that token it is not put there twice.
  */
 export function encodePair(
   tokenizer: Tokenizer,
@@ -31,8 +32,11 @@ export function encodePair(
   maxPositions: number,
 ): TokenPair {
   const trimmed = context.trimEnd();
-  const whole = [...tokenizer.prefix, ...tokenizer.encode(context + continuation)];
-  const before = tokenizer.prefix.length + tokenizer.encode(trimmed).length;
+  const text = tokenizer.encode(context + continuation);
+  const beginning = context === '' ? (tokenizer.bosId ?? tokenizer.eosId) : undefined;
+  const alone = beginning === undefined ? tokenizer.prefix : beginning === text[0] ? [] : [beginning];
+  const whole = [...alone, ...text];
+  const before = beginning === undefined ? alone.length + tokenizer.encode(trimmed).length : 1;
   const scored = whole.length - before;
   if (scored < 1) throw new AlpsError('INVALID_TEXT', 'a continuation has no tokens of its own');
   if (before < 1) throw new AlpsError('INVALID_TEXT', 'a context has no tokens');
