@@ -357,3 +357,24 @@ test('method names: what they stand for', () => {
   expect(exact!.options).toEqual({ method: 'wanda', refit: 'backsolve' });
   expect(published!.options).toMatchObject({ schedule: 'alps', metric: 'diagonal', propagation: 'block' });
 });
+
+test.each(['__proto__', 'constructor'])('a text named %s is one as any other', async (name) => {
+  const folder = join(out, name);
+  const texts = [{ name, text: heldOut }];
+  const small = {
+    methods: ['mp'],
+    sparsities: [0.5],
+    patterns: [],
+    tasks: [],
+    length: 32,
+    windows: 2,
+    names: { texts: {} },
+  };
+  const report = await compare(options({ ...small, out: folder, texts }));
+  expect(Object.keys(report.dense.perplexity)).toEqual([name]);
+  expect(Object.entries(report.cells[0]!.perplexity)).toEqual([[name, expect.any(Number)]]);
+  expect(report.dense.commands[0]).toContain(`--text ${heldOut} `);
+  await writeComparison(report, folder, 'alps compare');
+  expect(await readFile(join(folder, 'report.html'), 'utf8')).toContain(`Perplexity on ${name}`);
+  expect(await compare(options({ ...small, out: folder, texts }))).toEqual(report);
+});

@@ -209,13 +209,13 @@ export class ComparisonRun {
     const { texts, precision } = this.#prepared;
     const { signal } = this.#options;
     const told = this.#evaluating(begun);
-    const result: Record<string, number> = {};
+    const results: [name: string, perplexity: number][] = [];
     for (const [i, { name, windows }] of texts.entries()) {
       const onProgress = (share: number) => told(i, share, doing);
       const shared = { ...this.#shared(), precision, signal, onProgress };
-      result[name] = (await evaluateWindows(checkpoint, windows, shared)).perplexity;
+      results.push([name, (await evaluateWindows(checkpoint, windows, shared)).perplexity]);
     }
-    return result;
+    return Object.fromEntries(results); // a name may be __proto__
   }
 
   async #tasks(model: string, doing: string, begun: number): Promise<Record<string, TaskScore>> {
@@ -282,7 +282,8 @@ export class ComparisonRun {
       tasks.length > 0 ? [`alps eval ${quoted(folder)} --tasks ${quoted(list)}${limit} --precision ${precision}`] : [];
     const perplexities = this.#prepared.texts.map(({ name, protocol, windows }, i) => {
       const { text, field } = texts[i]!;
-      const file = names?.texts?.[name] ?? (typeof text === 'string' ? text : basename(name));
+      const named = names?.texts && Object.hasOwn(names.texts, name) ? names.texts[name] : undefined;
+      const file = named ?? (typeof text === 'string' ? text : basename(name));
       const how = protocol === 'text' ? '' : ` --protocol ${protocol}`;
       return `alps eval ${quoted(folder)} --text ${quoted(file)}${fieldFlag(field)}${how} --length ${windows.length} --windows ${windows.windows} --precision ${precision}`;
     });
