@@ -1,11 +1,13 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { link, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { link, mkdir, mkdtemp, open, readdir, readFile, rm, utimes, writeFile } from 'node:fs/promises';
 import { hostname, tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { RunLock } from '../src/checkpoint/run-lock.js';
+import { addon } from '../src/device/addon.js';
 import { type PruneEvent, type PruneOptions, prune } from '../src/prune.js';
 import { digests } from './helpers/digests.mjs';
 import { random } from './helpers/numbers.js';
@@ -235,6 +237,66 @@ describe('two runs on one output', () => {
     await expect(RunLock.take(lock, 'it')).rejects.toMatchObject({ code: 'FILE_SYSTEM' });
     await worker.terminate();
     await (await RunLock.take(lock, 'it')).release();
+  });
+
+  test('what killed processes left beside a lock is removed with the next taking of it, and nothing else', async () => {
+    const lock = join(scratch, '.out.unfinished.lock');
+    const write = async (name: string, seconds: number, content: object | string = '') => {
+      const path = `${lock}.${name}`;
+      await writeFile(path, typeof content === 'string' ? content : JSON.stringify(content));
+      const time = Date.now() / 1000 - seconds;
+      await utimes(path, time, time);
+      return path;
+    };
+    const [gone, elsewhere] = [
+      { pid: 2 ** 22 + 1, host: hostname(), locked: true },
+      { pid: 1, host: 'elsewhere.invalid', locked: true },
+    ];
+    await write('00000000000a', 60, gone);
+    await write('00000000000b', 60);
+    await write('00000000000c', 2 * 86_400, elsewhere);
+    const kept = [
+      await write('11111111111a', 0, gone), // may be in the making
+      await write('11111111111b', 0),
+      await write('11111111111c', 60, elsewhere),
+      await write('11111111111d', 60, { pid: process.pid, host: hostname() }),
+      await write('11111111111e', 60),
+      await write('txt', 60),
+      await write('11111111111', 60),
+      await write('1111111111111', 60),
+    ];
+    const file = await open(kept[4]!, 'r+');
+    try {
+      expect(addon().lockFile(file.fd)).toBe('locked');
+      const held = await RunLock.take(lock, 'it');
+      expect((await readdir(scratch)).sort()).toEqual([lock, ...kept].map((path) => basename(path)).sort());
+      await held.release();
+    } finally {
+      await file.close();
+    }
+  });
+
+  test('of many that take a lock at once only one has it at a time, and none leaves a file', async () => {
+    const lock = join(scratch, 'lock');
+    await writeFile(`${lock}.00000000000a`, '');
+    await utimes(`${lock}.00000000000a`, 1, 1);
+    let [inside, taken] = [0, 0];
+    const taker = async () => {
+      for (let i = 0; i < 20; i++) {
+        const held = await RunLock.take(lock, 'it').catch((error: unknown) => {
+          expect(error).toMatchObject({ message: expect.stringContaining('Another run works on it') });
+        });
+        if (!held) continue;
+        expect(++inside).toBe(1);
+        taken++;
+        await setImmediate();
+        inside--;
+        await held.release();
+      }
+    };
+    await Promise.all(Array.from({ length: 8 }, taker));
+    expect(taken).toBeGreaterThan(0);
+    expect(await readdir(scratch)).toEqual([]);
   });
 
   test.each([

@@ -1,8 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import { readlinkSync } from 'node:fs';
-import { type FileHandle, link, open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, link, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { basename } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { addon } from '../device/addon.js';
 import { AlpsError, fileSystemError, isCode } from '../errors.js';
 
@@ -24,25 +24,21 @@ export class RunLock {
    * @throws AlpsError `FILE_SYSTEM` when another process has it
    */
   static async take(path: string, what: string): Promise<RunLock> {
-    const own = `${path}.${randomBytes(6).toString('hex')}`;
-    let file: FileHandle | undefined;
-    try {
-      file = await open(own, 'wx');
-      const locked = addon().lockFile(file.fd) === 'locked';
-      await file.writeFile(JSON.stringify({ ...(await ownHolder()), locked }));
-    } catch (cause) {
-      await file?.close();
-      await rm(own, { force: true }).catch(() => undefined);
-      throw fileSystemError('create a lock for', what, cause);
-    }
+    let own = await Candidate.create(path, what);
     let taken = false;
     try {
       for (let attempt = 0; ; attempt++) {
         try {
-          await link(own, path); // fails where there is one: no two processes succeed
+          await link(own.path, path); // fails where there is one: no two processes succeed
           taken = true;
-          return new RunLock(path, file);
+          break;
         } catch (cause) {
+          // One that stood still for long may have lost its file to another that cleared away: it begins again.
+          if (isCode(cause, 'ENOENT') && attempt <= 3) {
+            await own.file.close();
+            own = await Candidate.create(path, what);
+            continue;
+          }
           if (!isCode(cause, 'EEXIST')) throw fileSystemError('lock', what, cause);
           const held = await holderOf(path);
           if (attempt > 3 || (held && (await isAlive(held)))) throw locked(path, what, held);
@@ -50,9 +46,11 @@ export class RunLock {
         }
       }
     } finally {
-      if (!taken) await file.close();
-      await rm(own, { force: true }).catch(() => undefined);
+      if (!taken) await own.file.close();
+      await rm(own.path, { force: true }).catch(() => undefined);
     }
+    await clearAway(path, own.file);
+    return new RunLock(path, own.file);
   }
 
   async release(): Promise<void> {
@@ -61,9 +59,69 @@ export class RunLock {
   }
 }
 
+/** A file of this process's that becomes the lock where there is none. */
+class Candidate {
+  readonly path: string;
+  readonly file: FileHandle;
+
+  private constructor(path: string, file: FileHandle) {
+    this.path = path;
+    this.file = file;
+  }
+
+  /** @throws AlpsError `FILE_SYSTEM` */
+  static async create(lock: string, what: string): Promise<Candidate> {
+    const path = besides(lock);
+    let file: FileHandle | undefined;
+    try {
+      file = await open(path, 'wx');
+      const locked = addon().lockFile(file.fd) === 'locked';
+      await file.writeFile(JSON.stringify({ ...(await ownHolder()), locked }));
+      return new Candidate(path, file);
+    } catch (cause) {
+      await file?.close();
+      await rm(path, { force: true }).catch(() => undefined);
+      throw fileSystemError('create a lock for', what, cause);
+    }
+  }
+}
+
+/** A name beside a lock that no other has; see {@link clearAway}. */
+const besides = (path: string) => `${path}.${randomBytes(6).toString('hex')}`;
+
+/** Milliseconds after which a file beside a lock is no longer one that is being made, on this machine and on others. */
+const [settled, forgotten] = [10_000, 24 * 3_600_000];
+
+/**
+ * Removes what processes that were killed left beside a lock: files that were to become the lock, or were moved aside.
+ * @param own the lock's file, which has the file system's time
+ */
+async function clearAway(path: string, own: FileHandle): Promise<void> {
+  try {
+    const now = (await own.stat()).mtimeMs;
+    const start = `${basename(path)}.`;
+    for (const name of await readdir(dirname(path))) {
+      if (!name.startsWith(start) || !/^[0-9a-f]{12}$/.test(name.slice(start.length))) continue;
+      const left = join(dirname(path), name);
+      if (await isLeft(left, now).catch(() => false)) await rm(left, { force: true });
+    }
+  } catch {
+    // The next one may.
+  }
+}
+
+async function isLeft(path: string, now: number): Promise<boolean> {
+  const age = now - (await stat(path)).mtimeMs;
+  if (age < settled) return false; // looked at no further: to see whether it is locked it would have to be locked
+  const held = await holderOf(path);
+  if (held) return !held.isHeld && (held.host === hostname() ? !(await isAlive(held)) : age > forgotten);
+  await using file = await open(path, 'r+');
+  return addon().lockFile(file.fd) !== 'held'; // its process had not written it yet
+}
+
 /** Moves a dead process's lock aside, and back should it be another's by now. */
 async function dropStale(path: string, stale: Holder): Promise<void> {
-  const aside = `${path}.${randomBytes(6).toString('hex')}`;
+  const aside = besides(path);
   try {
     await rename(path, aside);
   } catch {
