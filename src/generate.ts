@@ -129,7 +129,8 @@ async function loadPrompts(
   const short = `fewer tokens than the ${length} of a window`;
   if (tokens >= length) throw invalidArgument('promptLength', short, tokens);
   const calibration = { ...prompts, windows, seed, length: tokens };
-  const loaded = await loadCalibration(model, config, calibration, signal ? { signal } : {});
+  const { note, ...rest } = await loadCalibration(model, config, calibration, signal ? { signal } : {});
+  const loaded: TokenWindows = note === undefined || rest.given ? rest : { ...rest, note }; // ids need not be as many, nor as long
   if (promptLength !== undefined) return shortened(loaded, tokens);
   // Token ids are passages as they are.
   if (loaded.length >= length) throw invalidArgument('prompts', `passages of ${short}`, loaded.length);

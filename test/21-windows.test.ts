@@ -418,6 +418,24 @@ describe('token ids', () => {
     expect([...(await loadEvaluationWindows(folder, config, { text: path })).tokens]).toEqual([7, 8, 9]);
   });
 
+  test('the first windows of them, where a number is given; what differs from the request is said', async () => {
+    const ids = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]; // biome-ignore format: a list
+    const path = join(folder, 'some.json');
+    await writeFile(path, JSON.stringify(ids));
+    for (const [name, source] of [
+      ['tokenIds', { tokenIds: ids }],
+      [path, { text: path }],
+    ] as const) {
+      const two = await calibration({ ...source, windows: 2 });
+      expect(two).toEqual(await calibration({ tokenIds: ids.slice(0, 2) }));
+      expect(two.note).toBeUndefined();
+      expect(await calibration({ ...source, windows: 3, length: 3 })).toEqual(await calibration(source));
+      const differs = await calibration({ ...source, windows: 128, length: 64 });
+      expect(differs).toMatchObject({ windows: 3, length: 3 });
+      expect(differs.note).toBe(`${name} has windows of 3 tokens, not 64; ${name} has 3 windows, not 128`);
+    }
+  });
+
   test.each<[string, unknown, RegExp]>([
     ['beyond the vocabulary', [[1, 300]], /window 0 has the token id 300; the model's vocabulary has 300/],
     ['negative', [[1, -1]], /token id -1/],

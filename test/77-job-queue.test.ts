@@ -645,6 +645,10 @@ describe('memory estimates', () => {
     expect(await estimateModelBytes({ ...job, calibration: { text } }, device)).toBe(
       await estimateModelBytes({ ...job, calibration: { tokenIds: ids } }, device),
     );
+    for (const [windows, taken] of [[100, 100], [400, 300]] as const) // biome-ignore format: pairs
+      expect(await estimateModelBytes({ ...job, calibration: { text, windows } }, device)).toBe(
+        await estimateModelBytes({ ...job, calibration: { tokenIds: ids.slice(0, taken) } }, device),
+      );
     await rm(out, { recursive: true });
   });
 

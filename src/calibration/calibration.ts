@@ -26,7 +26,7 @@ export interface CalibrationOptions {
    * list as `calibration`.
    */
   text?: TextSource;
-  /** Windows of token ids, all of the same length, at least 2. All are used. */
+  /** Windows of token ids, all of the same length, at least 2. All are used, or the first `windows`. */
   tokenIds?: readonly (readonly number[] | Uint32Array)[];
   /**
    * Relative number of windows to take from each entry of `text`, such as [3, 1]. Each entry is then a separate text, or a `.json` file with token ids
@@ -35,9 +35,12 @@ export interface CalibrationOptions {
   shares?: readonly number[];
   /** Text field of .jsonl and .parquet files. Default `text`. */
   field?: string;
-  /** Number of token windows to draw from the text. Default 128. */
+  /** Number of token windows to draw from the text. Default 128. Of token ids the first ones are taken; default: all of them. */
   windows?: number;
-  /** Tokens per window, at least 2. Default 2048; at most the model's maximum and the length of the text. */
+  /**
+   * Tokens per window, at least 2. Default 2048; at most the model's maximum and the length of the text. Token ids keep the length that they have, and
+   * `note` of the report says so if it is another one.
+   */
   length?: number;
   /** An integer from 0 to 2³² − 1 that selects the windows and seeds `ownWindows`. Default 0. The same text and seed give the same windows. */
   seed?: number;
@@ -129,19 +132,43 @@ function listOf(text: TextSource | undefined): readonly string[] {
   return typeof text === 'string' ? [text] : Array.isArray(text) ? text : [];
 }
 
+interface LoadingOptions {
+  signal?: AbortSignal | undefined;
+  /** Of the same source: of token ids those are taken that are behind the windows that these options take, where there are any. */
+  behind?: Pick<CalibrationOptions, 'windows'> & { least?: number };
+}
+
+/** Windows of token ids: as many as are asked for, in the length that they have. */
+function chosenWindows(
+  ids: unknown,
+  name: string,
+  config: DecoderConfig,
+  { windows, length }: CalibrationOptions,
+  behind: LoadingOptions['behind'],
+): TokenWindows {
+  const all = checkedLength(windowsOfIds(ids, config.vocabulary, name), config);
+  const { least } = behind ?? {};
+  const chosen =
+    windows === undefined
+      ? all
+      : firstWindows(all, windows, name, { behind: behind && (behind.windows ?? all.windows), least });
+  if (length === undefined || length === all.length) return chosen;
+  const note = `${name} has windows of ${all.length} tokens, not ${length}`;
+  return { ...chosen, note: chosen.note ? `${note}; ${chosen.note}` : note };
+}
+
 /** The calibration windows of a model, but for `ownWindows`; see {@link CalibrationOptions}. */
 export async function loadCalibration(
   folder: string,
   config: DecoderConfig,
   options: CalibrationOptions,
-  { signal }: { signal?: AbortSignal } = {},
+  { signal, behind }: LoadingOptions = {},
 ): Promise<TokenWindows> {
   checkCalibration(options);
   const { text, tokenIds, windows = 128, seed = 0, shares } = options;
-  if (shares !== undefined) return loadMix(folder, config, { ...options, shares, windows, seed }, { signal });
-  if (tokenIds !== undefined) return checkedLength(windowsOfIds(tokenIds, config.vocabulary, 'tokenIds'), config);
-  const ids = await readTokenFile(text!, 'calibration', signal);
-  if (ids) return checkedLength(windowsOfIds(ids, config.vocabulary, String(text)), config);
+  if (shares !== undefined) return loadMix(folder, config, { ...options, shares, windows, seed }, { signal, behind });
+  const ids = tokenIds ?? (await readTokenFile(text!, 'calibration', signal));
+  if (ids) return chosenWindows(ids, tokenIds ? 'tokenIds' : String(text), config, options, behind);
   const length = windowLength(options.length, config);
   const { maxTokens } = options;
   if (maxTokens !== undefined && maxTokens < length) {
@@ -167,20 +194,21 @@ async function loadMix(
   folder: string,
   config: DecoderConfig,
   options: CalibrationOptions & { shares: readonly number[]; windows: number },
-  { signal }: { signal?: AbortSignal },
+  { signal, behind }: LoadingOptions,
 ): Promise<TokenWindows> {
   const { text, shares, windows, maxTokens, ...rest } = options;
   const texts = listOf(text);
   const parts: TokenWindows[] = [];
+  const before = behind && divideWindows(behind.windows ?? 128, shares);
   for (const [i, count] of divideWindows(windows, shares).entries()) {
     const limit = maxTokens === undefined ? {} : { maxTokens: Math.ceil((maxTokens * count) / windows) };
     const part = await loadCalibration(
       folder,
       config,
       { ...rest, ...limit, text: texts[i]!, windows: count },
-      { signal },
+      { signal, ...(before ? { behind: { windows: before[i]! } } : {}) },
     );
-    parts.push(part.given ? firstWindows(part, count, texts[i]!) : part);
+    parts.push(part);
   }
   const [{ length }] = parts as [TokenWindows];
   for (const [i, part] of parts.entries()) {

@@ -138,10 +138,28 @@ export function joinWindows(parts: readonly TokenWindows[]): TokenWindows {
   return join(parts.flatMap(eachWindow), length, notes.length > 0 ? notes.join('; ') : undefined);
 }
 
-/** Windows of one that was given as token ids, at most as many as are asked for. @param name of it, for the note */
-export function firstWindows(all: TokenWindows, count: number, name: string): TokenWindows {
-  const note = all.windows < count ? `${name} has ${all.windows} windows, not ${count}` : undefined;
-  return join(eachWindow(all).slice(0, count), all.length, note);
+/**
+ * Windows of those that were given as token ids, at most as many as are asked for: the first, or those behind the first `behind`. Where not even
+ * `least` are behind these, the first after all.
+ * @param name of them, for the note
+ */
+export function firstWindows(
+  all: TokenWindows,
+  count: number,
+  name: string,
+  { behind = 0, least = 1 }: { behind?: number | undefined; least?: number } = {},
+): TokenWindows {
+  const left = Math.max(0, all.windows - behind);
+  const again = behind > 0 && left < least;
+  const windows = eachWindow(all)
+    .slice(again ? 0 : behind)
+    .slice(0, count);
+  const has = `${name} has ${again || behind === 0 ? all.windows : left} windows`;
+  const besides = 'besides those that the model is pruned with';
+  const fewer = behind === 0 ? `${has}, not ${count}` : `${has} ${besides}, not ${count}`;
+  const reused = `${name} has ${left === 0 ? 'no' : 'too few'} windows ${besides}, so these measure the candidates as well`;
+  const note = again ? reused : windows.length < count ? fewer : undefined;
+  return { ...join(windows, all.length, note), given: true };
 }
 
 /** The first tokens of each window, at most `length`. */

@@ -20,10 +20,11 @@ Calibration text (not needed with --method magnitude):
                          may be given more than once
   --shares A,B,...       relative numbers of windows to take from each file (default: all files are one text)
   --field NAME           text field of .jsonl and .parquet files (default text)
-  --windows N            token windows (default 128), drawn from the whole text, at most its first 67 million characters
+  --windows N            token windows (default 128), drawn from the whole text, at most its first 67 million characters;
+                         of token ids the first N (default: all)
   --own-windows N        N extra windows written by the model, each continuing the start of a calibration window
                          (default 0; needs memory for the whole model)
-  --length N             tokens per window (default 2048, at most the model's maximum)
+  --length N             tokens per window (default 2048, at most the model's maximum); token ids keep theirs
   --seed N               selects the windows and seeds the text that the model writes (default 0)
 
 Method:

@@ -253,14 +253,14 @@ async function tokensOf(
   calibration: NonNullable<PruneOptions['calibration']>,
   config: DecoderConfig,
 ): Promise<TokenCounts> {
-  const { text, shares, windows = 128, length } = calibration;
+  const { text, shares, windows, length } = calibration;
   checkCalibration(calibration);
   const own = ownWindowsOf(calibration);
   const tokenIds = calibration.tokenIds ?? (text && !shares ? await readTokenFile(text, 'calibration') : undefined);
   if (tokenIds)
     return {
-      windows: tokenIds.length + own,
+      windows: Math.min(windows ?? tokenIds.length, tokenIds.length) + own,
       length: lengthOfWindows(tokenIds, calibration.tokenIds ? 'tokenIds' : String(text)),
     };
-  return { windows: windows + own, length: Math.min(length ?? 2048, config.maxPositions) };
+  return { windows: (windows ?? 128) + own, length: Math.min(length ?? 2048, config.maxPositions) };
 }
