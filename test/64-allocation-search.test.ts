@@ -11,7 +11,8 @@ import type {
   AllocationSearchOptions,
 } from '../src/allocation/search-options.js';
 import { logSensitivities, nextGain, sparsitiesAt, type Unit, type UnitSensitivity } from '../src/allocation/units.js';
-import { loadCalibration } from '../src/calibration/calibration.js';
+import { type CalibrationOptions, loadCalibration } from '../src/calibration/calibration.js';
+import { join as joined } from '../src/calibration/windows.js';
 import { Checkpoint } from '../src/checkpoint/folder.js';
 import { SafetensorsFile, writeSafetensors } from '../src/checkpoint/safetensors.js';
 import { Device } from '../src/device/device.js';
@@ -276,6 +277,72 @@ describe('a search', () => {
       message: expect.stringContaining('holds base, but no search.json'),
     });
     expect(await readdir(at('foreign'))).toEqual(['base']);
+  });
+
+  test('of token ids as calibration other windows choose than those that the model is pruned with', async () => {
+    const ids = windowsOfIds(8);
+    const events: AllocationSearchEvent[] = [];
+    const onEvent = (event: AllocationSearchEvent) => events.push(event);
+    const evaluated = async (name: string, given: CalibrationOptions, windows = 2) => {
+      const options = { ...small, calibration: given, evaluation: { windows }, timeLimit: 0, onEvent } as const;
+      return (await search(name, options)).evaluation;
+    };
+    const hashOf = (windows: number[][]) =>
+      joined(
+        windows.map((window) => Uint32Array.from(window)),
+        32,
+      ).hash;
+    const first = { tokenIds: ids, windows: 3 };
+    expect(await evaluated('behind', first)).toEqual({ windows: [2, 2], length: 32, hash: hashOf(ids.slice(3, 7)) });
+    expect(events.find(({ type }) => type === 'prune')).toBeDefined();
+    const made = events.flatMap((event) => (event.type === 'prune' ? event.event : []));
+    expect(made.find(({ type }) => type === 'calibration')).toMatchObject({
+      windows: 3,
+      hash: hashOf(ids.slice(0, 3)),
+    });
+    expect(await evaluated('fewer', first, 3)).toEqual({
+      ...{ windows: [3, 2], length: 32, hash: hashOf(ids.slice(3)) },
+      note: 'tokenIds has 5 windows besides those that the model is pruned with, not 6',
+    });
+    events.length = 0;
+    const note =
+      'tokenIds has no windows besides those that the model is pruned with, so these measure the candidates as well';
+    expect(await evaluated('none', { tokenIds: ids })).toEqual({
+      ...{ windows: [2, 2], length: 32, hash: hashOf(ids.slice(0, 4)) },
+      note,
+    });
+    expect(events).toContainEqual(expect.objectContaining({ type: 'evaluation', note }));
+    expect((await evaluated('one', { tokenIds: ids, windows: 7 })).note).toContain(
+      'tokenIds has too few windows besides',
+    );
+    // The same for each text of a mix.
+    const [a, b] = [at('a.json'), at('b.json')];
+    await writeFile(a, JSON.stringify(ids));
+    await writeFile(b, JSON.stringify(ids.slice(0, 2)));
+    expect(await evaluated('mix', { text: [a, b], shares: [1, 1], windows: 4 })).toEqual({
+      ...{ windows: [2, 2], length: 32, hash: hashOf([...ids.slice(2, 4), ...ids.slice(0, 2)]) },
+      note: `${b} has no windows besides those that the model is pruned with, so these measure the candidates as well`,
+    });
+  });
+
+  test('a loss has its standard error between the windows, if there are several', async () => {
+    const ids = windowsOfIds(6);
+    for (const objective of ['kl', 'crossEntropy'] as const) {
+      const options = { ...small, objective, timeLimit: 0, evaluation: { tokenIds: ids, windows: 3 } };
+      const { candidates } = await search(`errors-${objective}`, options);
+      // Each second window chooses; by themselves they have these losses.
+      const losses: number[] = [];
+      for (const [i, of] of [1, 3, 5].entries()) {
+        const evaluation = { tokenIds: [ids[0]!, ids[of]!], windows: 1 };
+        const alone = await search(`errors-${objective}-${i}`, { ...options, evaluation });
+        expect(alone.candidates).toEqual([{ gain: 0, loss: expect.any(Number) }]);
+        losses.push(alone.candidates[0]!.loss);
+      }
+      const mean = losses.reduce((sum, loss) => sum + loss, 0) / 3;
+      const variance = losses.reduce((sum, loss) => sum + (loss - mean) ** 2, 0) / 2;
+      expect(candidates[0]!.loss).toBeCloseTo(mean, 6);
+      expect(candidates[0]!.standardError).toBeCloseTo(Math.sqrt(variance / 3), 6);
+    }
   });
 
   test('experts: those that do the same are one unit; N:M', async () => {

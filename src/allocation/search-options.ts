@@ -20,8 +20,10 @@ export interface SearchEvaluation
   extends Pick<CalibrationOptions, 'text' | 'tokenIds' | 'shares' | 'field' | 'length' | 'seed'> {
   /**
    * Number of windows for the sensitivities; as many others choose among the candidates. Default 2, or more if a mix of texts needs them so that each
-   * text gives one. If neither `text` nor `tokenIds` is given, these, `shares` and `field` are the calibration's. `length` defaults to the
-   * calibration's, `seed` to the calibration's plus 1. Of token ids the first windows are taken.
+   * text gives one. More of them make the choice more reliable; compare the candidates' `standardError`. If neither `text` nor `tokenIds` is given,
+   * these, `shares` and `field` are the calibration's. `length` defaults to the calibration's, `seed` to the calibration's plus 1. Of token ids the
+   * first windows are taken; of the calibration's own token ids those that it leaves (see `calibration.windows`). If it leaves fewer than two, or of a
+   * text of a mix none, the calibration's windows are used again, and the result's `evaluation.note` says so.
    */
   windows?: number;
 }
@@ -34,7 +36,7 @@ export interface AllocationSearchOptions
    * `search.json` is left in it.
    */
   work: string;
-  /** Default: the calibration's text, with windows by another seed. Required without `calibration`. */
+  /** Default: the calibration's text, with windows by another seed, or token ids behind those of the calibration. Required without `calibration`. */
   evaluation?: SearchEvaluation;
   /** The loss that chooses among the candidates. Default `crossEntropy`. */
   objective?: SearchObjective;
@@ -74,6 +76,11 @@ export interface AllocationCandidate {
   gain: number;
   /** On the windows that choose, in nats per token. */
   loss: number;
+  /**
+   * Standard error of `loss`, from how much it differs between these windows; missing if there is only one. All candidates are measured on the same
+   * windows, so a difference of losses is more certain than this.
+   */
+  standardError?: number;
 }
 
 /** The steps of {@link searchAllocation}, reported as they happen. */
@@ -105,7 +112,10 @@ export interface AllocationSearch {
   candidates: AllocationCandidate[];
   /** Of the units measured so far, in the order in which a token passes through them. */
   sensitivities: UnitSensitivity[];
-  /** `windows`: number for the sensitivities, and for the choice. `length`: tokens per window. `hash`: SHA-256 of all their tokens. */
+  /**
+   * `windows`: number for the sensitivities, and for the choice. `length`: tokens per window. `hash`: SHA-256 of all their tokens. `note`: how they
+   * differ from the request, such as that the calibration uses them as well.
+   */
   evaluation: { windows: [number, number]; length: number; hash: string; note?: string };
 }
 

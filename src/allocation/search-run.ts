@@ -10,6 +10,7 @@ import { isRowwise } from '../pruning/options.js';
 import { isNm, type Pattern } from '../pruning/pattern.js';
 import { allocate, type LayerSparsities } from './allocation.js';
 import type {
+  AllocationCandidate,
   AllocationSearch,
   AllocationSearchEvent,
   AllocationSearchOptions,
@@ -107,18 +108,22 @@ export class Search {
   async #tryGain(gain: number): Promise<void> {
     const { state, announce } = this.#parts;
     const { candidates } = state.record;
-    const loss =
+    const measured =
       gain === 0
         ? await this.#lossOf(await this.#pruned('base', this.#pattern))
         : await this.#candidateLoss(gain, this.#sparsities(gain));
-    candidates.push({ gain, loss });
+    const candidate = { gain, ...measured };
+    candidates.push(candidate);
     await state.save();
-    announce({ type: 'candidate', gain, loss });
+    announce({ type: 'candidate', ...candidate });
     if (gain !== 0) await state.removeModels(() => false);
   }
 
-  async #candidateLoss(gain: number, allocation: LayerSparsities): Promise<number> {
-    if (this.#isBase(allocation)) return this.#parts.state.record.candidates[0]!.loss;
+  async #candidateLoss(gain: number, allocation: LayerSparsities): Promise<Omit<AllocationCandidate, 'gain'>> {
+    if (this.#isBase(allocation)) {
+      const { gain: _, ...base } = this.#parts.state.record.candidates[0]!;
+      return base;
+    }
     return await this.#lossOf(await this.#pruned('candidate', this.#pattern, { gain, allocation }));
   }
 
@@ -193,7 +198,7 @@ export class Search {
   }
 
   /** On the windows that choose. */
-  async #lossOf(folder: string): Promise<number> {
+  async #lossOf(folder: string): Promise<Omit<AllocationCandidate, 'gain'>> {
     const { given, parsed, dense, stream, windows } = this.#parts;
     await using checkpoint = await Checkpoint.open(folder, { signal: given.signal });
     const model = DecoderModel.open(checkpoint, stream);
@@ -204,7 +209,7 @@ export class Search {
     const { state, windows, parsed, announce, began } = this.#parts;
     const { candidates } = state.record;
     const best = candidates.reduce((a, b) => (b.loss < a.loss ? b : a));
-    announce({ type: 'done', ended, ...best, milliseconds: performance.now() - began });
+    announce({ type: 'done', ended, gain: best.gain, loss: best.loss, milliseconds: performance.now() - began });
     return {
       layers: this.#sparsities(best.gain),
       gain: best.gain,

@@ -24,9 +24,10 @@ Search:
   --objective O          chooses between candidates: crossEntropy of the text (default), or kl, the divergence of the
                          predictions from the dense model's
   --evaluation FILE      text to measure sensitivities and candidates on; may be given more than once (default: the
-                         calibration files, windows by another seed)
+                         calibration files, windows by another seed; of token ids, those behind the first --windows)
   --evaluation-windows N windows to measure the sensitivities on, and as many others for the candidates (default 2, or
-                         more so that each text of --shares gives one)
+                         more so that each text of --shares gives one); more windows make the choice more reliable:
+                         compare the standard errors beside the losses
   --time-limit MINUTES   start no further step after this time and write the best allocation so far; the same command
                          resumes the search
 
@@ -131,17 +132,18 @@ function progressOf(progress: Progress): (event: AllocationSearchEvent) => void 
 }
 
 function summary(search: AllocationSearch, out: string): string {
-  const { candidates, gain, ended, objective, pattern } = search;
+  const { candidates, gain, ended, objective, pattern, evaluation } = search;
   const rows = candidates.map((one) => [
     one.gain === 0 ? 'uniform' : `gain ${one.gain}`,
     one.loss.toFixed(4),
+    one.standardError === undefined ? '' : `± ${one.standardError.toFixed(4)}`,
     one.gain === gain ? 'chosen' : '',
   ]);
   const found = gain === 0 ? 'No candidate was better than the uniform model.' : '';
   const time = ended === 'time' ? 'The time limit was reached; the same command resumes the search.' : '';
-  return `${table(['candidate', objective, ''], rows)}
+  return `${table(['candidate', objective, '', ''], rows)}
 
-${[`${describePattern(pattern)} over all layers together.`, found, time].filter(Boolean).join(' ')}
+${evaluation.note ? `Note: ${evaluation.note}\n` : ''}${[`${describePattern(pattern)} over all layers together.`, found, time].filter(Boolean).join(' ')}
 Written to ${out}. To use it, give alps prune the same options and --allocation ${quoted(out)}.
 `;
 }

@@ -36,6 +36,17 @@ export async function meanDivergences(
   model: DecoderModel,
   residuals: readonly F32[],
 ): Promise<number[]> {
+  const read = await tokenDivergences(reference, model, residuals);
+  const means = read.map((values) => values.reduce((sum, value) => sum + value, 0) / values.length);
+  return await Promise.all(means.map((mean) => finiteLoss(model, mean)));
+}
+
+/** The same for each token. */
+export async function tokenDivergences(
+  reference: Behind,
+  model: DecoderModel,
+  residuals: readonly F32[],
+): Promise<Float64Array[]> {
   const { stream, device, config } = model;
   const tokens = reference.residual.shape[0]!;
   const most = rowsAtOnce(model, tokens, 2);
@@ -56,7 +67,5 @@ export async function meanDivergences(
     }
     await stream.sync();
   }
-  const read = await Promise.all(divergences.map((one) => stream.read(one)));
-  const means = read.map((values) => values.reduce((sum, value) => sum + value, 0) / tokens);
-  return await Promise.all(means.map((mean) => finiteLoss(model, mean)));
+  return await Promise.all(divergences.map((one) => stream.read(one)));
 }

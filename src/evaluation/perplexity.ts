@@ -42,7 +42,7 @@ export async function perplexity(
  * @throws AlpsError `NOT_FINITE`
  */
 export async function meanTokenLoss(activations: Activations, input: Windows): Promise<number> {
-  const nll = await tokenLosses(activations, shiftedTargets(input));
+  const nll = await tokenLosses(activations, input);
   let sum = 0;
   for (let i = 0; i < nll.length; i++) if ((i + 1) % input.length !== 0) sum += nll[i]!;
   return finiteLoss(activations.model, sum / (input.windows * (input.length - 1)));
@@ -62,8 +62,13 @@ function shiftedTargets({ tokens }: Windows): Uint32Array<ArrayBuffer> {
   return targets;
 }
 
-async function tokenLosses(activations: Activations, targets: Uint32Array<ArrayBuffer>): Promise<Float64Array> {
+/**
+ * The negative log-likelihood, in nats, of the token behind each one; at the last one of a window it is of any token.
+ * @param activations behind the last block
+ */
+export async function tokenLosses(activations: Activations, input: Windows): Promise<Float64Array> {
   const { model } = activations;
+  const targets = shiftedTargets(input);
   const { stream, device } = model;
   using scope = new Scope();
   const ids = scope.hold(stream.upload('uint32', [targets.length], targets));
