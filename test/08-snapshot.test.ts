@@ -232,6 +232,22 @@ test('a job’s options by getters of a class', async () => {
   await started;
 });
 
+test('a listener of a model is a method of its options', async () => {
+  class Run {
+    #heard = 0;
+    onEvent() {
+      this.#heard++;
+    }
+    get heard() {
+      return this.#heard;
+    }
+  }
+  await using queue = new JobQueue({ device });
+  const run = Object.assign(new Run(), model());
+  await queue.prune(run);
+  expect(run.heard).toBeGreaterThan(2);
+});
+
 test('those of a layer that is read later', async () => {
   const queue = new JobQueue({ device });
   const read = async () => byGetters({ weight, activations, shape, sparsity: 0.5, preset: 'balanced' as const });

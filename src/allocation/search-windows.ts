@@ -32,7 +32,8 @@ export async function loadSearchWindows(
   const { model, signal, evaluation = {} } = options;
   const own = evaluation.text !== undefined || evaluation.tokenIds !== undefined;
   const from = options.calibration;
-  const length = evaluation.length ?? calibration?.length;
+  // Token ids have a length of their own.
+  const length = evaluation.length ?? (evaluation.tokenIds ? undefined : calibration?.length);
   const loaded = await loadCalibration(
     model,
     config,

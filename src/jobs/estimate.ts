@@ -102,7 +102,7 @@ export interface LayerSize extends PruningOptions {
   shape: readonly [outputs: number, inputs: number];
   /** As in {@link PruneLayerOptions}. */
   precision?: Precision;
-  /** Rows of calibration inputs, if they are given instead of a Gram matrix: their number here, or the inputs as `activations`. Default 0. */
+  /** Rows of calibration inputs, if they are given instead of a Gram matrix: their number here, at least 1, or the inputs as `activations`. */
   tokens?: number;
   activations?: { length: number };
 }

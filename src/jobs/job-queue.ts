@@ -154,7 +154,7 @@ export class JobQueue {
         device: this.device,
         signal: own,
         onEvent: (event) => {
-          run.onEvent?.(event);
+          run.onEvent?.call(options, event); // a method of the caller's object as well
           this.#publish({ type: 'progress', job: info, load: this.load, event }, onEvent);
         },
       });
