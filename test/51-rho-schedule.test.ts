@@ -67,8 +67,11 @@ describe('the published schedule of rho', () => {
 
   test('a ladder whose second look finds the support frozen starts again with smaller values', () => {
     const rungs = rungsOf('short', { sparsity: 0.5 });
-    expect(restartedRungs(rungs, [100, 6, 0], 1000)).toBeUndefined();
-    const restarted = restartedRungs(rungs, [100, 5, 0], 1000)!;
+    expect(restartedRungs(rungs, [100, 6, 0], 1000, 2000)).toBeUndefined();
+    expect(restartedRungs(rungs, [100, 5, 0], 1000, 1400)).toBeUndefined(); // few go
+    expect(restartedRungs(rungs, [100, 3, 0], 1000, 1500)).toBeUndefined();
+    expect(restartedRungs(rungs, [100, 2, 0], 1000, 1500)).toBeDefined();
+    const restarted = restartedRungs(rungs, [100, 5, 0], 1000, 2000)!;
     expect(restarted.map(([rho]) => rho)).toEqual([0.8 / 5, 1.2 / 5, 2 / 5]);
     expect(restarted.map(([, iterations]) => iterations)).toEqual([8, 8, 6]);
   });

@@ -395,6 +395,14 @@ describe('the default against the published schedule', () => {
     expect(result.error / reference.error).toBeLessThan(1.02);
   });
 
+  test.each(['ladder', 'short'] as const)('%s where few weights go: errors at most 10 %% larger', async (schedule) => {
+    const activations = kinds['inputs with a large common part'];
+    const asked = { weight, shape: [m, n] as const, activations, sparsity: 0.1, precision: 'float32' as const };
+    const reference = await pruneLayer({ ...asked, preset: 'paper' });
+    const result = await pruneLayer({ ...asked, schedule });
+    expect(result.error / reference.error).toBeLessThan(1.1);
+  });
+
   test('a second start is in the trace, and counts', async () => {
     const activations = kinds['inputs with a large common part'];
     const { trace, iterations } = await pruneLayer({ weight, shape: [m, n], activations, sparsity: 0.8 });

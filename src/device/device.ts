@@ -71,6 +71,7 @@ const nowhere: CudaLocation = { kernels: '', folders: [] };
  * A processor or GPU with its memory. One native thread of the process serves it; jobs use it through streams and share it fairly.
  * Opening the same device with the same options again gives the same native device. The last four opened devices stay alive, with their threads and
  * some memory for the next tensors; the others are freed once nothing uses them and their `Device` is garbage collected.
+ * A {@link Device.stream} that is not disposed keeps its device.
  */
 export class Device {
   /** `cpu` or `cuda:N`. */

@@ -31,7 +31,7 @@ import {
 } from '../pruning/options.js';
 import { keptWeights } from '../pruning/pattern.js';
 import { withPreset } from '../pruning/preset.js';
-import { type PruneLayerOptions, parseShape, pruneLayerNames } from '../pruning/prune-layer.js';
+import { type PruneLayerOptions, parseShape, pruneLayerNames, usualWindow } from '../pruning/prune-layer.js';
 import { countBytes, stepsProducts } from '../pruning/refine.js';
 import { snapshot } from '../snapshot.js';
 import { matricesByName } from '../unknown-model.js';
@@ -124,7 +124,9 @@ export function estimateLayerBytes(given: LayerSize): number {
   parsePrecision(precision);
   const tokens = asked === undefined ? 0 : integerFrom('tokens', asked, 1);
   // The weights come while the Gram matrix is summed; sums of squares are waited for.
-  const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + small({ m, n });
+  const { windowLength = usualWindow } = options as Partial<PruneLayerOptions>;
+  const moments = parsed.method === 'dsnot' ? 8 * n * (Math.ceil(tokens / windowLength) + 1) : 0;
+  const upload = 4 * (tokens * n + (needsGram(parsed) ? n * n + m * n : 0)) + moments + small({ m, n });
   // On a device that is not known here, with or without.
   const solves = [wantsMixed(parsed, precision), false].map((mixedPrecision) =>
     solveBytes({ m, n }, { ...parsed, mixedPrecision }, precision),

@@ -172,6 +172,11 @@ class Admm {
     return keptOf(this.#problem.segments);
   }
 
+  /** All of them, of all layers together. */
+  get weights(): number {
+    return this.#problem.m * this.#problem.n;
+  }
+
   /** Back to the start: D = project(B₀), V = 0. */
   start(): void {
     const { stream, base } = this.#problem;
@@ -300,13 +305,16 @@ class Admm {
       stream.quadraticForms(difference, gram, rows);
       return (await stream.read(rows)).reduce((sum, value) => sum + value, 0);
     };
-    stream.copy(base, difference);
-    this.#whole ??= await objective();
+    if (this.#whole === undefined) {
+      stream.copy(base, difference);
+      this.#whole = await objective();
+    }
+    if (!(this.#whole > 0)) return 0;
     stream.copy(this.#iterate.b, difference);
     stream.project(difference, mask, nativePattern(this.#options.pattern), segments);
     stream.applyMask(difference, mask);
     stream.axpby(base, difference, -1, 1);
-    return this.#whole > 0 ? (await objective()) / this.#whole : 0;
+    return (await objective()) / this.#whole;
   }
 
   /** The final mask, and B zero off it. */
@@ -342,16 +350,19 @@ async function runLadder(admm: Admm, schedule: Ladder, pattern: Pattern): Promis
   admm.start();
   admm.markSupport();
   let { looks, rho } = await climb(admm, rungs);
-  const restarted = restartedRungs(rungs, looks, kept);
+  const restarted = restartedRungs(rungs, looks, kept, admm.weights);
   if (restarted) {
     admm.setRho(restarted[0]![0]);
     admm.start();
     ({ looks, rho } = await climb(admm, restarted));
   }
-  // Values of ρ that small need not settle the support of `short`.
-  const limits = restarted ? 'ladder' : schedule;
+  // Values of ρ that small need not settle the support of `short`, or of few weights that go.
+  const settled = (changed: number) =>
+    restarted
+      ? hasSettled('ladder', changed, Math.min(kept, admm.weights - kept))
+      : hasSettled(schedule, changed, kept);
   let changed = looks.at(-1)!;
-  while (!hasSettled(limits, changed, kept)) {
+  while (!settled(changed)) {
     const next = furtherRung(rho);
     if (!next) return runOf(admm, true);
     ({ looks, rho } = await climb(admm, [next]));

@@ -163,7 +163,7 @@ export async function pruneLayer(given: PruneLayerOptions): Promise<PruneLayerRe
 }
 
 /** The published code's sequence length. */
-const usualWindow = 2048;
+export const usualWindow = 2048;
 
 function parseMoments(options: Omit<PruneLayerOptions, 'device' | 'signal'>, inputs: number): InputMoments | undefined {
   const { inputMean, inputVariance, windowLength = usualWindow } = options;

@@ -87,19 +87,28 @@ export function furtherRung(rho: number): Rung | undefined {
   return next <= maxRho ? [next, 4] : undefined;
 }
 
-/** Share of the support below which the second look of a ladder finds it frozen: ρ was too large from the start. */
+/** Share of the weights that decide below which the second look of a ladder finds the support frozen: ρ was too large from the start. */
 const frozenShare = 0.005;
 /** What the published schedule divides ρ by in that case. */
 const restartDivisor = 5;
+/** Share of the weights that must go for it: where fewer go a second start gains nothing (measured: docs/algorithm.md, "ρ"). */
+const leastPruned = 0.3;
 
 /**
  * The values of ρ that a ladder starts again with where its support was frozen at its second value; undefined where it was not.
  *
  * @param looks entries of the support that changed at each value of ρ
  * @param kept k, the entries of the support
+ * @param weights all of them
  */
-export function restartedRungs(rungs: readonly Rung[], looks: readonly number[], kept: number): Rung[] | undefined {
-  if (!(looks[1]! <= frozenShare * kept)) return undefined;
+export function restartedRungs(
+  rungs: readonly Rung[],
+  looks: readonly number[],
+  kept: number,
+  weights: number,
+): Rung[] | undefined {
+  const pruned = weights - kept;
+  if (pruned < leastPruned * weights || looks[1]! > frozenShare * Math.min(kept, pruned)) return undefined;
   return rungs.map(([rho, iterations]) => [rho / restartDivisor, iterations]);
 }
 
