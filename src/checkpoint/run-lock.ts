@@ -119,8 +119,25 @@ async function isLeft(path: string, now: number): Promise<boolean> {
   return addon().lockFile(file.fd) !== 'held'; // its process had not written it yet
 }
 
-/** Moves a dead process's lock aside, and back should it be another's by now. */
+/**
+ * Removes a dead process's lock. One that was locked in the file system is removed by whoever has it locked there now: no two have, and the path
+ * leads to no other file meanwhile.
+ */
 async function dropStale(path: string, stale: Holder): Promise<void> {
+  if (!stale.locked) return moveAside(path, stale);
+  try {
+    await using file = await open(path, 'r+');
+    if (addon().lockFile(file.fd) !== 'locked') return; // another is at it, or it is another's by now
+    const { locked } = JSON.parse(await file.readFile('utf8')) as Holder;
+    const [own, there] = await Promise.all([file.stat({ bigint: true }), stat(path, { bigint: true })]);
+    if (locked && own.ino === there.ino && own.dev === there.dev) await rm(path);
+  } catch {
+    // Gone, or it cannot be removed: who tries again finds out.
+  }
+}
+
+/** Moves a dead process's lock aside, and back should it be another's by now. */
+async function moveAside(path: string, stale: Holder): Promise<void> {
   const aside = besides(path);
   try {
     await rename(path, aside);
