@@ -399,12 +399,12 @@ function checkPrecision(precision: unknown): void {
 
 /** The number format of the products, on all devices. */
 export function choosePrecision(
-  precision: Precision | 'auto' | undefined,
+  precision: Precision | 'auto' = 'auto',
   checkpoint: Checkpoint,
   ...devices: Device[]
 ): Precision {
-  if (precision !== undefined) checkPrecision(precision);
-  if (precision !== undefined && precision !== 'auto') return precision;
+  checkPrecision(precision);
+  if (precision !== 'auto') return precision;
   const stored = [...checkpoint.tensors.values()].every(({ dtype }) => dtype === 'BF16');
   return stored && devices.every((device) => device.info().bf16Products) ? 'bfloat16' : 'float32';
 }

@@ -153,8 +153,7 @@ function chosenWindows(
       ? all
       : firstWindows(all, windows, name, { behind: behind && (behind.windows ?? all.windows), least });
   if (length === undefined || length === all.length) return chosen;
-  const note = `${name} has windows of ${all.length} tokens, not ${length}`;
-  return { ...chosen, note: chosen.note ? `${note}; ${chosen.note}` : note };
+  return withNote(chosen, `${name} has windows of ${all.length} tokens, not ${length}`);
 }
 
 /** The calibration windows of a model, but for `ownWindows`; see {@link CalibrationOptions}. */
@@ -307,7 +306,10 @@ export function lengthNote(asked: number | undefined, config: DecoderConfig): st
 
 function withCapNote(windows: TokenWindows, asked: number | undefined, config: DecoderConfig): TokenWindows {
   const note = lengthNote(asked, config);
-  if (note === undefined) return windows;
+  return note === undefined ? windows : withNote(windows, note);
+}
+
+function withNote(windows: TokenWindows, note: string): TokenWindows {
   return { ...windows, note: windows.note ? `${note}; ${windows.note}` : note };
 }
 

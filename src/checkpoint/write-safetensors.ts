@@ -24,7 +24,7 @@ export async function writeSafetensors(
 ): Promise<void> {
   filePath('path', path);
   anyList('tensors', tensors);
-  const own = tensors.map(snapshot);
+  const own = tensors.map(ownTensor);
   const { header, total } = checkedHeader(path, own, metadata);
   const temporary = join(dirname(path), `.alps-${randomBytes(6).toString('hex')}.partial`);
   try {
@@ -56,7 +56,7 @@ export async function writeSafetensors(
 type OwnTensor = TensorInfo & { bytes: Uint8Array };
 
 /** A checked copy of a tensor's description, and a view of its bytes; later changes to the caller's objects have no effect. */
-function snapshot(tensor: NewTensor): OwnTensor {
+function ownTensor(tensor: NewTensor): OwnTensor {
   if (typeof tensor !== 'object' || tensor === null) throw invalidArgument('tensors', 'an object', tensor);
   const { name, dtype, shape, bytes } = tensor;
   if (typeof name !== 'string') throw invalidArgument('the name of a tensor', 'a string', name);

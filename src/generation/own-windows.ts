@@ -2,12 +2,11 @@ import type { CalibrationOptions } from '../calibration/calibration.js';
 import { eachWindow, join, joinWindows, type TokenWindows, windowsOfIds } from '../calibration/windows.js';
 import { invalidArgument } from '../errors.js';
 import type { DecoderModel } from '../model/decoder.js';
-import { integerFrom } from '../pruning/options.js';
 import { passageLength, type WritingControl, writeWindows } from './writer.js';
 
-/** How many windows the model is to write itself. */
+/** How many windows the model is to write itself, in options that were checked. */
 export function ownWindowsOf({ ownWindows = 0 }: CalibrationOptions): number {
-  return integerFrom('calibration.ownWindows', ownWindows, 0);
+  return ownWindows;
 }
 
 /** All that the calibration windows depend on beside the model and the device, for a run's fingerprint. @param given without own windows */

@@ -361,12 +361,10 @@ async function runLadder(admm: Admm, schedule: Ladder, pattern: Pattern): Promis
     restarted
       ? hasSettled('ladder', changed, Math.min(kept, admm.weights - kept))
       : hasSettled(schedule, changed, kept);
-  let changed = looks.at(-1)!;
-  while (!settled(changed)) {
+  while (!settled(looks.at(-1)!)) {
     const next = furtherRung(rho);
     if (!next) return runOf(admm, true);
     ({ looks, rho } = await climb(admm, [next]));
-    changed = looks.at(-1)!;
   }
   return runOf(admm, false);
 }

@@ -49,12 +49,17 @@ export class SquareCollector {
 
   /** @param others what was collected of further windows, on other devices */
   async finish(others: readonly SquareCollector[] = []): Promise<Float32Array<ArrayBuffer>> {
+    return Float32Array.from(await this.sums(others));
+  }
+
+  /** {@link finish} in float64: in float32 there are no digits left for the variance of inputs whose mean is large. */
+  async sums(others: readonly SquareCollector[] = []): Promise<Float64Array> {
     const total = new Float64Array(this.#sums.shape[0]!);
     for (const collector of [this, ...others]) {
       const values = await collector.#stream.read(collector.#sums);
       for (let j = 0; j < total.length; j++) total[j]! += values[j]!;
     }
-    return Float32Array.from(total);
+    return total;
   }
 
   dispose(): void {
@@ -70,8 +75,7 @@ export class MomentCollector {
   readonly #stream: Stream;
   readonly #windowLength: number;
   readonly #sums: { tokens: number; sum: Tensor<'float64'> }[] = [];
-  /** Of the squares, in float64: the diagonal of a Gram matrix in float32 has no digits left for inputs whose mean is large. */
-  #squares: Tensor<'float64'> | undefined;
+  #squares: SquareCollector | undefined;
 
   constructor(stream: Stream, windowLength: number) {
     this.#stream = stream;
@@ -81,8 +85,8 @@ export class MomentCollector {
   /** @param x [tokens, n]; cut into windows, the last of which may be shorter */
   add(x: Tensor<'float32' | 'bfloat16'>): void {
     const [tokens = 0, n = 0] = x.shape;
-    this.#squares ??= this.#stream.device.tensor('float64', [n], 'sums of squared inputs');
-    this.#stream.columnSums(x, this.#squares, { squares: true });
+    this.#squares ??= new SquareCollector(this.#stream, n);
+    this.#squares.add(x);
     for (let start = 0; start < tokens; start += this.#windowLength) {
       const end = Math.min(tokens, start + this.#windowLength);
       const sum = this.#stream.device.tensor('float64', [n], 'sums of inputs');
@@ -98,12 +102,9 @@ export class MomentCollector {
    */
   async finish(n: number, others: readonly MomentCollector[] = []): Promise<InputMoments> {
     const mean = new Float64Array(n);
-    const variance = new Float64Array(n);
+    const [first, ...rest] = [this, ...others].flatMap((collector) => collector.#squares ?? []);
+    const variance = first ? await first.sums(rest) : new Float64Array(n);
     let total = 0;
-    for (const collector of [this, ...others]) {
-      const squares = collector.#squares && (await collector.#stream.read(collector.#squares));
-      for (let j = 0; squares && j < n; j++) variance[j]! += squares[j]!;
-    }
     for (const collector of [this, ...others]) {
       for (const { tokens, sum } of collector.#sums) {
         const values = await collector.#stream.read(sum);
